@@ -1,0 +1,7 @@
+"""The domain of long-term embeddings: windows, the semantic basis, the model, its training and evaluation."""
+
+import os
+
+# Read once, when torch is loaded, so it has to stand before that. Threads that wait for each other by spinning take the
+# cores that they wait for: on a machine with other work, two cores trained eight times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

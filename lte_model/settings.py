@@ -1,0 +1,200 @@
+"""The settings of one installation: one typed object, read from one TOML file, then from the environment.
+
+`LTE_WINDOW__LAG_DAYS=14` overrides `lag_days` in the table `[window]`. Relative paths start at `home`, and
+`home` starts at the folder of the file. An unknown key, in the file or the environment, is an error.
+"""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lte_model.errors import LTEError
+
+PREFIX = "LTE_"
+SETTINGS_VARIABLE = "LTE_SETTINGS"
+"""Names the settings file where a command line doesn't. It is no setting itself."""
+
+Days = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Sources(_Section):
+    """Where the shop's feeds lie: a path, any Hadoop URL, or `table:name` for a table of the catalogue."""
+
+    events: str = "source/events.parquet"
+    items: str = "source/items.parquet"
+
+
+class Window(_Section):
+    """What the LTE of a snapshot date D averages: events dated in [D−L−W, D−L)."""
+
+    lag_days: Days = 30
+    window_days: Days = 365
+
+
+class Basis(_Section):
+    """The semantic basis. An empty `basis_id` means the one that is registered, if there is exactly one."""
+
+    basis_id: str = ""
+    encoder: Literal["hashed-text"] = "hashed-text"
+    dimensions: Count = 64
+    text_template: str = "{title} {brand} {category} {description}"
+
+
+class TrainingSet(_Section):
+    """Which dates train and which evaluate. Anchors `anchor_every_days` = `lag_days` apart use each target once."""
+
+    anchors: Count = 6
+    anchor_every_days: Days = 30
+    test_days: Days = 30
+    max_length: Count = 50
+
+
+class Model(_Section):
+    """The sizes of the transformer."""
+
+    width: Count = 64
+    blocks: Count = 2
+    heads: Count = 2
+    dropout: Share = 0.2
+    id_embedding: bool = True
+
+
+class Training(_Section):
+    epochs: Count = 30
+    patience: Count = 4
+    batch_size: Count = 128
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of torch; 0 leaves the choice to torch."""
+
+
+class Evaluation(_Section):
+    cutoffs: tuple[Count, ...] = (10, 100, 500)
+    bootstrap_samples: Count = 1000
+
+
+class MLflow(_Section):
+    tracking_uri: str = "sqlite:///mlflow.db"
+    artifacts: str = "mlartifacts"
+    experiment: str = "lte"
+    model_name: str = "lte-ranker"
+
+
+class Gates(_Section):
+    """`arrow` reads a table's rows of one date without a JVM; `spark` is for dates that exceed one machine."""
+
+    engine: Literal["arrow", "spark"] = "arrow"
+    max_quarantined_share: Share = 0.05
+    max_unknown_item_share: Share = 0.05
+
+
+class Spark(_Section):
+    """`conf` goes to Spark as it is; `jars` is a folder of jars for the driver's and the executors' class path."""
+
+    master: str = "local[*]"
+    jars: str = ""
+    packages: tuple[str, ...] = ("io.delta:delta-spark_4.2_2.13:4.4.0",)
+    class_data_archive: str = ""
+    conf: dict[str, str | int | float | bool] = {}
+
+
+class Settings(_Section):
+    """Everything that differs between places. Every path in it is absolute or a URL."""
+
+    home: str = "."
+    warehouse: str = "warehouse"
+    checkpoints: str = "checkpoints"
+    reports: str = "reports"
+    data_docs: str = "data_docs"
+    sources: Sources = Sources()
+    window: Window = Window()
+    basis: Basis = Basis()
+    training_set: TrainingSet = TrainingSet()
+    model: Model = Model()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    mlflow: MLflow = MLflow()
+    gates: Gates = Gates()
+    spark: Spark = Spark()
+
+    def table_path(self, table: str) -> str:
+        """Where the Delta table called `table` lies."""
+        return f"{self.warehouse}/{table}"
+
+
+def load_settings(path: str | os.PathLike | None = None) -> Settings:
+    """Reads the settings from `path`, or from the file that LTE_SETTINGS names, and from the environment.
+
+    Raises `LTEError` for a file that is missing or not TOML, an unknown key and a value that doesn't fit.
+    """
+    file = Path(path or os.environ.get(SETTINGS_VARIABLE, ""))
+    if not file.is_file():
+        raise LTEError(f"there is no settings file {str(file)!r}; give --settings or set {SETTINGS_VARIABLE}")
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise LTEError(f"settings file {file} is not TOML: {error}") from None
+    _override(values, os.environ)
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise LTEError(f"settings file {file}: {_first_problem(error)}") from None
+    return _with_absolute_paths(settings, file.resolve().parent)
+
+
+def _override(values: dict[str, Any], environment: "os._Environ[str] | dict[str, str]") -> None:
+    for name, text in sorted(environment.items()):
+        if not name.startswith(PREFIX) or name == SETTINGS_VARIABLE:
+            continue
+        *sections, key = name.removeprefix(PREFIX).lower().split("__")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[key] = text
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; remove it or correct its name (keys: lte_model/settings.py)"
+    return f"{key} = {problem['input']!r}: {problem['msg'].lower()}"
+
+
+def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
+    home = (folder / settings.home).resolve()
+
+    def absolute(path: str) -> str:
+        return path if ":" in path or not path else str(home / path)
+
+    uri = settings.mlflow.tracking_uri
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        uri = f"sqlite:///{home / uri.removeprefix('sqlite:///')}"
+    return settings.model_copy(
+        update={
+            "home": str(home),
+            **{name: absolute(getattr(settings, name)) for name in ("warehouse", "checkpoints", "reports", "data_docs")},
+            "sources": Sources(events=absolute(settings.sources.events), items=absolute(settings.sources.items)),
+            "mlflow": settings.mlflow.model_copy(
+                update={"tracking_uri": uri, "artifacts": absolute(settings.mlflow.artifacts)}
+            ),
+            "spark": settings.spark.model_copy(
+                update={
+                    "jars": absolute(settings.spark.jars),
+                    "class_data_archive": absolute(settings.spark.class_data_archive),
+                }
+            ),
+        }
+    )
