@@ -1,0 +1,192 @@
+"""Builds the training set of `--date`: for every anchor and both cuts, each user's sequence beside the user's LTE.
+
+    split        snapshot date     sequence                    target
+    train        each anchor A     events of [A−L, A)          every event of the sequence
+    validation   the cut V         events of [V−L, V)          the user's first event of the validation days
+    test         the cut T         events of [T−L, T)          the user's first event of the test days
+
+A sequence holds events known before its own date, newest `max_length`, oldest first, ties in time in order of the item;
+items without a vector are left out. Rows at a cut are the users with a target who had been seen before the cut.
+"""
+
+import argparse
+import datetime
+from collections.abc import Mapping, Sequence
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.bases import basis_in_force
+from jobs.session import spark_session
+from jobs.snapshot_lte import REPRESENTATION
+from jobs.tables import EVENTS, ITEM_EMBEDDINGS, ITEMS, LTE_SNAPSHOTS, TRAINING_SET, Warehouse, dated, sql_date, sql_text
+from lte_model.errors import LTEError, run
+from lte_model.settings import Window, load_settings
+from lte_model.windows import Interval, TrainingDates, lte_window, parse_run_date, target_window, training_dates
+
+
+def sequences(
+    events: DataFrame, items: DataFrame, dates: Sequence[datetime.date], window: Window, max_length: int
+) -> DataFrame:
+    """What is known of each user before each date, in one pass over the events.
+
+    (snapshot_date, user_id, item_ids, event_times, oldest_event_date, history_count), where `history_count` counts the
+    user's events of the LTE's window and of the sequence's days together.
+    """
+    spans = [
+        (date, target_window(date, window.lag_days).start, lte_window(date, window.lag_days, window.window_days).start)
+        for date in dates
+    ]
+    calendar = events.sparkSession.createDataFrame(
+        spans, "snapshot_date DATE, sequence_start DATE, history_start DATE"
+    )
+    seen = (
+        (F.col("event_date") >= F.col("history_start"))
+        & (F.col("event_date") < F.col("snapshot_date"))
+        & (F.col("known_date") < F.col("snapshot_date"))
+    )
+    in_sequence = (F.col("event_date") >= F.col("sequence_start")) & (F.col("item_known_date") < F.col("snapshot_date"))
+    step = F.when(in_sequence, F.struct("event_ts", "item_id", "event_date"))
+    return (
+        events.join(F.broadcast(items), "item_id", "left")
+        .join(F.broadcast(calendar), seen)
+        .groupBy("snapshot_date", "user_id")
+        .agg(F.sort_array(F.collect_list(step)).alias("all_steps"), F.count("*").cast("int").alias("history_count"))
+        .withColumn("steps", F.slice("all_steps", F.greatest(F.size("all_steps") - max_length, F.lit(0)) + 1, max_length))
+        .select(
+            "snapshot_date",
+            "user_id",
+            F.col("steps.item_id").alias("item_ids"),
+            F.col("steps.event_ts").alias("event_times"),
+            F.array_min("steps.event_date").alias("oldest_event_date"),
+            "history_count",
+        )
+    )
+
+
+def first_events(events: DataFrame, splits: Mapping[str, Interval]) -> DataFrame:
+    """Each user's first event of each split's days: (split, snapshot_date, user_id, target_item_id, target_date)."""
+    calendar = events.sparkSession.createDataFrame(
+        [(split, days.start, days.end) for split, days in splits.items()], "split STRING, snapshot_date DATE, end DATE"
+    )
+    inside = (F.col("event_date") >= F.col("snapshot_date")) & (F.col("event_date") < F.col("end"))
+    return (
+        events.join(F.broadcast(calendar), inside)
+        .groupBy("split", "snapshot_date", "user_id")
+        .agg(F.min(F.struct("event_ts", "item_id", "event_date")).alias("first"))
+        .select(
+            "split",
+            "snapshot_date",
+            "user_id",
+            F.col("first.item_id").alias("target_item_id"),
+            F.col("first.event_date").alias("target_date"),
+        )
+    )
+
+
+def training_set(
+    events: DataFrame, items: DataFrame, lte: DataFrame, dates: TrainingDates, window: Window, max_length: int
+) -> DataFrame:
+    """The rows of `training_set`, but for the columns that are the same in all of them.
+
+    `events` are those known before the training date, `items` the ones with a vector (item_id, item_known_date), and
+    `lte` the snapshot rows of `dates.snapshot_dates`.
+    """
+    known = sequences(events, items, dates.snapshot_dates, window, max_length)
+    train = known.where(dated("snapshot_date", dates.anchors)).where(F.size("item_ids") > 0)
+    targets = first_events(events, {"validation": dates.validation, "test": dates.test})
+    rows = train.withColumns(
+        {"split": F.lit("train"), "target_item_id": F.lit(None).cast("string"), "target_date": F.lit(None).cast("date")}
+    ).unionByName(known.join(targets, ["snapshot_date", "user_id"]))
+    vectors = lte.select(
+        "snapshot_date",
+        "user_id",
+        "vector_sum",
+        F.col("event_count").alias("lte_event_count"),
+        F.col("newest_event_date").alias("newest_lte_event_date"),
+    )
+    return (
+        rows.join(vectors, ["snapshot_date", "user_id"], "left")
+        .withColumn("event_count", F.coalesce("lte_event_count", F.lit(0)))
+        .drop("lte_event_count")
+    )
+
+
+def require_snapshots(lte: DataFrame, events: DataFrame, dates: TrainingDates, window: Window, date: datetime.date) -> None:
+    """Raises `LTEError` where a date that has events in its window has no snapshot, or one of another lag or window."""
+    found = {row.snapshot_date: row for row in lte.groupBy("snapshot_date").agg(
+        F.min("lag_days").alias("lag_days"), F.max("window_days").alias("window_days")
+    ).collect()}
+    oldest = events.agg(F.min("event_date")).first()[0]
+    for snapshot_date in dates.snapshot_dates:
+        row = found.get(snapshot_date)
+        if row is None:
+            if oldest is not None and oldest < lte_window(snapshot_date, window.lag_days, window.window_days).end:
+                raise LTEError(
+                    f"table lte_snapshots holds no LTE of {snapshot_date}; run jobs.snapshot_lte --date {date} --anchors"
+                )
+        elif (row.lag_days, row.window_days) != (window.lag_days, window.window_days):
+            raise LTEError(
+                f"the LTE of {snapshot_date} has lag {row.lag_days} and window {row.window_days}, the settings say "
+                f"{window.lag_days} and {window.window_days}; run jobs.snapshot_lte --date {date} --anchors"
+            )
+
+
+def build_training_set(warehouse: Warehouse, date: datetime.date) -> dict[tuple[str, datetime.date], int]:
+    """Runs the job; returns the rows of each split and snapshot date."""
+    settings = warehouse.settings
+    basis_id = basis_in_force(warehouse)
+    dates = training_dates(date, settings.training_set)
+    events = warehouse.read(EVENTS).where(F.col("known_date") < date)
+    embedded = warehouse.read(ITEM_EMBEDDINGS).where(F.col("basis_id") == basis_id).select("item_id")
+    items = warehouse.read(ITEMS).join(embedded, "item_id").select("item_id", F.col("known_date").alias("item_known_date"))
+    lte = warehouse.read(LTE_SNAPSHOTS).where(
+        f"basis_id = {sql_text(basis_id)} AND representation = {sql_text(REPRESENTATION)} "
+        f"AND {dated('snapshot_date', dates.snapshot_dates)}"
+    )
+    require_snapshots(lte, events, dates, settings.window, date)
+    rows = (
+        training_set(events, items, lte, dates, settings.window, settings.training_set.max_length)
+        .withColumns(
+            {
+                "training_date": F.lit(date),
+                "lag_days": F.lit(settings.window.lag_days),
+                "window_days": F.lit(settings.window.window_days),
+                "basis_id": F.lit(basis_id),
+                "representation": F.lit(REPRESENTATION),
+            }
+        )
+        .cache()
+    )
+    counts = {(row.split, row.snapshot_date): row["count"] for row in rows.groupBy("split", "snapshot_date").count().collect()}
+    for split in ("train", "validation", "test"):
+        if not any(found == split for found, _ in counts):
+            raise LTEError(
+                f"the training set of {date} has no row to {split} with ({describe(dates)}); take a date with more "
+                "events before it, or change training_set.anchors and training_set.test_days"
+            )
+    warehouse.replace(TRAINING_SET, rows, f"training_date = {sql_date(date)}")
+    rows.unpersist()
+    return counts
+
+
+def describe(dates: TrainingDates) -> str:
+    return f"anchors {dates.anchors[0]} to {dates.anchors[-1]}, validation {dates.validation}, test {dates.test}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--date", required=True, help="the day of the training; it sees events known before it")
+    parser.add_argument("--settings")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.settings)
+    date = parse_run_date(arguments.date)
+    with spark_session(settings, "build_training_set") as spark:
+        counts = build_training_set(Warehouse(spark, settings), date)
+    print(f"training set of {date}: {describe(training_dates(date, settings.training_set))}")
+    for (split, snapshot_date), rows in sorted(counts.items(), key=lambda entry: entry[0][1]):
+        print(f"{split:>10} {snapshot_date}: {rows:,} users")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,81 @@
+"""Fits the semantic basis on the items known before `--date` and registers it in `semantic_bases`, once.
+
+Where a basis of the same encoder, dimensions and text template is registered, nothing happens: a basis is frozen, and
+another one would make every item embedding and every LTE anew. `--refit` registers another one beside it.
+"""
+
+import argparse
+import datetime
+
+from delta.tables import DeltaTable
+from pyspark.sql import functions as F
+
+from jobs.session import spark_session
+from jobs.tables import ITEMS, SEMANTIC_BASES, Warehouse
+from lte_model.basis import CONTENT_COLUMNS, SemanticBasis
+from lte_model.errors import run
+from lte_model.settings import load_settings
+from lte_model.windows import parse_run_date
+
+
+def registered_twin(warehouse: Warehouse) -> str | None:
+    """The id of a registered basis that answers the settings, if there is one."""
+    wanted = warehouse.settings.basis
+    twin = (
+        warehouse.read(SEMANTIC_BASES)
+        .where(
+            (F.col("encoder") == wanted.encoder)
+            & (F.col("dimensions") == wanted.dimensions)
+            & (F.col("text_template") == wanted.text_template)
+        )
+        .orderBy("fitted_on", "basis_id")
+        .first()
+    )
+    return twin.basis_id if twin else None
+
+
+def fit_basis(warehouse: Warehouse, date: datetime.date) -> tuple[SemanticBasis, int]:
+    """The basis fitted on the items known before `date`, and how many they were."""
+    items = [row.asDict() for row in warehouse.read(ITEMS).where(F.col("known_date") < date).select(*CONTENT_COLUMNS).collect()]
+    wanted = warehouse.settings.basis
+    return SemanticBasis.fit(items, wanted.text_template, wanted.dimensions), len(items)
+
+
+def register(warehouse: Warehouse, basis: SemanticBasis, date: datetime.date, fitted_items: int) -> None:
+    """Adds the basis to `semantic_bases`; one that is there stays as it is."""
+    row = {
+        "basis_id": basis.basis_id,
+        "encoder": basis.encoder,
+        "dimensions": basis.dimensions,
+        "text_template": basis.text_template,
+        "fitted_on": date,
+        "fitted_items": fitted_items,
+        "state": bytearray(basis.to_bytes()),
+    }
+    target = DeltaTable.forPath(warehouse.spark, warehouse.path(SEMANTIC_BASES))
+    frame = warehouse.spark.createDataFrame([row], target.toDF().schema)
+    target.alias("ours").merge(frame.alias("new"), "ours.basis_id = new.basis_id").whenNotMatchedInsertAll().execute()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--date", required=True, help="fit on the items known before this day")
+    parser.add_argument("--refit", action="store_true", help="register a new basis even beside one of the same settings")
+    parser.add_argument("--settings")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.settings)
+    date = parse_run_date(arguments.date)
+    with spark_session(settings, "fit_basis") as spark:
+        warehouse = Warehouse(spark, settings)
+        warehouse.create(SEMANTIC_BASES)
+        twin = registered_twin(warehouse)
+        if twin and not arguments.refit:
+            print(f"basis {twin} is registered and answers the settings; nothing to fit")
+            return
+        basis, fitted_items = fit_basis(warehouse, date)
+        register(warehouse, basis, date, fitted_items)
+    print(f"basis {basis.basis_id}: {basis.encoder}, {basis.dimensions} dimensions, fitted on {fitted_items:,} items")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,113 @@
+"""Brings the events that became known on the day before `--date` from the shop's feed into the table `events`.
+
+`--since` brings all that became known from that day on: the first load of a shop's history. An event became known on
+its `known_date` where the feed has that column, else on the day it is dated. Rows without either count on the last day.
+"""
+
+import argparse
+import datetime
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.ingest import COPIES, DAY, RAW_ROW, REASON, Account, days_known, distinct_rows, first_reason, write_feed
+from jobs.session import spark_session
+from jobs.sources import CORRUPT, NUMBER, SOURCE_FILE, TEXT, TIME, day, number, optional, read_source, reading
+from jobs.sources import require_columns, text, time
+from jobs.tables import EVENTS, Warehouse, sql_date
+from lte_model.errors import LTEError, run
+from lte_model.settings import Settings, load_settings
+from lte_model.windows import ONE_DAY, Interval, parse_date, parse_run_date
+
+FEED = "events"
+TYPES = {
+    "user_id": TEXT,
+    "item_id": TEXT,
+    "event_ts": TIME,
+    "event_type": TEXT,
+    "price": NUMBER,
+    "quantity": NUMBER,
+    "rating": NUMBER,
+    "known_date": TIME,
+}
+REQUIRED = ("user_id", "item_id", "event_ts")
+MEASURES = ("price", "quantity", "rating")
+
+
+def rows_of(feed: DataFrame, days: Interval) -> DataFrame:
+    """The rows of the feed that became known in `days`, each with its `_day`."""
+    known = F.coalesce(day(feed, "known_date"), time(feed, "event_ts").cast("date"), F.lit(days.end - ONE_DAY))
+    return feed.withColumn(DAY, known).where((F.col(DAY) >= days.start) & (F.col(DAY) < days.end))
+
+
+def classify(rows: DataFrame) -> DataFrame:
+    """The distinct rows with the columns of `events`, and the reason of those that can't be kept."""
+    feed_columns = [name for name in rows.columns if name not in (DAY, SOURCE_FILE)]
+    distinct = distinct_rows(rows, feed_columns)
+    event_ts = time(distinct, "event_ts")
+    not_numbers = [
+        (optional(distinct, column).isNotNull() & number(distinct, column).isNull(), f"{column} is not a number")
+        for column in MEASURES
+    ]
+    return distinct.select(
+        text(distinct, "user_id").alias("user_id"),
+        text(distinct, "item_id").alias("item_id"),
+        event_ts.alias("event_ts"),
+        event_ts.cast("date").alias("event_date"),
+        text(distinct, "event_type").alias("event_type"),
+        *[number(distinct, column).alias(column) for column in MEASURES],
+        F.col(DAY).alias("known_date"),
+        DAY,
+        COPIES,
+        SOURCE_FILE,
+        RAW_ROW,
+        first_reason(
+            (F.col(CORRUPT).isNotNull(), "the line cannot be taken apart"),
+            (text(distinct, "user_id").isNull(), "user_id is missing"),
+            (text(distinct, "item_id").isNull(), "item_id is missing"),
+            (event_ts.isNull(), "event_ts is not a time"),
+            (event_ts.cast("date") > F.col(DAY), "event_ts is after the day on which the event became known"),
+            *not_numbers,
+        ).alias(REASON),
+    )
+
+
+def ingest_events(warehouse: Warehouse, settings: Settings, days: Interval) -> Account:
+    """Runs the job for the days on which events became known. Raises `LTEError` where those days are empty."""
+    source = settings.sources.events
+    feed = read_source(warehouse.spark, source, days.end - ONE_DAY)
+    require_columns(feed, source, TYPES, REQUIRED)
+    rows = rows_of(feed, days)
+    with reading(source):
+        if rows.isEmpty():
+            raise LTEError(
+                f"no event became known in {days} in source {source}; if the day's feed is late, run the job again "
+                "when it is there"
+            )
+        classified = classify(rows).cache()
+        classified.count()
+
+    def write_kept(kept: DataFrame) -> None:
+        # One file a day: the days are the partitions.
+        known = f"known_date >= {sql_date(days.start)} AND known_date < {sql_date(days.end)}"
+        warehouse.replace(EVENTS, kept.repartition("known_date"), known)
+
+    return write_feed(warehouse, FEED, rows, classified, days, write_kept)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--date", required=True, type=str, help="the snapshot date that these events are for")
+    parser.add_argument("--since", help="ingest every day from this one up to --date")
+    parser.add_argument("--settings")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.settings)
+    since: datetime.date | None = parse_date(arguments.since) if arguments.since else None
+    days = days_known(parse_run_date(arguments.date), since)
+    with spark_session(settings, "ingest_events") as spark:
+        account = ingest_events(Warehouse(spark, settings), settings, days)
+    print(f"events known in {days}: {account}")
+
+
+if __name__ == "__main__":
+    run(main)

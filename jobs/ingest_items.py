@@ -1,0 +1,114 @@
+"""Brings the shop's catalogue, as it was known before `--date`, into the table `items`.
+
+An item is known from its `known_date` where the feed has that column. Where it hasn't, the items of the first load are
+taken as known from the start, and an item that a later run meets first is known from the day before that run's date.
+The content that was known first stays: an item's vector never changes within a basis.
+"""
+
+import argparse
+import datetime
+
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.window import Window
+
+from jobs.ingest import COPIES, DAY, RAW_ROW, REASON, Account, days_known, distinct_rows, first_reason, write_feed
+from jobs.session import spark_session
+from jobs.sources import CORRUPT, NUMBER, SOURCE_FILE, TEXT, TIME, day, number, optional, read_source, reading
+from jobs.sources import require_columns, text
+from jobs.tables import ITEMS, Warehouse
+from lte_model.basis import CONTENT_COLUMNS
+from lte_model.errors import LTEError, run
+from lte_model.settings import Settings, load_settings
+from lte_model.windows import ONE_DAY, parse_run_date
+
+FEED = "items"
+TYPES = {"item_id": TEXT, **dict.fromkeys(CONTENT_COLUMNS, TEXT), "price": NUMBER, "known_date": TIME}
+REQUIRED = ("item_id", "title")
+
+ALWAYS = datetime.date(1970, 1, 1)
+"""The known date of an item that was there before the shop kept dates."""
+
+
+def rows_of(feed: DataFrame, date: datetime.date, known_by_default: datetime.date) -> DataFrame:
+    """The rows of the catalogue known before `date`, all counted on the day before it."""
+    known = F.coalesce(day(feed, "known_date"), F.lit(known_by_default))
+    return feed.withColumn("_known", known).where(F.col("_known") < date).withColumn(DAY, F.lit(date - ONE_DAY))
+
+
+def classify(rows: DataFrame) -> DataFrame:
+    """The distinct rows with the columns of `items`, and the reason of those that can't be kept.
+
+    Of an item's versions with different known dates the first is the item, and the later ones count with it.
+    """
+    feed_columns = [name for name in rows.columns if name not in (DAY, SOURCE_FILE)]
+    distinct = distinct_rows(rows, feed_columns)
+    item_id = text(distinct, "item_id")
+    has_content = F.coalesce(*[text(distinct, column) for column in CONTENT_COLUMNS]).isNotNull()
+    versions_of_a_day = F.count("*").over(Window.partitionBy(item_id, "_known"))
+    return distinct.select(
+        item_id.alias("item_id"),
+        *[text(distinct, column).alias(column) for column in CONTENT_COLUMNS],
+        number(distinct, "price").alias("price"),
+        F.col("_known").alias("known_date"),
+        DAY,
+        COPIES,
+        SOURCE_FILE,
+        RAW_ROW,
+        first_reason(
+            (F.col(CORRUPT).isNotNull(), "the line cannot be taken apart"),
+            (item_id.isNull(), "item_id is missing"),
+            (~has_content, "the item has no title, description, category or brand"),
+            (optional(distinct, "price").isNotNull() & number(distinct, "price").isNull(), "price is not a number"),
+            (versions_of_a_day > 1, "item_id stands more than once with different content"),
+        ).alias(REASON),
+    )
+
+
+def merge_items(warehouse: Warehouse, kept: DataFrame) -> None:
+    """Adds the items that are new, and gives one that was known earlier than we thought its earlier content."""
+    first = Window.partitionBy("item_id").orderBy("known_date")
+    columns = ["item_id", *CONTENT_COLUMNS, "price", "known_date"]
+    earliest = kept.withColumn("_version", F.row_number().over(first)).where("_version = 1").select(*columns)
+    target = DeltaTable.forPath(warehouse.spark, warehouse.path(ITEMS))
+    (
+        target.alias("ours")
+        .merge(earliest.alias("theirs"), "ours.item_id = theirs.item_id")
+        .whenMatchedUpdateAll("theirs.known_date < ours.known_date")
+        .whenNotMatchedInsertAll()
+        .execute()
+    )
+
+
+def ingest_items(warehouse: Warehouse, settings: Settings, date: datetime.date) -> Account:
+    """Runs the job for `date`. Raises `LTEError` where the catalogue holds no row known before it."""
+    source = settings.sources.items
+    days = days_known(date, None)
+    feed = read_source(warehouse.spark, source, days.start)
+    require_columns(feed, source, TYPES, REQUIRED)
+    warehouse.create(ITEMS)
+    known_by_default = ALWAYS if warehouse.read(ITEMS).isEmpty() else days.start
+    rows = rows_of(feed, date, known_by_default)
+    with reading(source):
+        classified = classify(rows).cache()
+        if classified.isEmpty():
+            raise LTEError(f"source {source} holds no item known before {date}; check the path and the date")
+        classified.count()
+    return write_feed(warehouse, FEED, rows, classified, days, lambda kept: merge_items(warehouse, kept))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--date", required=True, help="the snapshot date that these items are for")
+    parser.add_argument("--settings")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.settings)
+    date = parse_run_date(arguments.date)
+    with spark_session(settings, "ingest_items") as spark:
+        account = ingest_items(Warehouse(spark, settings), settings, date)
+    print(f"items known before {date}: {account}")
+
+
+if __name__ == "__main__":
+    run(main)
