@@ -1,0 +1,164 @@
+"""The gate of one table and date: exits with 2 where a rule is broken, and says which rule and which rows.
+
+    python -m jobs.quality.check lte_snapshots --date 2024-12-30
+
+Every run is kept: its results as JSON, and as a page of the Data Docs. Runs without a JVM.
+"""
+
+import argparse
+import datetime
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+
+import great_expectations as gx  # noqa: E402 - the variable above is read on import
+from great_expectations.checkpoint import UpdateDataDocsAction  # noqa: E402
+from great_expectations.core import ExpectationSuiteValidationResult  # noqa: E402
+from great_expectations.data_context import AbstractDataContext  # noqa: E402
+from great_expectations.data_context.types.base import (  # noqa: E402
+    DataContextConfig,
+    InMemoryStoreBackendDefaults,
+)
+
+from jobs.quality.suites import SUITES, Batch  # noqa: E402
+from lte_model.errors import LTEError, run  # noqa: E402
+from lte_model.settings import Settings, load_settings  # noqa: E402
+from lte_model.windows import parse_date, parse_run_date  # noqa: E402
+
+SITE = "data_docs"
+ROWS_SHOWN = 5
+
+
+def context_of(settings: Settings) -> AbstractDataContext:
+    """A context whose suites live in memory, as the code is their only source, and whose results and pages on disk."""
+
+    def folder(name: str) -> dict[str, str]:
+        return {
+            "class_name": "TupleFilesystemStoreBackend",
+            "base_directory": str(Path(settings.data_docs, name)),
+        }
+
+    defaults = InMemoryStoreBackendDefaults()
+    defaults.stores[defaults.validation_results_store_name]["store_backend"] = folder("results")
+    config = DataContextConfig(store_backend_defaults=defaults, analytics_enabled=False)
+    config.progress_bars = {"globally": False}
+    context = gx.get_context(mode="ephemeral", project_config=config)
+    context.add_data_docs_site(
+        SITE,
+        {
+            "class_name": "SiteBuilder",
+            "store_backend": folder("site"),
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        },
+    )
+    return context
+
+
+def validate(context: AbstractDataContext, batch: Batch, date: datetime.date) -> ExpectationSuiteValidationResult:
+    """The result of the batch's rules, stored and written to the Data Docs. A broken rule names its rows."""
+    rows = batch.rows.collect(engine="streaming").to_pandas()
+    definition = (
+        context.data_sources.add_pandas(batch.name)
+        .add_dataframe_asset(batch.name)
+        .add_batch_definition_whole_dataframe(batch.name)
+    )
+    suite = context.suites.add(gx.ExpectationSuite(name=batch.name, expectations=list(batch.rules)))
+    validation = context.validation_definitions.add(
+        gx.ValidationDefinition(name=batch.name, data=definition, suite=suite)
+    )
+
+    def checkpoint(result_format: dict[str, object]) -> ExpectationSuiteValidationResult:
+        pages = UpdateDataDocsAction(name="pages", site_names=[SITE])
+        definition = gx.Checkpoint(
+            name=batch.name, validation_definitions=[validation], actions=[pages], result_format=result_format
+        )
+        outcome = context.checkpoints.add_or_update(definition).run(
+            batch_parameters={"dataframe": rows}, run_id=gx.RunIdentifier(run_name=f"{batch.name} {date}")
+        )
+        return next(iter(outcome.run_results.values()))
+
+    result = checkpoint({"result_format": "BOOLEAN_ONLY"})
+    if result.success:
+        return result
+    return checkpoint(
+        {
+            "result_format": "COMPLETE",
+            "unexpected_index_column_names": list(batch.keys),
+            "partial_unexpected_count": ROWS_SHOWN,
+        }
+    )
+
+
+def broken_rules(batch: Batch, result: ExpectationSuiteValidationResult) -> list[str]:
+    """A line for each rule that doesn't hold: the rule, how many rows break it, and the first of them."""
+    lines = []
+    for rule in result.results:
+        if rule.success:
+            continue
+        arguments = {
+            key: value
+            for key, value in rule.expectation_config.kwargs.items()
+            if key not in ("batch_id", "result_format") and value is not None
+        }
+        found = rule.result
+        if "unexpected_count" in found:
+            rows = (found.get("unexpected_index_list") or found.get("partial_unexpected_list") or [])[:ROWS_SHOWN]
+            first = "; ".join(_written(row) for row in rows)
+            detail = f"{found['unexpected_count']:,} of {found['element_count']:,} rows, first: {first}"
+        elif "observed_value" in found:
+            detail = f"observed {found['observed_value']}"
+        else:
+            detail = f"could not be checked: {rule.exception_info}"
+        lines.append(f"{batch.name}: {rule.expectation_config.type} {json.dumps(arguments, default=str)}: {detail}")
+    return lines
+
+
+def _written(row: object) -> str:
+    """A row of a result, or a single value, for a line of a log."""
+    if not isinstance(row, dict):
+        return str(row)
+    return ", ".join(f"{column}={str(value).removesuffix(' 00:00:00')}" for column, value in row.items())
+
+
+def check(settings: Settings, table: str, batches: Sequence[Batch], date: datetime.date) -> None:
+    """Runs the gate. Raises `LTEError` where a rule is broken."""
+    context = context_of(settings)
+    broken: list[str] = []
+    rules = 0
+    for batch in batches:
+        broken += broken_rules(batch, validate(context, batch, date))
+        rules += len(batch.rules)
+    page = Path(settings.data_docs, "site", "index.html")
+    for line in broken:
+        print(f"BROKEN {line}")
+    if broken:
+        raise LTEError(
+            f"gate {table} of {date}: {len(broken)} of {rules} rules are broken, the first: {broken[0][:300]}; "
+            f"nothing after this table was written. See {page}, mend the source and run the day again"
+        )
+    print(f"gate {table} of {date}: {rules} rules hold in {len(batches)} batches; {page}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=sorted(SUITES))
+    parser.add_argument("--date", required=True, help="the date of the run whose rows are checked")
+    parser.add_argument("--since", help="events: check every day from this one up to --date")
+    parser.add_argument("--anchors", action="store_true", help="lte_snapshots: check what the training of --date reads")
+    parser.add_argument("--settings")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.settings)
+    date = parse_run_date(arguments.date)
+    options = {}
+    if arguments.table == "events":
+        options["since"] = parse_date(arguments.since) if arguments.since else None
+    if arguments.table == "lte_snapshots":
+        options["anchors"] = arguments.anchors
+    check(settings, arguments.table, SUITES[arguments.table](settings, date, **options), date)
+
+
+if __name__ == "__main__":
+    run(main)
