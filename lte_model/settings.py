@@ -107,6 +107,8 @@ class Spark(_Section):
     jars: str = ""
     packages: tuple[str, ...] = ("io.delta:delta-spark_4.2_2.13:4.4.0",)
     class_data_archive: str = ""
+    java_options: str = ""
+    """For a local JVM alone. `-XX:TieredStopAtLevel=1` spares small jobs the optimising compiler."""
     conf: dict[str, str | int | float | bool] = {}
 
 
@@ -177,7 +179,7 @@ def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
     home = (folder / settings.home).resolve()
 
     def absolute(path: str) -> str:
-        return path if ":" in path or not path else str(home / path)
+        return path if ":" in path or not path else os.path.normpath(home / path)
 
     uri = settings.mlflow.tracking_uri
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
@@ -185,7 +187,9 @@ def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
     return settings.model_copy(
         update={
             "home": str(home),
-            **{name: absolute(getattr(settings, name)) for name in ("warehouse", "checkpoints", "reports", "data_docs")},
+            **{
+                name: absolute(getattr(settings, name)) for name in ("warehouse", "checkpoints", "reports", "data_docs")
+            },
             "sources": Sources(events=absolute(settings.sources.events), items=absolute(settings.sources.items)),
             "mlflow": settings.mlflow.model_copy(
                 update={"tracking_uri": uri, "artifacts": absolute(settings.mlflow.artifacts)}

@@ -1,0 +1,379 @@
+"""Evaluates the two models of a training date and popularity: `python -m lte_model.evaluation --date D`.
+
+1. Every test user's target, the first event on or after the test cut, gets its exact rank in the full catalogue from
+   each *side*: the model with the LTE as prefix, the model without, and popularity of all time, 30 and 7 days.
+2. NDCG, Recall and MRR at the settings' cutoffs are means over users. Intervals come from users drawn with
+   replacement, the same draws for all sides, so that every difference is paired by user.
+3. The same for each cohort, and five users to look at, spread over how much the LTE changed their rank.
+
+The result is `<reports>/<D>/evaluation.json`, and the metrics of the sides in MLflow.
+"""
+
+import argparse
+import datetime
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlflow
+import numpy as np
+import polars as pl
+import torch
+
+from lte_model import tracking
+from lte_model.data import Cases, Catalogue, TrainingSet, open_training_set
+from lte_model.errors import run
+from lte_model.metrics import bootstrap_means, count_ranks, interval, measures, relative_difference, target_ranks
+from lte_model.model import INTEGRATIONS, Ranker, load_ranker
+from lte_model.settings import Settings, load_settings
+from lte_model.training import MODEL_DIRECTORY, choose_device, read_result, side_directory, write_atomically
+from lte_model.verdict import OVER_NONE, OVER_POPULARITY, Evaluation, evaluation_path
+from lte_model.windows import ONE_DAY, lte_window, parse_run_date
+
+POPULARITY_DAYS: dict[str, int | None] = {"popularity_all": None, "popularity_30d": 30, "popularity_7d": 7}
+UPLIFTS = {OVER_NONE: ("prefix", "none"), OVER_POPULARITY: ("prefix", "popularity_30d")}
+LONG_SEQUENCE = 10
+"""Events from which on a short-term sequence counts as long."""
+
+EXAMPLE_USERS = 5
+SHOWN_HISTORY = 20
+SHOWN_ITEMS = 10
+
+
+def evaluate(settings: Settings, training_date: datetime.date) -> Evaluation:
+    """Evaluates, writes evaluation.json, logs to MLflow, and returns what was written.
+
+    Raises `LTEError` where a table, a test case or one of the two models is missing, and where a model belongs to
+    another basis, representation, lag or window than the training set.
+    """
+    started = time.perf_counter()
+    training_set = open_training_set(settings, training_date)
+    cases = training_set.cases("test")
+    results = {side: read_result(settings, training_date, side) for side in INTEGRATIONS}
+    device = choose_device(settings.training.device)
+    rankers = {side: _load_side(training_set, side, device) for side in INTEGRATIONS}
+
+    ranks = {side: target_ranks(ranker, cases, device) for side, ranker in rankers.items()}
+    for side, days in POPULARITY_DAYS.items():
+        ranks[side] = count_ranks(popularity(training_set, days), cases.targets)
+    comparison = Comparison.of(ranks, settings)
+    run_ids = {side: tracking.find_or_create_run(settings, training_date, side) for side in INTEGRATIONS}
+
+    dates = training_set.dates
+    evaluation: Evaluation = {
+        "training_date": str(training_date),
+        "basis_id": training_set.kind.basis_id,
+        "representation": training_set.kind.representation,
+        "policy": "lagged",
+        "lag_days": training_set.kind.lag_days,
+        "window_days": training_set.kind.window_days,
+        "anchors": [str(anchor) for anchor in dates.anchors],
+        "validation": [str(dates.validation.start), str(dates.validation.end)],
+        "test": [str(dates.test.start), str(dates.test.end)],
+        "catalogue_items": len(training_set.catalogue),
+        "test_users": len(cases),
+        "dropped_unknown_target": cases.dropped_unknown_target,
+        "sides": {
+            side: ({"run_id": run_ids[side]} if side in run_ids else {}) | {"metrics": metrics}
+            for side, metrics in comparison.metrics().items()
+        },
+        "uplift": comparison.uplifts(),
+        "cohorts": [
+            _cohort(name, comparison.among(members))
+            for name, members in cohorts(training_set, cases, rankers["prefix"].config.max_events).items()
+        ],
+        "curves": {side: result["curve"] for side, result in results.items()},
+        "users": _example_users(training_set, cases, rankers, ranks, device),
+        "tables": {table: {"version": version} for table, version in sorted(training_set.tables.versions.items())},
+        "seconds": {
+            **{f"training {side}": round(result["seconds"], 1) for side, result in results.items()},
+            "evaluation": round(time.perf_counter() - started, 1),
+        },
+    }
+    file = evaluation_path(settings, training_date)
+    write_atomically(file, json.dumps(evaluation, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    _log(settings, training_set, evaluation, run_ids)
+    return evaluation
+
+
+def _load_side(training_set: TrainingSet, side: str, device: torch.device) -> Ranker:
+    directory = side_directory(training_set.tables.settings, training_set.training_date, side) / MODEL_DIRECTORY
+    ranker = load_ranker(directory, device)
+    source = f"the training set of {training_set.training_date}"
+    ranker.require(training_set.kind, source)
+    ranker.require_catalogue(training_set.catalogue.item_ids.to_list(), source)
+    return ranker
+
+
+def popularity(training_set: TrainingSet, days: int | None) -> np.ndarray:
+    """Events per catalogue row (items,) in the `days` before the test cut (None: ever), of those known before it."""
+    cut = training_set.dates.test.start
+    events = training_set.tables.scan("events").filter(pl.col("known_date") < cut, pl.col("event_date") < cut)
+    if days is not None:
+        events = events.filter(pl.col("event_date") >= cut - ONE_DAY * days)
+    counts = (
+        events.group_by("item_id")
+        .len()
+        .with_columns(pl.col("item_id").cast(training_set.catalogue.rows, strict=False).to_physical())
+        .drop_nulls()
+        .collect()
+    )
+    per_row = np.zeros(len(training_set.catalogue), dtype=np.int64)
+    per_row[counts["item_id"].to_numpy()] = counts["len"].to_numpy()
+    return per_row
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The measures of the sides over the same N users: `values` (N, sides × measures), columns named by `columns`."""
+
+    values: np.ndarray
+    columns: tuple[tuple[str, str], ...]
+    samples: int
+    seed: int
+    headline: str
+
+    @classmethod
+    def of(cls, ranks: Mapping[str, np.ndarray], settings: Settings) -> "Comparison":
+        cutoffs = settings.evaluation.cutoffs
+        columns = {
+            (side, measure): values
+            for side, of_side in ranks.items()
+            for measure, values in measures(of_side, cutoffs).items()
+        }
+        return cls(
+            values=np.column_stack(list(columns.values())),
+            columns=tuple(columns),
+            samples=settings.evaluation.bootstrap_samples,
+            seed=settings.training.seed,
+            headline=f"ndcg@{max(cutoffs)}",
+        )
+
+    def among(self, members: np.ndarray) -> "Comparison":
+        """The headline measure alone, among the users `members` (N,) bool."""
+        kept = [column for column, (_, measure) in enumerate(self.columns) if measure == self.headline]
+        return Comparison(
+            self.values[members][:, kept],
+            tuple(self.columns[column] for column in kept),
+            self.samples,
+            self.seed,
+            self.headline,
+        )
+
+    def metrics(self) -> dict[str, dict[str, dict[str, float | None]]]:
+        """{side: {measure: {"value", "low", "high"}}}."""
+        means, resampled = self._means()
+        metrics: dict[str, dict[str, Any]] = {}
+        for column, (side, measure) in enumerate(self.columns):
+            metrics.setdefault(side, {})[measure] = interval(means[column], resampled[:, column])
+        return metrics
+
+    def uplifts(self) -> dict[str, dict[str, dict[str, float | None]]]:
+        """{"prefix over none": {measure: relative difference with its interval}, …}."""
+        means, resampled = self._means()
+        column = {name: number for number, name in enumerate(self.columns)}
+        return {
+            name: {
+                measure: interval(
+                    relative_difference(means[column[ours, measure]], means[column[base, measure]]),
+                    relative_difference(resampled[:, column[ours, measure]], resampled[:, column[base, measure]]),
+                )
+                for side, measure in self.columns
+                if side == ours
+            }
+            for name, (ours, base) in UPLIFTS.items()
+        }
+
+    def _means(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.values.mean(axis=0), bootstrap_means(self.values, self.samples, self.seed)
+
+
+def cohorts(training_set: TrainingSet, cases: Cases, max_events: int) -> dict[str, np.ndarray]:
+    """Which test users (N,) bool belong to each cohort; a user may belong to several. Empty cohorts are left out."""
+    read = np.minimum(cases.lengths, max_events)
+    trained_on = np.zeros(len(training_set.catalogue), dtype=bool)
+    trained_on[training_set.cases("train").items] = True
+    members = {
+        "no short sequence": read == 0,
+        "short sequence": (read > 0) & (read < LONG_SEQUENCE),
+        "long sequence": read >= LONG_SEQUENCE,
+        "history longer than the sequence": cases.history_counts > read,
+        "new target items": ~trained_on[cases.targets],
+    }
+    return {name: of_cohort for name, of_cohort in members.items() if of_cohort.any()}
+
+
+def _cohort(name: str, comparison: Comparison) -> dict[str, Any]:
+    return {
+        "name": name,
+        "users": len(comparison.values),
+        "sides": comparison.metrics(),
+        "uplift": comparison.uplifts()[OVER_NONE][comparison.headline],
+    }
+
+
+def _example_users(
+    training_set: TrainingSet,
+    cases: Cases,
+    rankers: Mapping[str, Ranker],
+    ranks: Mapping[str, np.ndarray],
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """Users with an LTE, from the one whose target rose most by it to the one whose target fell most."""
+    chosen = spread(np.log(ranks["none"] / ranks["prefix"]), np.flatnonzero(cases.has_lte), EXAMPLE_USERS)
+    if not len(chosen):
+        return []
+    catalogue = training_set.catalogue
+    user_ids = cases.user_ids.gather(chosen).to_list()
+    histories = _histories(training_set, user_ids)
+    inputs = _inputs(training_set, user_ids)
+    tops = {
+        side: ranker.scores(**cases.batch(chosen, ranker.config.max_events).to(device)).topk(
+            min(SHOWN_ITEMS, len(catalogue))
+        ).indices.cpu()
+        for side, ranker in rankers.items()
+    }  # fmt: skip
+    return [
+        {
+            "user_id": user_id,
+            "history": histories.get(user_id, []),
+            **inputs[user_id],
+            "ranks": {side: round(float(ranks[side][case])) for side in rankers},
+            "top": {side: catalogue.titles_of(top[number].numpy()) for side, top in tops.items()},
+            "lte_neighbours": _neighbours(catalogue, cases.lte[case]),
+            "lte_count": int(cases.event_counts[case]),
+        }
+        for number, (case, user_id) in enumerate(zip(chosen, user_ids, strict=True))
+    ]
+
+
+def spread(improvement: np.ndarray, candidates: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the `candidates` (case numbers), evenly spaced from the greatest improvement to the least."""
+    ordered = candidates[np.argsort(-improvement[candidates], kind="stable")]
+    places = np.unique(np.linspace(0, len(ordered) - 1, count).round().astype(int)) if len(ordered) else []
+    return ordered[places]
+
+
+def _histories(training_set: TrainingSet, user_ids: Sequence[str]) -> dict[str, list[dict[str, str]]]:
+    """The newest events of each user that the LTE of the test cut averages, oldest first."""
+    cut, kind = training_set.dates.test.start, training_set.kind
+    window = lte_window(cut, kind.lag_days, kind.window_days)
+    frame = (
+        training_set.tables.scan("events")
+        .filter(
+            pl.col("user_id").is_in(user_ids),
+            pl.col("known_date") < cut,
+            pl.col("event_date") >= window.start,
+            pl.col("event_date") < window.end,
+        )
+        .sort("user_id", "event_ts", "item_id")
+        .group_by("user_id", maintain_order=True)
+        .tail(SHOWN_HISTORY)
+        .select("user_id", "item_id", date="event_date")
+    )
+    return _titled(training_set, frame)
+
+
+def _inputs(training_set: TrainingSet, user_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The short-term sequence and the target of each test user."""
+    rows = training_set.rows("test").filter(pl.col("user_id").is_in(user_ids))
+    sequences = _titled(
+        training_set,
+        rows.select("user_id", item_id="item_ids", date="event_times")
+        .filter(pl.col("item_id").list.len() > 0)
+        .explode("item_id", "date")
+        .with_columns(pl.col("date").dt.date()),
+    )
+    targets = _titled(training_set, rows.select("user_id", item_id="target_item_id", date="target_date"))
+    return {user_id: {"sequence": sequences.get(user_id, []), "target": targets[user_id][0]} for user_id in user_ids}
+
+
+def _titled(training_set: TrainingSet, events: pl.LazyFrame) -> dict[str, list[dict[str, str]]]:
+    """Events (user_id, item_id, date) as {user: [{"date", "title"}, …]}, in their order."""
+    frame = (
+        events.join(
+            training_set.tables.scan("items").select("item_id", "title"),
+            on="item_id",
+            how="left",
+            maintain_order="left",
+        )
+        .select("user_id", pl.col("date").cast(pl.String), pl.coalesce("title", "item_id").alias("title"))
+        .collect()
+    )
+    return {
+        user_id: of_user.select("date", "title").to_dicts()
+        for (user_id,), of_user in frame.partition_by("user_id", as_dict=True).items()
+    }
+
+
+def _neighbours(catalogue: Catalogue, lte: np.ndarray) -> list[dict[str, Any]]:
+    """The items nearest to one LTE (dimensions,) by cosine; item vectors have length 1."""
+    length = float(np.linalg.norm(lte))
+    if length == 0:
+        return []
+    cosines = catalogue.vectors @ (lte / length)
+    nearest = np.argsort(-cosines, kind="stable")[:SHOWN_ITEMS]
+    return [
+        {"title": title, "cosine": round(float(cosine), 4)}
+        for title, cosine in zip(catalogue.titles_of(nearest), cosines[nearest], strict=True)
+    ]
+
+
+def _log(settings: Settings, training_set: TrainingSet, evaluation: Evaluation, run_ids: Mapping[str, str]) -> None:
+    """The test metrics of each model into its own run; those of all sides, and the file, into the run `evaluation`."""
+    values = {
+        side: {f"test_{measure}": figure["value"] for measure, figure in of_side["metrics"].items()}
+        for side, of_side in evaluation["sides"].items()
+    }
+    for side, run_id in run_ids.items():
+        tracking.log_metrics(run_id, values[side])
+    with tracking.training_run(settings, training_set.training_date, "evaluation") as active:
+        mlflow.set_tags({"basis_id": evaluation["basis_id"], "representation": evaluation["representation"]})
+        for table, version in training_set.tables.versions.items():
+            tracking.log_dataset(settings, table, version, "evaluation")
+        for side, metrics in values.items():
+            tracking.log_metrics(active.info.run_id, {f"{side}/{name}": value for name, value in metrics.items()})
+        uplift = {
+            f"{name.replace(' ', '_')}/{measure}": figure["value"]
+            for name, by_measure in evaluation["uplift"].items()
+            for measure, figure in by_measure.items()
+            if figure["value"] is not None
+        }
+        tracking.log_metrics(active.info.run_id, uplift)
+        mlflow.log_artifact(str(evaluation_path(settings, training_set.training_date)))
+
+
+def summary(evaluation: Evaluation, headline: str) -> str:
+    """A few lines for the terminal."""
+
+    def shown(figure: Mapping[str, float | None], form: Callable[[float], str]) -> str:
+        if None in figure.values():
+            return "not defined"
+        return f"{form(figure['value'])} [{form(figure['low'])}, {form(figure['high'])}]"
+
+    lines = [
+        f"{evaluation['catalogue_items']:,} items, {evaluation['test_users']:,} test users; "
+        + f"{evaluation['dropped_unknown_target']:,} more have a target that is no item of the catalogue",
+    ]
+    for side, of_side in evaluation["sides"].items():
+        lines.append(f"{side}: {headline} {shown(of_side['metrics'][headline], '{:.4f}'.format)}")
+    for name, by_measure in evaluation["uplift"].items():
+        lines.append(f"{name}: {headline} {shown(by_measure[headline], '{:+.2%}'.format)}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Evaluates both models of a training date and popularity.")
+    parser.add_argument("--date", type=parse_run_date, required=True, help="the day the training ran on")
+    parser.add_argument("--settings", default=None, help="settings file (default: $LTE_SETTINGS)")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.settings)
+    evaluation = evaluate(settings, arguments.date)
+    print(summary(evaluation, f"ndcg@{max(settings.evaluation.cutoffs)}"))
+    print(evaluation_path(settings, arguments.date))
+
+
+if __name__ == "__main__":
+    run(main)

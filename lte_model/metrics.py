@@ -1,0 +1,107 @@
+"""Ranks over the full catalogue, what they are worth, and how sure one can be of it.
+
+The rank of a target is 1 + the items that score higher + half of the *other* items that score the same: a model that
+scores all items alike gets the middle of the catalogue, where counting ties as wins would make it perfect.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from lte_model.data import Cases
+from lte_model.model import Ranker
+
+CONFIDENCE = 0.95
+BLOCK = 2**24
+"""Scores, or draws of the bootstrap, that are held at once."""
+
+
+def ranks_of(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The rank of each row's target: `scores` (B, items) and `targets` (B,) give (B,) float64."""
+    of_target = scores.gather(1, targets[:, None])
+    greater = (scores > of_target).sum(dim=1)
+    others_alike = (scores == of_target).sum(dim=1) - 1
+    return 1 + greater + others_alike.double() / 2
+
+
+def target_ranks(ranker: Ranker, cases: Cases, device: torch.device, batch_size: int = 512) -> np.ndarray:
+    """The rank (N,) that `ranker`, which lies on `device`, gives the target of each case.
+
+    Scored in float32 and in case order, whatever the model was trained in.
+    """
+    was_training = ranker.training
+    ranker.eval()
+    batch_size = max(1, min(batch_size, BLOCK // len(ranker.item_ids)))
+    ranks = []
+    for numbers in np.split(np.arange(len(cases)), range(batch_size, len(cases), batch_size)):
+        scores = ranker.scores(**cases.batch(numbers, ranker.config.max_events).to(device))
+        ranks.append(ranks_of(scores, torch.from_numpy(cases.targets[numbers]).to(device)).cpu())
+    ranker.train(was_training)
+    return torch.cat(ranks).numpy()
+
+
+def count_ranks(counts: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The ranks (N,) of `targets` where every case has the same scores, `counts` (items,)."""
+    ascending = np.sort(counts)
+    of_target = counts[targets]
+    not_greater = np.searchsorted(ascending, of_target, side="right")
+    less = np.searchsorted(ascending, of_target, side="left")
+    return 1 + (len(counts) - not_greater) + (not_greater - less - 1) / 2
+
+
+def ndcg(ranks: np.ndarray, cutoff: int) -> np.ndarray:
+    """1 / log2(1 + rank) up to the cutoff, else 0: NDCG of one relevant item, whose ideal is 1."""
+    return np.where(ranks <= cutoff, 1 / np.log2(1 + ranks), 0.0)
+
+
+def recall(ranks: np.ndarray, cutoff: int) -> np.ndarray:
+    """1 up to the cutoff, else 0."""
+    return (ranks <= cutoff).astype(np.float64)
+
+
+def mrr(ranks: np.ndarray, cutoff: int) -> np.ndarray:
+    """1 / rank up to the cutoff, else 0."""
+    return np.where(ranks <= cutoff, 1 / ranks, 0.0)
+
+
+METRICS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {"ndcg": ndcg, "recall": recall, "mrr": mrr}
+
+
+def measures(ranks: np.ndarray, cutoffs: Sequence[int]) -> dict[str, np.ndarray]:
+    """Every metric at every cutoff, per case: {"ndcg@10": (N,), …}."""
+    return {f"{name}@{cutoff}": metric(ranks, cutoff) for name, metric in METRICS.items() for cutoff in cutoffs}
+
+
+def bootstrap_means(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Means (samples, columns) of `values` (users, columns) over users drawn with replacement.
+
+    All columns of one sample see the same users, so that columns may be compared within it: this is the pairing.
+    """
+    users = len(values)
+    random = np.random.default_rng(seed)
+    block = max(1, BLOCK // users)
+    means = []
+    for first in range(0, samples, block):
+        rows = min(block, samples - first)
+        drawn = random.integers(users, size=(rows, users)) + np.arange(rows)[:, None] * users
+        times = np.bincount(drawn.ravel(), minlength=rows * users).reshape(rows, users)
+        means.append(times @ values / users)
+    return np.concatenate(means)
+
+
+def interval(value: float, resampled: np.ndarray) -> dict[str, float | None]:
+    """{"value", "low", "high"}: the percentile interval at `CONFIDENCE`. A figure that doesn't exist is None."""
+    finite = resampled[np.isfinite(resampled)]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(finite, (tail, 1 - tail)) if len(finite) else (np.nan, np.nan)
+    return {
+        name: float(figure) if np.isfinite(figure) else None
+        for name, figure in (("value", value), ("low", low), ("high", high))
+    }
+
+
+def relative_difference(ours: np.ndarray | float, base: np.ndarray | float) -> np.ndarray:
+    """ours / base − 1, not a number where base is 0."""
+    ours, base = np.asarray(ours, dtype=np.float64), np.asarray(base, dtype=np.float64)
+    return np.divide(ours, base, out=np.full(ours.shape, np.nan), where=base != 0) - 1

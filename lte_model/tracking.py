@@ -1,0 +1,134 @@
+"""What MLflow holds of a training: one run `training` per training date, with a child run per side.
+
+A run is found by its tags `lte.training_date` and `lte.side`, so that a task that is tried again goes on with the run
+of its first try instead of leaving a broken one behind.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import mlflow
+from mlflow.data.delta_dataset_source import DeltaDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Experiment, Metric, Run
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+
+from lte_model.errors import LTEError
+from lte_model.settings import Settings
+
+PARENT_SIDE = "training"
+DATE_TAG = "lte.training_date"
+SIDE_TAG = "lte.side"
+
+
+def configure(settings: Settings) -> Experiment:
+    """Points MLflow at the settings' server or file, and makes their experiment the active one; creates it if need be.
+
+    Raises `LTEError` where the experiment was deleted.
+    """
+    mlflow.set_tracking_uri(settings.mlflow.tracking_uri)
+    mlflow.set_registry_uri(settings.mlflow.tracking_uri)
+    name = settings.mlflow.experiment
+    with _alone(settings):
+        client = MlflowClient()
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            with contextlib.suppress(MlflowException):  # on a server, another process may have created it meanwhile
+                client.create_experiment(name, artifact_location=_location(settings.mlflow.artifacts))
+            experiment = client.get_experiment_by_name(name)
+    if experiment is None or experiment.lifecycle_stage != "active":
+        raise LTEError(
+            f"experiment {name!r} of {settings.mlflow.tracking_uri} can't be used (deleted?); "
+            "restore it in MLflow or change mlflow.experiment"
+        )
+    mlflow.set_experiment(experiment_id=experiment.experiment_id)
+    return experiment
+
+
+@contextlib.contextmanager
+def training_run(
+    settings: Settings, training_date: datetime.date, side: str, anew: bool = False
+) -> Iterator[mlflow.ActiveRun]:
+    """The active run of `side` for the training of `training_date`; found or created, and ended with the block.
+
+    Any side but `training` itself is a child of that run. `anew` begins a new run although there is one: a training
+    that starts over with other parameters doesn't overwrite the record of the old ones.
+    """
+    run_id = find_or_create_run(settings, training_date, side, anew)
+    try:
+        with mlflow.start_run(run_id=run_id) as run:
+            yield run
+    finally:
+        if side != PARENT_SIDE:
+            # A parent ends as the last of its children did.
+            client = MlflowClient()
+            ended = client.get_run(run_id)
+            client.set_terminated(ended.data.tags[MLFLOW_PARENT_RUN_ID], ended.info.status)
+
+
+def find_or_create_run(settings: Settings, training_date: datetime.date, side: str, anew: bool = False) -> str:
+    """The id of the run of `side`, which is not started or touched."""
+    experiment_id = configure(settings).experiment_id
+    parent_id = None if side == PARENT_SIDE else find_or_create_run(settings, training_date, PARENT_SIDE)
+    found = find_runs(experiment_id, training_date, side)
+    if found and not anew:
+        return (found[0] if side == PARENT_SIDE else found[-1]).info.run_id
+    tags = {
+        DATE_TAG: str(training_date),
+        SIDE_TAG: side,
+        MLFLOW_RUN_NAME: f"{side} {training_date}",
+        **({MLFLOW_PARENT_RUN_ID: parent_id} if parent_id else {}),
+    }
+    created = MlflowClient().create_run(experiment_id, tags=tags).info.run_id
+    if side == PARENT_SIDE:
+        # Two sides that start at once may both have created their parent: both then take the older one.
+        return find_runs(experiment_id, training_date, side)[0].info.run_id
+    return created
+
+
+def find_runs(experiment_id: str, training_date: datetime.date, side: str) -> list[Run]:
+    """The runs of that side and date, oldest first."""
+    return list(
+        MlflowClient().search_runs(
+            [experiment_id],
+            filter_string=f"tags.`{DATE_TAG}` = '{training_date}' AND tags.`{SIDE_TAG}` = '{side}'",
+            order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
+        )
+    )
+
+
+def log_dataset(settings: Settings, table: str, version: int, context: str) -> None:
+    """Names a Delta table at a version as an input of the active run."""
+    source = DeltaDatasetSource(path=settings.table_path(table), delta_table_version=version)
+    # MLflow leaves version 0 out of the source, so that the digest, which its UI shows beside the name, tells it too.
+    mlflow.log_input(MetaDataset(source, name=table, digest=f"v{version}"), context=context)
+
+
+def log_metrics(run_id: str, metrics: Mapping[str, float]) -> None:
+    """Adds metrics to a run that may have ended. `ndcg@10` is logged as `ndcg_at_10`: MLflow refuses the sign."""
+    now = int(datetime.datetime.now(datetime.UTC).timestamp() * 1000)
+    MlflowClient().log_batch(
+        run_id, metrics=[Metric(name.replace("@", "_at_"), value, now, 0) for name, value in metrics.items()]
+    )
+
+
+@contextlib.contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """Keeps other processes out where MLflow is a file: two that open a new one both create its tables, and one fails."""
+    uri = settings.mlflow.tracking_uri
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    with open(f"{uri.removeprefix('sqlite:///')}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the file, or with the process
+        yield
+
+
+def _location(artifacts: str) -> str:
+    return artifacts if "://" in artifacts else Path(os.path.abspath(artifacts)).as_uri()

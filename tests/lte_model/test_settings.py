@@ -1,0 +1,71 @@
+"""Settings: one file, then the environment; an unknown key is an error in one line that names it."""
+
+from pathlib import Path
+
+import pytest
+
+from lte_model.errors import LTEError
+from lte_model.settings import load_settings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def settings_file(folder: Path, text: str) -> Path:
+    file = folder / "settings.toml"
+    file.write_text(text)
+    return file
+
+
+def test_the_file_then_the_environment(tmp_path, monkeypatch):
+    file = settings_file(tmp_path, "[window]\nlag_days = 7\nwindow_days = 100\n")
+    monkeypatch.setenv("LTE_WINDOW__LAG_DAYS", "14")
+    monkeypatch.setenv("LTE_SETTINGS", str(file))
+    window = load_settings().window
+    assert (window.lag_days, window.window_days) == (14, 100)
+
+
+def test_relative_paths_start_at_home_and_urls_stay(tmp_path):
+    file = settings_file(
+        tmp_path,
+        'home = "shop"\ncheckpoints = "../runs"\nwarehouse = "s3a://lake/lte"\n'
+        '[sources]\nevents = "table:shop.events"\n',
+    )
+    settings = load_settings(file)
+    assert settings.home == str(tmp_path / "shop")
+    assert settings.checkpoints == str(tmp_path / "runs")
+    assert settings.sources.items == str(tmp_path / "shop" / "source" / "items.parquet")
+    assert settings.sources.events == "table:shop.events"
+    assert settings.table_path("events") == "s3a://lake/lte/events"
+    assert settings.mlflow.tracking_uri == f"sqlite:///{tmp_path}/shop/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[window]\nlag = 7\n", "unknown key 'window.lag'"),
+        ("[windows]\nlag_days = 7\n", "unknown key 'windows'"),
+        ("[window]\nlag_days = 0\n", "window.lag_days = 0: input should be greater than or equal to 1"),
+        ("[window\n", "is not TOML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(tmp_path, text, message):
+    with pytest.raises(LTEError, match=message):
+        load_settings(settings_file(tmp_path, text))
+
+
+def test_a_mistake_in_the_environment_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTE_WINDOW__LAGDAYS", "14")
+    with pytest.raises(LTEError, match="unknown key 'window.lagdays'"):
+        load_settings(settings_file(tmp_path, ""))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(
+        LTEError, match="there is no settings file '.*nowhere.toml'; give --settings or set LTE_SETTINGS"
+    ):
+        load_settings(tmp_path / "nowhere.toml")
+
+
+def test_every_settings_file_of_the_project_loads():
+    for file in (REPOSITORY / "infra" / "settings").glob("*.toml"):
+        load_settings(file)

@@ -1,0 +1,72 @@
+import datetime
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.tracking import MlflowClient
+
+from lte_model import tracking
+from lte_model.errors import LTEError
+
+DATE = datetime.date(2024, 12, 1)
+
+
+def test_a_side_is_found_again_and_is_a_child_of_its_training(trainable_shop):
+    with tracking.training_run(trainable_shop, DATE, "prefix") as first:
+        mlflow.log_param("width", 16)
+    with tracking.training_run(trainable_shop, DATE, "prefix") as again:
+        mlflow.log_param("width", 16)
+    with tracking.training_run(trainable_shop, DATE, "none") as other:
+        pass
+    with tracking.training_run(trainable_shop, DATE + datetime.timedelta(days=1), "prefix") as next_day:
+        pass
+    assert first.info.run_id == again.info.run_id
+    assert len({first.info.run_id, other.info.run_id, next_day.info.run_id}) == 3
+    parents = [run.data.tags["mlflow.parentRunId"] for run in (first, again, other, next_day)]
+    assert parents[0] == parents[1] == parents[2] != parents[3]
+    assert tracking.find_or_create_run(trainable_shop, DATE, "training") == parents[0]
+
+
+def test_a_run_that_broke_is_failed_and_so_is_its_training(trainable_shop):
+    with pytest.raises(ZeroDivisionError), tracking.training_run(trainable_shop, DATE, "none") as run:
+        raise ZeroDivisionError
+    client = MlflowClient()
+    parent = client.get_run(run.info.run_id).data.tags["mlflow.parentRunId"]
+    assert [client.get_run(run_id).info.status for run_id in (run.info.run_id, parent)] == ["FAILED", "FAILED"]
+
+
+def test_metrics_go_to_a_run_that_has_ended(trainable_shop):
+    with tracking.training_run(trainable_shop, DATE, "prefix") as run:
+        pass
+    before = MlflowClient().get_run(run.info.run_id).info.end_time
+    tracking.log_metrics(run.info.run_id, {"test_ndcg@500": 0.25})
+    after = MlflowClient().get_run(run.info.run_id)
+    assert after.data.metrics == {"test_ndcg_at_500": 0.25}
+    assert (after.info.end_time, after.info.status) == (before, "FINISHED")
+
+
+def test_a_deleted_experiment_is_named(trainable_shop):
+    MlflowClient(trainable_shop.mlflow.tracking_uri).delete_experiment(tracking.configure(trainable_shop).experiment_id)
+    with pytest.raises(LTEError, match=f"experiment '{trainable_shop.mlflow.experiment}' .* can't be used"):
+        tracking.configure(trainable_shop)
+
+
+@pytest.mark.slow
+def test_two_processes_that_start_at_once_share_a_new_file(trainable_shop, tmp_path):
+    """MLflow alone fails here: both processes create the tables."""
+    settings_file = tmp_path / "settings.toml"
+    settings_file.write_text((Path(trainable_shop.home) / "settings.toml").read_text())
+    script = (
+        "import datetime, sys; from lte_model import tracking; from lte_model.settings import load_settings\n"
+        "with tracking.training_run(load_settings(sys.argv[1]), datetime.date(2024, 12, 1), sys.argv[2]) as run:\n"
+        "    print(run.data.tags['mlflow.parentRunId'])"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, settings_file, side], stdout=subprocess.PIPE, text=True)
+        for side in ("prefix", "none")
+    ]
+    outputs = [process.communicate()[0].strip() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert outputs[0] == outputs[1] != ""

@@ -1,0 +1,177 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+from safetensors.torch import load_file
+
+from lte_model import tracking, training
+from lte_model.data import open_training_set
+from lte_model.errors import LTEError
+from lte_model.model import WEIGHTS_FILE, load_ranker
+from lte_model.settings import Settings
+from lte_model.training import CHECKPOINT_FILE, read_result, side_directory, train
+from tests.lte_model.small_shop import TRAINING_DATE
+
+
+def with_training(settings: Settings, **options) -> Settings:
+    return settings.model_copy(update={"training": settings.training.model_copy(update=options)})
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    return load_file(model / WEIGHTS_FILE)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    ours, theirs = weights(one), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(shop, tmp_path_factory) -> Path:
+    """The model of a training that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    own = shop.model_copy(update={"checkpoints": str(folder)})
+    return train(own, TRAINING_DATE, "prefix")
+
+
+def test_training_learns_and_keeps_the_best_epoch(shop, uninterrupted):
+    result = json.loads((uninterrupted.parent / "training.json").read_text())
+    losses = [epoch["training_loss"] for epoch in result["curve"]]
+    measured = [epoch["validation_ndcg@40"] for epoch in result["curve"]]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.1
+    assert result["best_epoch"] == 1 + int(np.argmax(measured))
+    ranker = load_ranker(uninterrupted)
+    assert ranker.kind == open_training_set(shop, TRAINING_DATE).kind
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_in_the_same_weights(trainable_shop, uninterrupted, tmp_path):
+    """Kills the command while it runs, hard, and gives it again."""
+    settings_file = tmp_path / "settings.toml"
+    settings_file.write_text((Path(trainable_shop.home) / "settings.toml").read_text())
+    command = [sys.executable, "-u", "-m", "lte_model.training"]
+    command += ["--date", str(TRAINING_DATE), "--integration", "prefix", "--settings", str(settings_file)]
+    environment = os.environ | {
+        "LTE_WAREHOUSE": trainable_shop.warehouse,
+        "LTE_CHECKPOINTS": trainable_shop.checkpoints,
+        "LTE_MLFLOW__TRACKING_URI": trainable_shop.mlflow.tracking_uri,
+        "LTE_MLFLOW__EXPERIMENT": trainable_shop.mlflow.experiment,
+        "LTE_MLFLOW__ARTIFACTS": trainable_shop.mlflow.artifacts,
+    }
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 2:"):
+                process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert not (side_directory(trainable_shop, TRAINING_DATE, "prefix") / "model").exists()
+
+    model = train(trainable_shop, TRAINING_DATE, "prefix")
+    assert same_weights(model, uninterrupted)
+    curve = read_result(trainable_shop, TRAINING_DATE, "prefix")["curve"]
+    assert [epoch["epoch"] for epoch in curve] == [1, 2, 3, 4]
+    (run,) = runs(trainable_shop, "prefix")  # the second try went on with the run of the first
+    assert run.info.status == "FINISHED"
+    history = MlflowClient().get_metric_history(run.info.run_id, "training_loss")
+    assert {(entry.step, entry.value) for entry in history} == {(e["epoch"], e["training_loss"]) for e in curve}
+
+
+def test_a_finished_training_is_not_done_again(trainable_shop, capsys):
+    trainable_shop = with_training(trainable_shop, epochs=1)
+    model = train(trainable_shop, TRAINING_DATE, "none")
+    written = {file: file.stat().st_mtime_ns for file in model.parent.rglob("*")}
+    capsys.readouterr()
+    assert train(trainable_shop, TRAINING_DATE, "none") == model
+    assert "is done already" in capsys.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in model.parent.rglob("*")} == written
+
+
+def test_other_settings_start_anew_and_say_so(trainable_shop, capsys):
+    train(with_training(trainable_shop, epochs=1), TRAINING_DATE, "none")
+    capsys.readouterr()
+    train(with_training(trainable_shop, epochs=1, learning_rate=0.002), TRAINING_DATE, "none")
+    printed = capsys.readouterr().out
+    assert "starting anew" in printed and "belongs to other settings or other rows" in printed
+    # The record of the first training is not overwritten.
+    assert [run.data.params["learning_rate"] for run in runs(trainable_shop, "none")] == ["0.005", "0.002"]
+
+
+def test_a_checkpoint_that_cannot_be_read_starts_anew(trainable_shop, capsys):
+    directory = side_directory(trainable_shop, TRAINING_DATE, "none")
+    directory.mkdir(parents=True)
+    (directory / CHECKPOINT_FILE).write_bytes(b"cut off")
+    train(with_training(trainable_shop, epochs=1), TRAINING_DATE, "none")
+    assert "can't be read" in capsys.readouterr().out
+
+
+def test_the_seed_decides_the_weights(trainable_shop, uninterrupted):
+    other = train(with_training(trainable_shop, seed=1), TRAINING_DATE, "prefix")
+    assert not same_weights(other, uninterrupted)  # and that the same seed gives the same: the killed training above
+
+
+def test_training_stops_when_nothing_improves(trainable_shop):
+    train(with_training(trainable_shop, epochs=20, patience=2, learning_rate=1e-12), TRAINING_DATE, "none")
+    result = read_result(trainable_shop, TRAINING_DATE, "none")
+    assert len(result["curve"]) == result["best_epoch"] + 2 < 20
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_batch(trainable_shop):
+    with pytest.raises(
+        LTEError, match=r"the loss is (nan|inf) in epoch 1, batch \d+ of \d+ \(users u\d+, .*learning_rate"
+    ):
+        train(with_training(trainable_shop, learning_rate=1e30), TRAINING_DATE, "none")
+    (run,) = runs(trainable_shop, "none")
+    assert run.info.status == "FAILED"
+
+
+def test_a_cuda_device_that_is_not_there_is_named(trainable_shop, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(LTEError, match="training.device is cuda, but torch finds no CUDA device"):
+        train(with_training(trainable_shop, device="cuda"), TRAINING_DATE, "none")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_on_cuda_repeats_itself(trainable_shop, tmp_path):
+    on_cuda = with_training(trainable_shop, device="cuda", epochs=2)
+    first = train(on_cuda, TRAINING_DATE, "prefix")
+    again = train(on_cuda.model_copy(update={"checkpoints": str(tmp_path / "again")}), TRAINING_DATE, "prefix")
+    assert same_weights(first, again)
+
+
+def test_mlflow_holds_parameters_metrics_inputs_and_kind(trainable_shop):
+    train(with_training(trainable_shop, epochs=1), TRAINING_DATE, "prefix")
+    (run,) = runs(trainable_shop, "prefix")
+    training_set = open_training_set(trainable_shop, TRAINING_DATE)
+    assert run.data.params["width"] == "16" and run.data.params["batch_size"] == "32"
+    assert {"training_loss", "validation_ndcg_at_40", "targets_per_second", "best_epoch"} <= set(run.data.metrics)
+    for tag, value in (("basis_id", training_set.kind.basis_id), ("integration", "prefix"), ("lag_days", "20")):
+        assert run.data.tags[tag] == value
+    inputs = {entry.dataset.name: entry.dataset for entry in run.inputs.dataset_inputs}
+    for table, version in training_set.tables.versions.items():
+        assert json.loads(inputs[table].source)["path"] == trainable_shop.table_path(table)
+        assert inputs[table].digest == f"v{version}"
+    (parent,) = runs(trainable_shop, "training")
+    assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.info.status == "FINISHED"
+
+
+def test_the_command_refuses_in_one_line(trainable_shop, monkeypatch, capsys):
+    monkeypatch.setattr(training, "load_settings", lambda path: trainable_shop)
+    monkeypatch.setattr(sys, "argv", ["training", "--date", "2024-10-01", "--integration", "prefix"])
+    with pytest.raises(SystemExit) as left:
+        training.run(training.main)
+    assert left.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: training_set has no rows of 2024-10-01; run jobs.build_training_set --date 2024-10-01"
+    ]
+
+
+def runs(settings: Settings, side: str) -> list[mlflow.entities.Run]:
+    return tracking.find_runs(tracking.configure(settings).experiment_id, TRAINING_DATE, side)
