@@ -17,7 +17,9 @@ def basis_in_force(warehouse: Warehouse) -> str:
 
     Raises `LTEError` where the settings name a basis that isn't registered, or leave a choice open.
     """
-    registered = [row.basis_id for row in warehouse.read(SEMANTIC_BASES).select("basis_id").orderBy("basis_id").collect()]
+    registered = [
+        row.basis_id for row in warehouse.read(SEMANTIC_BASES).select("basis_id").orderBy("basis_id").collect()
+    ]
     wanted = warehouse.settings.basis.basis_id
     if wanted and wanted not in registered:
         raise LTEError(
@@ -34,7 +36,9 @@ def load_basis(warehouse: Warehouse, basis_id: str) -> SemanticBasis:
     row = warehouse.read(SEMANTIC_BASES).where(F.col("basis_id") == basis_id).first()
     basis = SemanticBasis.from_bytes(row.state, row.text_template)
     if basis.basis_id != basis_id:
-        raise LTEError(f"the state of basis {basis_id} hashes to {basis.basis_id}: table semantic_bases is damaged; restore it")
+        raise LTEError(
+            f"the state of basis {basis_id} hashes to {basis.basis_id}: table semantic_bases is damaged; restore it"
+        )
     return basis
 
 

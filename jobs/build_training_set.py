@@ -5,8 +5,11 @@
     validation   the cut V         events of [V−L, V)          the user's first event of the validation days
     test         the cut T         events of [T−L, T)          the user's first event of the test days
 
-A sequence holds events known before its own date, newest `max_length`, oldest first, ties in time in order of the item;
-items without a vector are left out. Rows at a cut are the users with a target who had been seen before the cut.
+A sequence holds events known before its own date, the newest `max_length`, oldest first; items without a vector are
+left out. Rows at a cut are the users with a target who had been seen before the cut.
+
+Events of one instant, such as the lines of a basket, stand in the order of a hash: any order of the items themselves
+would make the next item easy to guess from the last one, and the first one from nothing.
 """
 
 import argparse
@@ -19,10 +22,27 @@ from pyspark.sql import functions as F
 from jobs.bases import basis_in_force
 from jobs.session import spark_session
 from jobs.snapshot_lte import REPRESENTATION
-from jobs.tables import EVENTS, ITEM_EMBEDDINGS, ITEMS, LTE_SNAPSHOTS, TRAINING_SET, Warehouse, dated, sql_date, sql_text
+from jobs.tables import (
+    EVENTS,
+    ITEM_EMBEDDINGS,
+    ITEMS,
+    LTE_SNAPSHOTS,
+    TRAINING_SET,
+    Warehouse,
+    dated,
+    sql_date,
+    sql_text,
+)
 from lte_model.errors import LTEError, run
 from lte_model.settings import Window, load_settings
 from lte_model.windows import Interval, TrainingDates, lte_window, parse_run_date, target_window, training_dates
+
+TIE = "_tie"
+
+
+def in_order(events: DataFrame) -> DataFrame:
+    """The events with the column that decides between events of one user and instant."""
+    return events.withColumn(TIE, F.xxhash64("user_id", "item_id", "event_ts"))
 
 
 def sequences(
@@ -37,22 +57,23 @@ def sequences(
         (date, target_window(date, window.lag_days).start, lte_window(date, window.lag_days, window.window_days).start)
         for date in dates
     ]
-    calendar = events.sparkSession.createDataFrame(
-        spans, "snapshot_date DATE, sequence_start DATE, history_start DATE"
-    )
+    calendar = events.sparkSession.createDataFrame(spans, "snapshot_date DATE, sequence_start DATE, history_start DATE")
     seen = (
         (F.col("event_date") >= F.col("history_start"))
         & (F.col("event_date") < F.col("snapshot_date"))
         & (F.col("known_date") < F.col("snapshot_date"))
     )
     in_sequence = (F.col("event_date") >= F.col("sequence_start")) & (F.col("item_known_date") < F.col("snapshot_date"))
-    step = F.when(in_sequence, F.struct("event_ts", "item_id", "event_date"))
+    step = F.when(in_sequence, F.struct("event_ts", TIE, "item_id", "event_date"))
     return (
-        events.join(F.broadcast(items), "item_id", "left")
+        in_order(events)
+        .join(F.broadcast(items), "item_id", "left")
         .join(F.broadcast(calendar), seen)
         .groupBy("snapshot_date", "user_id")
         .agg(F.sort_array(F.collect_list(step)).alias("all_steps"), F.count("*").cast("int").alias("history_count"))
-        .withColumn("steps", F.slice("all_steps", F.greatest(F.size("all_steps") - max_length, F.lit(0)) + 1, max_length))
+        .withColumn(
+            "steps", F.slice("all_steps", F.greatest(F.size("all_steps") - max_length, F.lit(0)) + 1, max_length)
+        )
         .select(
             "snapshot_date",
             "user_id",
@@ -71,9 +92,10 @@ def first_events(events: DataFrame, splits: Mapping[str, Interval]) -> DataFrame
     )
     inside = (F.col("event_date") >= F.col("snapshot_date")) & (F.col("event_date") < F.col("end"))
     return (
-        events.join(F.broadcast(calendar), inside)
+        in_order(events)
+        .join(F.broadcast(calendar), inside)
         .groupBy("split", "snapshot_date", "user_id")
-        .agg(F.min(F.struct("event_ts", "item_id", "event_date")).alias("first"))
+        .agg(F.min(F.struct("event_ts", TIE, "item_id", "event_date")).alias("first"))
         .select(
             "split",
             "snapshot_date",
@@ -112,18 +134,24 @@ def training_set(
     )
 
 
-def require_snapshots(lte: DataFrame, events: DataFrame, dates: TrainingDates, window: Window, date: datetime.date) -> None:
+def require_snapshots(
+    lte: DataFrame, events: DataFrame, dates: TrainingDates, window: Window, date: datetime.date
+) -> None:
     """Raises `LTEError` where a date that has events in its window has no snapshot, or one of another lag or window."""
-    found = {row.snapshot_date: row for row in lte.groupBy("snapshot_date").agg(
-        F.min("lag_days").alias("lag_days"), F.max("window_days").alias("window_days")
-    ).collect()}
+    found = {
+        row.snapshot_date: row
+        for row in lte.groupBy("snapshot_date")
+        .agg(F.min("lag_days").alias("lag_days"), F.max("window_days").alias("window_days"))
+        .collect()
+    }
     oldest = events.agg(F.min("event_date")).first()[0]
     for snapshot_date in dates.snapshot_dates:
         row = found.get(snapshot_date)
         if row is None:
             if oldest is not None and oldest < lte_window(snapshot_date, window.lag_days, window.window_days).end:
                 raise LTEError(
-                    f"table lte_snapshots holds no LTE of {snapshot_date}; run jobs.snapshot_lte --date {date} --anchors"
+                    f"table lte_snapshots holds no LTE of {snapshot_date}; "
+                    f"run jobs.snapshot_lte --date {date} --anchors"
                 )
         elif (row.lag_days, row.window_days) != (window.lag_days, window.window_days):
             raise LTEError(
@@ -139,7 +167,9 @@ def build_training_set(warehouse: Warehouse, date: datetime.date) -> dict[tuple[
     dates = training_dates(date, settings.training_set)
     events = warehouse.read(EVENTS).where(F.col("known_date") < date)
     embedded = warehouse.read(ITEM_EMBEDDINGS).where(F.col("basis_id") == basis_id).select("item_id")
-    items = warehouse.read(ITEMS).join(embedded, "item_id").select("item_id", F.col("known_date").alias("item_known_date"))
+    items = (
+        warehouse.read(ITEMS).join(embedded, "item_id").select("item_id", F.col("known_date").alias("item_known_date"))
+    )
     lte = warehouse.read(LTE_SNAPSHOTS).where(
         f"basis_id = {sql_text(basis_id)} AND representation = {sql_text(REPRESENTATION)} "
         f"AND {dated('snapshot_date', dates.snapshot_dates)}"
@@ -158,7 +188,9 @@ def build_training_set(warehouse: Warehouse, date: datetime.date) -> dict[tuple[
         )
         .cache()
     )
-    counts = {(row.split, row.snapshot_date): row["count"] for row in rows.groupBy("split", "snapshot_date").count().collect()}
+    counts = {
+        (row.split, row.snapshot_date): row["count"] for row in rows.groupBy("split", "snapshot_date").count().collect()
+    }
     for split in ("train", "validation", "test"):
         if not any(found == split for found, _ in counts):
             raise LTEError(

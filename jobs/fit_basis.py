@@ -36,7 +36,10 @@ def registered_twin(warehouse: Warehouse) -> str | None:
 
 def fit_basis(warehouse: Warehouse, date: datetime.date) -> tuple[SemanticBasis, int]:
     """The basis fitted on the items known before `date`, and how many they were."""
-    items = [row.asDict() for row in warehouse.read(ITEMS).where(F.col("known_date") < date).select(*CONTENT_COLUMNS).collect()]
+    items = [
+        row.asDict()
+        for row in warehouse.read(ITEMS).where(F.col("known_date") < date).select(*CONTENT_COLUMNS).collect()
+    ]
     wanted = warehouse.settings.basis
     return SemanticBasis.fit(items, wanted.text_template, wanted.dimensions), len(items)
 
@@ -60,7 +63,9 @@ def register(warehouse: Warehouse, basis: SemanticBasis, date: datetime.date, fi
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--date", required=True, help="fit on the items known before this day")
-    parser.add_argument("--refit", action="store_true", help="register a new basis even beside one of the same settings")
+    parser.add_argument(
+        "--refit", action="store_true", help="register a new basis even beside one of the same settings"
+    )
     parser.add_argument("--settings")
     arguments = parser.parse_args()
     settings = load_settings(arguments.settings)

@@ -99,7 +99,9 @@ def write_feed(
     totals = [F.coalesce(F.sum(field.name), F.lit(0)) for field in fields(Account)]
     account = Account(*accounts.agg(*totals).first())
     if not account.adds_up:
-        raise LTEError(f"feed {feed} of {days}: {account} does not add up; the feed changed under the job: run it again")
+        raise LTEError(
+            f"feed {feed} of {days}: {account} does not add up; the feed changed under the job: run it again"
+        )
     warehouse.replace(INGESTED_DAYS, accounts, of_the_days)
     accounts.unpersist()
     return account
@@ -122,5 +124,3 @@ def _accounts(feed: str, rows: DataFrame, classified: DataFrame, days: Interval)
         .select(F.lit(feed).alias("feed"), F.col(DAY).alias("known_date"), *[field.name for field in fields(Account)])
         .coalesce(1)
     )
-
-

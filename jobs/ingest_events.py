@@ -12,8 +12,21 @@ from pyspark.sql import functions as F
 
 from jobs.ingest import COPIES, DAY, RAW_ROW, REASON, Account, days_known, distinct_rows, first_reason, write_feed
 from jobs.session import spark_session
-from jobs.sources import CORRUPT, NUMBER, SOURCE_FILE, TEXT, TIME, day, number, optional, read_source, reading
-from jobs.sources import require_columns, text, time
+from jobs.sources import (
+    CORRUPT,
+    NUMBER,
+    SOURCE_FILE,
+    TEXT,
+    TIME,
+    day,
+    number,
+    optional,
+    read_source,
+    reading,
+    require_columns,
+    text,
+    time,
+)
 from jobs.tables import EVENTS, Warehouse, sql_date
 from lte_model.errors import LTEError, run
 from lte_model.settings import Settings, load_settings

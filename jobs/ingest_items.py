@@ -15,8 +15,20 @@ from pyspark.sql.window import Window
 
 from jobs.ingest import COPIES, DAY, RAW_ROW, REASON, Account, days_known, distinct_rows, first_reason, write_feed
 from jobs.session import spark_session
-from jobs.sources import CORRUPT, NUMBER, SOURCE_FILE, TEXT, TIME, day, number, optional, read_source, reading
-from jobs.sources import require_columns, text
+from jobs.sources import (
+    CORRUPT,
+    NUMBER,
+    SOURCE_FILE,
+    TEXT,
+    TIME,
+    day,
+    number,
+    optional,
+    read_source,
+    reading,
+    require_columns,
+    text,
+)
 from jobs.tables import ITEMS, Warehouse
 from lte_model.basis import CONTENT_COLUMNS
 from lte_model.errors import LTEError, run

@@ -27,7 +27,8 @@ def publish_lte(warehouse: Warehouse, date: datetime.date) -> tuple[datetime.dat
     snapshot = warehouse.read(LTE_SNAPSHOTS).where(f"{of_basis} AND snapshot_date = {sql_date(date)}")
     if snapshot.isEmpty():
         raise LTEError(
-            f"table lte_snapshots holds no {REPRESENTATION} LTE of {date} in basis {basis_id}; run jobs.snapshot_lte --date {date}"
+            f"table lte_snapshots holds no {REPRESENTATION} LTE of {date} in basis {basis_id}; "
+            f"run jobs.snapshot_lte --date {date}"
         )
     warehouse.create(LTE_LIVE)
     live_date = warehouse.read(LTE_LIVE).where(of_basis).agg(F.max("snapshot_date")).first()[0]

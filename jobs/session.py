@@ -118,7 +118,7 @@ def _java_options(settings: Settings) -> str:
     archive = settings.spark.class_data_archive
     if archive and Path(archive).exists():
         options += [f"-XX:SharedArchiveFile={archive}", "-Xshare:auto"]
-    return " ".join(options)
+    return " ".join([*options, settings.spark.java_options])
 
 
 def require_java() -> None:
@@ -131,7 +131,7 @@ def require_java() -> None:
     )
     if java is None:
         raise LTEError(f"Java was not found {f'in JAVA_HOME={home}' if home else 'on PATH'}. {way_out}")
-    answer = subprocess.run([java, "-version"], capture_output=True, text=True).stderr
+    answer = subprocess.run([java, "-version"], check=False, capture_output=True, text=True).stderr
     version = re.search(r'version "(\d+)', answer)
     if version is None or int(version.group(1)) < JAVA:
         raise LTEError(f"{java} is {answer.splitlines()[0] if answer else 'not a Java that answers'}. {way_out}")
@@ -151,7 +151,9 @@ def fetch_jars(settings: Settings) -> None:
         program = "from pyspark.sql import SparkSession as S\nb = S.builder\n" + "".join(
             f"b = b.config({key!r}, {value!r})\n" for key, value in configuration.items()
         )
-        done = subprocess.run([sys.executable, "-c", program + "b.getOrCreate().stop()"], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program + "b.getOrCreate().stop()"], check=False, capture_output=True, text=True
+        )
         jars = sorted(Path(cache, "jars").glob("*.jar"))
         if done.returncode or not jars:
             raise LTEError(f"{settings.spark.packages} could not be fetched: {(done.stdout + done.stderr)[-600:]}")
@@ -179,7 +181,9 @@ def write_class_data_archive(settings: Settings) -> None:
             rows.groupBy("day", "key").count().join(rows, ["day", "key"]).drop("count").write.format("delta").mode(
                 "overwrite"
             ).option("replaceWhere", "day = DATE'2024-01-01'").save(table)
-            spark.read.format("delta").load(table).mapInArrow(lambda batches: batches, "id LONG, key LONG, day DATE").count()
+            spark.read.format("delta").load(table).mapInArrow(
+                lambda batches: batches, "id LONG, key LONG, day DATE"
+            ).count()
         _wait_for_file(part)
         shutil.move(part, archive)
 
@@ -195,7 +199,7 @@ def _wait_for_file(path: Path, seconds: float = 60) -> None:
         gateway.proc.wait(timeout=seconds)
         SparkContext._gateway = SparkContext._jvm = None
     if not path.exists():
-        raise LTEError("the JVM wrote no class data archive; set spark.class_data_archive = \"\" to go without")
+        raise LTEError('the JVM wrote no class data archive; set spark.class_data_archive = "" to go without')
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ known before D. Ids travel, vectors wait:
 
 import argparse
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ from jobs.tables import EVENTS, ITEMS, LTE_SNAPSHOTS, Warehouse, dated, sql_text
 from lte_model.basis import MAX_EVENTS
 from lte_model.errors import LTEError, run
 from lte_model.settings import Settings, load_settings
-from lte_model.windows import every, lte_window, parse_date, parse_run_date, training_dates
+from lte_model.windows import Interval, every, lte_window, parse_date, parse_run_date, training_dates
 
 REPRESENTATION = "uniform"
 EPOCH = datetime.date(1970, 1, 1)
@@ -46,7 +46,12 @@ _SCHEMA = pa.schema(
 
 
 def snapshots(
-    events: DataFrame, items: DataFrame, vectors: ItemVectors, dates: Sequence[datetime.date], lag_days: int, window_days: int
+    events: DataFrame,
+    items: DataFrame,
+    vectors: ItemVectors,
+    dates: Sequence[datetime.date],
+    lag_days: int,
+    window_days: int,
 ) -> DataFrame:
     """The rows of `lte_snapshots` of `dates`, from `events` and the `embedded_items`. A user without events has none.
 
@@ -70,18 +75,8 @@ def snapshots(
 
     def sum_vectors(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         received = list(batches)
-        if not received:
-            return
-        table = pa.Table.from_batches(received)
-        for date, window in windows.items():
-            event_day = table["event_day"]
-            inside = pc.and_(
-                pc.and_(
-                    pc.greater_equal(event_day, (window.start - EPOCH).days), pc.less(event_day, (window.end - EPOCH).days)
-                ),
-                pc.less(table["known_day"], (date - EPOCH).days),
-            )
-            yield from _sums_of(table.filter(inside), matrix.value, date)
+        if received:
+            yield from lte_rows(pa.Table.from_batches(received), matrix.value, windows)
 
     return (
         needed.repartition("user_id")
@@ -96,11 +91,26 @@ def snapshots(
     )
 
 
-def _sums_of(table: pa.Table, matrix: np.ndarray, date: datetime.date) -> Iterator[pa.RecordBatch]:
-    """The snapshot rows of the users of `table`, which holds the events of one window."""
-    if not table.num_rows:
+def lte_rows(
+    events: pa.Table, units: np.ndarray, windows: Mapping[datetime.date, Interval]
+) -> Iterator[pa.RecordBatch]:
+    """The snapshot rows of each date of `windows`, from all events of some users.
+
+    `events` has user_id, item_index (a row of `units`), event_day and known_day (days since 1970-01-01); `units`
+    (items, dimensions) int32 in grid units. Raises `LTEError` for a user with more than `MAX_EVENTS` in a window.
+    """
+    for date, window in windows.items():
+        event_day = events["event_day"]
+        first, end, snapshot_day = ((day - EPOCH).days for day in (window.start, window.end, date))
+        inside = pc.and_(pc.greater_equal(event_day, first), pc.less(event_day, end))
+        yield from _sums(events.filter(pc.and_(inside, pc.less(events["known_day"], snapshot_day))), units, date)
+
+
+def _sums(events: pa.Table, units: np.ndarray, date: datetime.date) -> Iterator[pa.RecordBatch]:
+    """The snapshot rows of the users of `events`, which holds the events of one window."""
+    if not events.num_rows:
         return
-    encoded = pc.dictionary_encode(table["user_id"].combine_chunks())
+    encoded = pc.dictionary_encode(events["user_id"].combine_chunks())
     user = encoded.indices.to_numpy()
     users = encoded.dictionary
     event_count = np.bincount(user, minlength=len(users))
@@ -111,14 +121,14 @@ def _sums_of(table: pa.Table, matrix: np.ndarray, date: datetime.date) -> Iterat
             f"{MAX_EVENTS:,} doesn't fit 32 bits: remove the user from table events, it is no person"
         )
     newest = np.zeros(len(users), dtype=np.int32)
-    np.maximum.at(newest, user, table["event_day"].to_numpy())
+    np.maximum.at(newest, user, events["event_day"].to_numpy())
     counts = scipy.sparse.csr_matrix(
-        (np.ones(len(user), dtype=np.int32), (user, table["item_index"].to_numpy())), shape=(len(users), len(matrix))
+        (np.ones(len(user), dtype=np.int32), (user, events["item_index"].to_numpy())), shape=(len(users), len(units))
     )
     for start in range(0, len(users), USERS_AT_ONCE):
         rows = slice(start, start + USERS_AT_ONCE)
-        sums = counts[rows] @ matrix  # (users, dimensions) int32; `MAX_EVENTS` keeps it from wrapping
-        offsets = np.arange(0, sums.size + 1, matrix.shape[1], dtype=np.int32)
+        sums = counts[rows] @ units  # (users, dimensions) int32; `MAX_EVENTS` keeps it from wrapping
+        offsets = np.arange(0, sums.size + 1, units.shape[1], dtype=np.int32)
         yield pa.RecordBatch.from_arrays(
             [
                 users[rows].cast(pa.string()),

@@ -49,13 +49,14 @@ def _read_files(spark: SparkSession, place: str) -> DataFrame:
     if _holds_delta_log(spark, place):
         return spark.read.format("delta").load(place)
     if name.endswith(".csv"):
-        lines = spark.read.option("header", True).option("columnNameOfCorruptRecord", CORRUPT)
+        # As RFC 4180 has it: a quote inside quotes is doubled, and a quoted field may run over lines.
+        lines = spark.read.options(header=True, escape='"', multiLine=True, columnNameOfCorruptRecord=CORRUPT)
         header = lines.csv(place).schema
         # Only a schema that has the column keeps the lines that don't fit the header.
         return lines.schema(T.StructType([*header.fields, T.StructField(CORRUPT, T.StringType())])).csv(place)
     if name.endswith((".json", ".jsonl")):
         # Numbers as text too: an id such as 007 must not lose its zeros to a guess.
-        return spark.read.option("columnNameOfCorruptRecord", CORRUPT).option("primitivesAsString", True).json(place)
+        return spark.read.options(columnNameOfCorruptRecord=CORRUPT, primitivesAsString=True).json(place)
     return spark.read.parquet(place)
 
 
@@ -75,7 +76,9 @@ def reading(place: str) -> Iterator[None]:
         raise LTEError(f"source {place} cannot be read: {detail[:300]}; check the path and the file") from None
 
 
-def require_columns(frame: DataFrame, source: str, types: Mapping[str, Sequence[type]], required: Sequence[str]) -> None:
+def require_columns(
+    frame: DataFrame, source: str, types: Mapping[str, Sequence[type]], required: Sequence[str]
+) -> None:
     """Raises `LTEError` where a required column is missing, or a column has a type that can't hold its values."""
     present = {field.name: field.dataType for field in frame.schema}
     for column in required:

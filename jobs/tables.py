@@ -67,9 +67,7 @@ ITEM_EMBEDDINGS = Table(
 _LTE = """user_id STRING NOT NULL, vector_sum ARRAY<INT> NOT NULL, event_count INT NOT NULL,
     newest_event_date DATE NOT NULL, lag_days INT NOT NULL, window_days INT NOT NULL, snapshot_date DATE NOT NULL,
     basis_id STRING NOT NULL, representation STRING NOT NULL"""
-LTE_SNAPSHOTS = Table(
-    "lte_snapshots", _LTE, ("basis_id", "representation", "snapshot_date"), "jobs.snapshot_lte"
-)
+LTE_SNAPSHOTS = Table("lte_snapshots", _LTE, ("basis_id", "representation", "snapshot_date"), "jobs.snapshot_lte")
 LTE_LIVE = Table("lte_live", _LTE, ("basis_id", "representation"), "jobs.publish_lte")
 TRAINING_SET = Table(
     "training_set",
@@ -115,6 +113,8 @@ class Warehouse:
 
     def create(self, table: Table) -> None:
         """Creates the table if it isn't there. A table that is there keeps its rows."""
+        if self.exists(table):
+            return
         partitioning = f"PARTITIONED BY ({', '.join(table.partitioned_by)})" if table.partitioned_by else ""
         self.spark.sql(
             f"CREATE TABLE IF NOT EXISTS delta.`{self.path(table)}` ({table.columns}) USING delta {partitioning}"

@@ -14,19 +14,19 @@ from pathlib import Path
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 
-import great_expectations as gx  # noqa: E402 - the variable above is read on import
-from great_expectations.checkpoint import UpdateDataDocsAction  # noqa: E402
-from great_expectations.core import ExpectationSuiteValidationResult  # noqa: E402
-from great_expectations.data_context import AbstractDataContext  # noqa: E402
-from great_expectations.data_context.types.base import (  # noqa: E402
+import great_expectations as gx
+from great_expectations.checkpoint import UpdateDataDocsAction
+from great_expectations.core import ExpectationSuiteValidationResult
+from great_expectations.data_context import AbstractDataContext
+from great_expectations.data_context.types.base import (
     DataContextConfig,
     InMemoryStoreBackendDefaults,
 )
 
-from jobs.quality.suites import SUITES, Batch  # noqa: E402
-from lte_model.errors import LTEError, run  # noqa: E402
-from lte_model.settings import Settings, load_settings  # noqa: E402
-from lte_model.windows import parse_date, parse_run_date  # noqa: E402
+from jobs.quality.suites import SUITES, Batch
+from lte_model.errors import LTEError, run
+from lte_model.settings import Settings, load_settings
+from lte_model.windows import parse_date, parse_run_date
 
 SITE = "data_docs"
 ROWS_SHOWN = 5

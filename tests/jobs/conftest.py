@@ -1,0 +1,70 @@
+"""One Spark session for all tests of the jobs; each test has a warehouse of its own."""
+
+import datetime
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from jobs.session import spark_session
+from jobs.tables import Warehouse
+from lte_model.settings import Settings, load_settings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DAY = datetime.date(2024, 3, 1)
+"""The date of most tests. The small settings give it a window of ten days that ends three days before."""
+
+
+def small_settings(home: Path) -> Settings:
+    """An installation in `home` with a short window, few dimensions and the prepared jars of this checkout."""
+    file = home / "settings.toml"
+    cache = REPOSITORY / ".cache"
+    file.write_text(
+        f"""
+[window]
+lag_days = 3
+window_days = 10
+[basis]
+dimensions = 4
+[training_set]
+anchors = 2
+anchor_every_days = 3
+test_days = 4
+max_length = 5
+[gates]
+max_quarantined_share = 0.5
+max_unknown_item_share = 0.5
+[spark]
+jars = "{cache / "jars" if any((cache / "jars").glob("*.jar")) else ""}"
+class_data_archive = "{cache / "classes.jsa"}"
+java_options = "-XX:TieredStopAtLevel=1"
+"""
+    )
+    return load_settings(file)
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    with spark_session(small_settings(tmp_path_factory.mktemp("session")), "tests") as session:
+        yield session
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return small_settings(tmp_path)
+
+
+@pytest.fixture
+def warehouse(spark: SparkSession, settings: Settings) -> Warehouse:
+    return Warehouse(spark, settings)
+
+
+@pytest.fixture
+def new_warehouse(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Warehouse]:
+    """Makes an empty warehouse: for tests that compare several."""
+
+    def make() -> Warehouse:
+        return Warehouse(spark, small_settings(tmp_path_factory.mktemp("warehouse")))
+
+    return make

@@ -1,0 +1,102 @@
+"""`fit_basis` and `embed_items`: a basis is registered once, and a vector is written once."""
+
+import datetime
+
+import pytest
+
+from jobs.bases import basis_in_force, load_basis, load_vectors
+from jobs.embed_items import embed_items
+from jobs.fit_basis import fit_basis, register, registered_twin
+from jobs.ingest_items import ingest_items
+from jobs.tables import ITEM_EMBEDDINGS, SEMANTIC_BASES
+from lte_model.errors import LTEError
+from lte_model.windows import ONE_DAY
+from tests.jobs.feeds import reads, write_parquet
+
+DATE = datetime.date(2024, 3, 1)
+COLUMNS = ("item_id", "title", "brand", "known_date")
+COLOURS, KINDS = ("navy", "red", "green", "black"), ("shirt", "coat", "scarf", "boots")
+
+
+def rows(known="2024-01-01"):
+    return [
+        {"item_id": f"{colour}-{kind}", "title": f"{colour} {kind}", "brand": "Acme", "known_date": known}
+        for colour in COLOURS
+        for kind in KINDS
+    ]
+
+
+@pytest.fixture
+def shop(warehouse, tmp_path):
+    """Sixteen items and a basis fitted on them; a function that delivers more items later."""
+    feed = tmp_path / "items.parquet"
+
+    def deliver(*more, date=DATE):
+        write_parquet(feed, [*rows(), *more], COLUMNS)
+        ingest_items(warehouse, warehouse.settings, date)
+
+    reads(warehouse, items=feed)
+    deliver()
+    warehouse.create(SEMANTIC_BASES)
+    register(warehouse, *fitted(warehouse))
+    return warehouse, deliver
+
+
+def fitted(warehouse):
+    basis, count = fit_basis(warehouse, DATE)
+    return basis, DATE, count
+
+
+def embeddings(warehouse):
+    return {row.item_id: tuple(row.vector) for row in warehouse.read(ITEM_EMBEDDINGS).collect()}
+
+
+def test_a_basis_is_registered_once_and_read_back_whole(shop):
+    warehouse, _ = shop
+    register(warehouse, *fitted(warehouse))
+    registered = warehouse.read(SEMANTIC_BASES).collect()
+    assert len(registered) == 1 and registered[0].fitted_items == 16
+    assert registered_twin(warehouse) == basis_in_force(warehouse) == registered[0].basis_id
+    assert load_basis(warehouse, registered[0].basis_id).dimensions == 4
+
+
+def test_only_new_items_are_embedded_and_old_vectors_stay(shop):
+    warehouse, deliver = shop
+    assert embed_items(warehouse, DATE)[1:] == (16, [])
+    before = embeddings(warehouse)
+    assert embed_items(warehouse, DATE)[1:] == (0, [])
+    late = {"item_id": "navy-boots-2", "title": "Navy boots", "brand": "Acme", "known_date": "2024-03-02"}
+    deliver(late, date=DATE + ONE_DAY * 3)
+    assert embed_items(warehouse, DATE + ONE_DAY)[1:] == (0, [])
+    assert embed_items(warehouse, DATE + ONE_DAY * 3)[1:] == (1, [])
+    after = embeddings(warehouse)
+    assert {item: after[item] for item in before} == before
+    assert after["navy-boots-2"] == after["navy-boots"]
+
+
+def test_an_item_of_unknown_words_has_no_vector_and_is_named(shop):
+    warehouse, deliver = shop
+    deliver({"item_id": "odd", "title": "zzz", "brand": None, "known_date": "2024-01-01"})
+    assert embed_items(warehouse, DATE)[1:] == (16, ["odd"])
+    assert "odd" not in load_vectors(warehouse, basis_in_force(warehouse)).item_ids.to_pylist()
+
+
+def test_two_bases_leave_a_choice_open(shop):
+    warehouse, deliver = shop
+    deliver({"item_id": "new", "title": "green shirt", "brand": "Zeta", "known_date": "2024-01-01"})
+    register(warehouse, *fitted(warehouse))
+    with pytest.raises(LTEError, match="2 bases are registered .*; set basis.basis_id to one"):
+        basis_in_force(warehouse)
+
+
+def test_a_damaged_basis_is_refused(shop):
+    warehouse, _ = shop
+    basis_id = basis_in_force(warehouse)
+    warehouse.spark.sql(f"UPDATE delta.`{warehouse.path(SEMANTIC_BASES)}` SET text_template = '{{title}}'")
+    with pytest.raises(LTEError, match=f"the state of basis {basis_id} hashes to .* damaged"):
+        load_basis(warehouse, basis_id)
+
+
+def test_before_any_basis_the_way_is_shown(warehouse):
+    with pytest.raises(LTEError, match="table semantic_bases does not exist at .*; run jobs.fit_basis first"):
+        basis_in_force(warehouse)

@@ -1,0 +1,102 @@
+"""The training set against an oracle in plain Python, and invariant 1 as it sees it."""
+
+import datetime
+from collections import defaultdict
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pyspark.sql import functions as F
+
+from jobs.build_training_set import TIE, in_order, require_snapshots, training_set
+from jobs.snapshot_lte import snapshots
+from lte_model.errors import LTEError
+from lte_model.settings import TrainingSet, Window
+from lte_model.windows import ONE_DAY, lte_window, target_window, training_dates
+from tests.jobs import events as made
+from tests.jobs.events import embedded_frame, events_frame, item_vectors
+
+WINDOW = Window(lag_days=3, window_days=10)
+TRAINING = TrainingSet(anchors=3, anchor_every_days=3, test_days=4, max_length=3)
+DATE = made.FIRST_DAY + datetime.timedelta(days=30)
+DATES = training_dates(DATE, TRAINING)
+KNOWN = {"e": DATES.test.start}
+
+
+def built(spark, rows):
+    """Rows of the training set by (split, snapshot date, user)."""
+    events = events_frame(spark, rows).where(f"known_date < DATE'{DATE}'")
+    items = embedded_frame(spark, KNOWN)
+    lte = snapshots(events, items, item_vectors(), DATES.snapshot_dates, WINDOW.lag_days, WINDOW.window_days)
+    frame = training_set(events, items.drop("item_index"), lte, DATES, WINDOW, TRAINING.max_length)
+    return {(row.split, row.snapshot_date, row.user_id): row for row in frame.collect()}
+
+
+def ties(spark, rows):
+    """What decides between events of one instant, by event."""
+    frame = in_order(events_frame(spark, rows)).select("user_id", "item_id", F.unix_seconds("event_ts"), TIE)
+    return {tuple(row[:3]): row[3] for row in frame.collect()}
+
+
+def expected(rows, tie):
+    """(item ids, target item, history count) by (split, snapshot date, user), one user and date at a time."""
+
+    def place(event):
+        seconds = int(event.event_ts.timestamp())
+        return seconds, tie[event.user_id, event.item_id, seconds], event.item_id
+
+    of_user = defaultdict(list)
+    for event in rows:
+        if event.known_date < DATE:
+            of_user[event.user_id].append(event)
+    splits = [("train", anchor, None) for anchor in DATES.anchors]
+    splits += [("validation", DATES.validation.start, DATES.validation), ("test", DATES.test.start, DATES.test)]
+    found = {}
+    for user, mine in of_user.items():
+        for split, date, target_days in splits:
+            history = lte_window(date, WINDOW.lag_days, WINDOW.window_days)
+            days = target_window(date, WINDOW.lag_days)
+            seen = [e for e in mine if history.start <= e.event_date < date and e.known_date < date]
+            steps = sorted(
+                place(e)
+                for e in seen
+                if e.event_date in days and e.item_id in made.ITEMS and KNOWN.get(e.item_id, datetime.date.min) < date
+            )[-TRAINING.max_length :]
+            targets = sorted(place(e) for e in mine if target_days and e.event_date in target_days)
+            if (split == "train" and steps) or (targets and seen):
+                target = targets[0][2] if targets else None
+                found[split, date, user] = ([item for _, _, item in steps], target, len(seen))
+    return found
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@given(rows=st.lists(made.events(days=32), min_size=10, max_size=80))
+def test_rows_are_those_of_the_oracle_and_nothing_leaks(spark, rows):
+    found = built(spark, rows)
+    assert {key: (row.item_ids, row.target_item_id, row.history_count) for key, row in found.items()} == expected(
+        rows, ties(spark, rows)
+    )
+    for (split, date, _), row in found.items():
+        assert row.oldest_event_date is None or row.oldest_event_date >= date - ONE_DAY * WINDOW.lag_days
+        assert row.newest_lte_event_date is None or row.newest_lte_event_date < date - ONE_DAY * WINDOW.lag_days
+        assert (row.vector_sum is None) == (row.event_count == 0)
+        if split != "train":
+            assert row.target_date >= date
+
+
+def test_a_missing_snapshot_is_named(spark):
+    day = DATES.anchors[0] - ONE_DAY * 8
+    events = events_frame(spark, [made.Event("u", "a", day, day)])
+    lte = snapshots(
+        events, embedded_frame(spark, {}), item_vectors(), DATES.snapshot_dates[1:], WINDOW.lag_days, WINDOW.window_days
+    )
+    with pytest.raises(LTEError, match=f"no LTE of {DATES.anchors[0]}; run jobs.snapshot_lte --date {DATE} --anchors"):
+        require_snapshots(lte, events, DATES, WINDOW, DATE)
+
+
+def test_a_snapshot_of_another_lag_is_named(spark):
+    day = DATES.anchors[0] - ONE_DAY * 8
+    events = events_frame(spark, [made.Event("u", "a", day, day)])
+    lte = snapshots(events, embedded_frame(spark, {}), item_vectors(), DATES.snapshot_dates, 4, WINDOW.window_days)
+    with pytest.raises(LTEError, match="has lag 4 and window 10, the settings say 3 and 10"):
+        require_snapshots(lte, events, DATES, WINDOW, DATE)

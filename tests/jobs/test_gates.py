@@ -1,0 +1,193 @@
+"""The gates: a good table passes, and each planted fault is found, with its rule and its rows."""
+
+import datetime
+import re
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from jobs.quality.check import check
+from jobs.quality.suites import SUITES
+from lte_model.errors import LTEError
+from lte_model.settings import Settings
+from lte_model.windows import ONE_DAY, training_dates
+
+DATE = datetime.date(2024, 3, 1)
+ALWAYS = datetime.date(1970, 1, 1)
+UNIT = 2**14
+
+
+@pytest.fixture
+def tables(settings: Settings) -> dict[str, pl.DataFrame]:
+    """Good rows of every checked table; a test spoils some, and `gate` writes them all."""
+    dates = training_dates(DATE, settings.training_set)
+    lag = ONE_DAY * settings.window.lag_days
+
+    def example(split, date, target=None):
+        event = datetime.datetime.combine(date - ONE_DAY, datetime.time(), datetime.UTC)
+        return {
+            "training_date": DATE,
+            "split": split,
+            "snapshot_date": date,
+            "user_id": "u",
+            "item_ids": ["a"],
+            "event_times": [event],
+            "oldest_event_date": date - ONE_DAY,
+            "newest_lte_event_date": date - lag - ONE_DAY,
+            "target_item_id": "b" if target else None,
+            "target_date": target,
+            "lag_days": settings.window.lag_days,
+            "basis_id": "b",
+        }
+
+    return {
+        "events": pl.DataFrame(
+            {
+                "user_id": ["u", "v", "w"],
+                "item_id": ["a", "b", "a"],
+                "event_ts": [datetime.datetime(2024, 2, 29, n, tzinfo=datetime.UTC) for n in range(3)],
+                "event_date": [DATE - ONE_DAY] * 3,
+                "known_date": [DATE - ONE_DAY] * 3,
+                "price": [None, 2.0, 3.0],
+            }
+        ),
+        "ingested_days": pl.DataFrame(
+            {
+                "feed": ["events"],
+                "known_date": [DATE - ONE_DAY],
+                "rows_read": [5],
+                "rows_kept": [3],
+                "rows_quarantined": [1],
+                "exact_duplicates": [1],
+            }
+        ),
+        "items": pl.DataFrame(
+            {
+                "item_id": ["a", "b"],
+                "title": ["Red shirt", "Blue coat"],
+                "description": [None, "warm"],
+                "category": ["x", None],
+                "brand": ["y", "z"],
+                "price": [1.0, None],
+                "known_date": [ALWAYS, ALWAYS],
+            }
+        ),
+        "item_embeddings": pl.DataFrame(
+            {"basis_id": ["b", "b"], "item_id": ["a", "b"], "vector": [[1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0]]},
+            schema_overrides={"vector": pl.List(pl.Float32)},
+        ),
+        "lte_snapshots": pl.DataFrame(
+            {
+                "user_id": ["u", "v"],
+                "vector_sum": [[UNIT, -UNIT, 0, 0], [UNIT, 0, 0, 0]],
+                "event_count": [2, 1],
+                "newest_event_date": [DATE - lag - ONE_DAY] * 2,
+                "lag_days": [settings.window.lag_days] * 2,
+                "window_days": [settings.window.window_days] * 2,
+                "snapshot_date": [DATE] * 2,
+                "basis_id": ["b"] * 2,
+                "representation": ["uniform"] * 2,
+            },
+            schema_overrides={"vector_sum": pl.List(pl.Int32)},
+        ),
+        "training_set": pl.DataFrame(
+            [example("train", anchor) for anchor in dates.anchors]
+            + [
+                example("validation", dates.validation.start, dates.validation.start),
+                example("test", dates.test.start, dates.test.end - ONE_DAY),
+            ]
+        ),
+    }
+
+
+OPTIONS = {"events": {"since": None}, "lte_snapshots": {"anchors": False}}
+
+
+def gate(settings: Settings, tables: dict[str, pl.DataFrame], table: str) -> None:
+    for name, frame in tables.items():
+        frame.write_delta(settings.table_path(name))
+    check(settings, table, SUITES[table](settings, DATE, **OPTIONS.get(table, {})), DATE)
+
+
+@pytest.mark.parametrize("table", sorted(SUITES))
+def test_good_rows_pass_and_leave_a_page_and_a_result(settings, tables, table):
+    gate(settings, tables, table)
+    assert Path(settings.data_docs, "site", "index.html").exists()
+    assert list(Path(settings.data_docs, "results", table).rglob("*.json"))
+
+
+def spoil(column, value, row=0):
+    """The frame with one value replaced."""
+
+    def spoiled(frame: pl.DataFrame) -> pl.DataFrame:
+        values = frame[column].to_list()
+        values[row] = value
+        return frame.with_columns(pl.Series(column, values, frame.schema[column]))
+
+    return spoiled
+
+
+FAULTS = {
+    "events dated after they were known": ("events", "events", spoil("event_date", DATE), "known_date.*user_id=u"),
+    "a negative price": ("events", "events", spoil("price", -1.0, 1), '"price", "min_value": 0.*user_id=v'),
+    "most items unknown": ("events", "items", lambda items: items.head(0), "item_known"),
+    "too much in quarantine": ("events", "ingested_days", spoil("rows_quarantined", 4), "quarantined_share"),
+    "a lost row": ("events", "ingested_days", spoil("rows_kept", 2), "unaccounted"),
+    "no row at all": ("events", "events", lambda events: events.head(0), "expect_table_row_count_to_be_between"),
+    "an item twice": ("items", "items", spoil("item_id", "b"), "to_be_unique.*item_id=b"),
+    "a vector off the grid": ("item_embeddings", "item_embeddings", spoil("vector", [0.6, 0.8, 0, 0]), "off_grid"),
+    "a vector too long": ("item_embeddings", "item_embeddings", spoil("vector", [1.0, 1.0, 0, 0]), "squared_norm"),
+    "a vector of other dimensions": ("item_embeddings", "item_embeddings", spoil("vector", [1.0]), "dimensions"),
+    "items without a vector": ("item_embeddings", "item_embeddings", lambda frame: frame.head(0), "has_vector"),
+    "a leak": (
+        "lte_snapshots",
+        "lte_snapshots",
+        spoil("newest_event_date", DATE - ONE_DAY * 3),
+        '"column_A": "window_end", "column_B": "newest_event_date".*1 of 2 rows.*user_id=u',
+    ),
+    "an event before the window": (
+        "lte_snapshots",
+        "lte_snapshots",
+        spoil("newest_event_date", DATE - ONE_DAY * 14),
+        "window_start",
+    ),
+    "a user twice": ("lte_snapshots", "lte_snapshots", spoil("user_id", "v"), "compound_columns_to_be_unique"),
+    "a sum too large for its count": ("lte_snapshots", "lte_snapshots", spoil("event_count", 1), "norm"),
+    "another lag": ("lte_snapshots", "lte_snapshots", spoil("lag_days", 4), "lag_days"),
+    "a target before the anchor's days": (
+        "training_set",
+        "training_set",
+        spoil("oldest_event_date", datetime.date(2024, 1, 1)),
+        '"column_A": "oldest_event_date", "column_B": "sequence_start".*split=train',
+    ),
+    "an LTE that saw a target": (
+        "training_set",
+        "training_set",
+        spoil("newest_lte_event_date", DATE),
+        '"column_A": "window_end", "column_B": "newest_lte_event_date"',
+    ),
+    "a test target before the cut": ("training_set", "training_set", spoil("target_date", ALWAYS, -1), "target_date"),
+    "two bases": ("training_set", "training_set", spoil("basis_id", "c", -1), "basis_id"),
+    "an empty sequence to train on": ("training_set", "training_set", spoil("item_ids", []), "length"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_stops_the_gate_and_is_named(settings, tables, fault, capsys):
+    table, spoiled, change, said = FAULTS[fault]
+    tables[spoiled] = change(tables[spoiled])
+    with pytest.raises(LTEError, match=f"gate {table} of {DATE}: .* rules are broken"):
+        gate(settings, tables, table)
+    assert re.search(said, capsys.readouterr().out), fault
+
+
+def test_a_missing_table_is_named(settings):
+    with pytest.raises(LTEError, match="table items does not exist at .*; run the job that writes it"):
+        SUITES["items"](settings, DATE)
+
+
+def test_a_snapshot_that_was_not_made_is_named(settings, tables):
+    tables["lte_snapshots"] = tables["lte_snapshots"].head(0)
+    with pytest.raises(LTEError, match="expect_table_row_count"):
+        gate(settings, tables, "lte_snapshots")
