@@ -101,9 +101,8 @@ def ingest_events(warehouse: Warehouse, settings: Settings, days: Interval) -> A
         classified.count()
 
     def write_kept(kept: DataFrame) -> None:
-        # One file a day: the days are the partitions.
         known = f"known_date >= {sql_date(days.start)} AND known_date < {sql_date(days.end)}"
-        warehouse.replace(EVENTS, kept.repartition("known_date"), known)
+        warehouse.replace(EVENTS, kept.repartitionByRange("known_date"), known)
 
     return write_feed(warehouse, FEED, rows, classified, days, write_kept)
 

@@ -1,16 +1,10 @@
-"""The Spark session of a job, and what a fresh machine needs before it can open one.
+"""The Spark session of a job."""
 
-`python -m jobs.session --settings FILE` prepares a machine: it checks Java, fetches Delta's jars once into the folder
-`spark.jars` and writes the class data archive `spark.class_data_archive`, which nearly halves the start of a JVM.
-"""
-
-import argparse
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +12,8 @@ from pathlib import Path
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from lte_model.errors import LTEError, run
-from lte_model.settings import Settings, load_settings
+from lte_model.errors import LTEError
+from lte_model.settings import Settings
 
 JAVA = 17
 """The oldest Java that Spark 4.2 runs on."""
@@ -96,7 +90,7 @@ def _configuration(settings: Settings) -> dict[str, str]:
     if not under_spark_submit:
         configuration |= {"spark.master": settings.spark.master} | _class_path(settings)
         if settings.spark.master.startswith("local"):
-            configuration |= _LOCAL | {"spark.driver.extraJavaOptions": _java_options(settings)}
+            configuration |= _LOCAL | {"spark.driver.extraJavaOptions": java_options(settings)}
     return configuration | {key: str(value) for key, value in settings.spark.conf.items()}
 
 
@@ -107,12 +101,13 @@ def _class_path(settings: Settings) -> dict[str, str]:
             "spark.jars.excludes": ",".join(BUNDLED_WITH_SPARK),
         }
     if not any(Path(settings.spark.jars).glob("*.jar")):
-        raise LTEError(f"there are no jars in {settings.spark.jars}; run `make setup`, or python -m jobs.session")
+        raise LTEError(f"there are no jars in {settings.spark.jars}; run `make setup`, or python -m jobs.prepare")
     jars = ":".join(sorted(str(jar) for jar in Path(settings.spark.jars).glob("*.jar")))
     return {"spark.driver.extraClassPath": jars, "spark.executor.extraClassPath": jars}
 
 
-def _java_options(settings: Settings) -> str:
+def java_options(settings: Settings) -> str:
+    """What the JVM of a local session is started with."""
     logging = Path(__file__).with_name("log4j2.properties")
     options = [f"-Dlog4j2.configurationFile={logging}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off", "-XX:+UseSerialGC"]
     archive = settings.spark.class_data_archive
@@ -135,85 +130,3 @@ def require_java() -> None:
     version = re.search(r'version "(\d+)', answer)
     if version is None or int(version.group(1)) < JAVA:
         raise LTEError(f"{java} is {answer.splitlines()[0] if answer else 'not a Java that answers'}. {way_out}")
-
-
-def fetch_jars(settings: Settings) -> None:
-    """Fetches the packages that the settings name into the folder `spark.jars`, by Spark's own resolver."""
-    folder = Path(settings.spark.jars)
-    with tempfile.TemporaryDirectory() as cache:
-        configuration = {
-            "spark.master": "local[1]",
-            "spark.ui.enabled": "false",
-            "spark.jars.ivy": cache,
-            "spark.jars.packages": ",".join(settings.spark.packages),
-            "spark.jars.excludes": ",".join(BUNDLED_WITH_SPARK),
-        }
-        program = "from pyspark.sql import SparkSession as S\nb = S.builder\n" + "".join(
-            f"b = b.config({key!r}, {value!r})\n" for key, value in configuration.items()
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", program + "b.getOrCreate().stop()"], check=False, capture_output=True, text=True
-        )
-        jars = sorted(Path(cache, "jars").glob("*.jar"))
-        if done.returncode or not jars:
-            raise LTEError(f"{settings.spark.packages} could not be fetched: {(done.stdout + done.stderr)[-600:]}")
-        folder.mkdir(parents=True, exist_ok=True)
-        for jar in jars:
-            # Whole or not at all: a folder with half a jar in it would look prepared.
-            shutil.copy(jar, folder / f"{jar.name}.part")
-            os.replace(folder / f"{jar.name}.part", folder / jar.name)
-
-
-def write_class_data_archive(settings: Settings) -> None:
-    """Writes the JVM's class data archive from one run of a small Delta job, as every job here is one."""
-    archive = Path(settings.spark.class_data_archive)
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        part = Path(folder, "classes.jsa")
-        options = {"spark.driver.extraJavaOptions": f"{_java_options(settings)} -XX:ArchiveClassesAtExit={part}"}
-        recording = settings.model_copy(
-            update={"spark": settings.spark.model_copy(update={"conf": settings.spark.conf | options})}
-        )
-        with spark_session(recording, "class-data-archive") as spark:
-            table = f"{folder}/table"
-            rows = spark.range(100).selectExpr("id", "id % 7 AS key", "DATE'2024-01-01' AS day")
-            rows.write.format("delta").partitionBy("day").save(table)
-            rows.groupBy("day", "key").count().join(rows, ["day", "key"]).drop("count").write.format("delta").mode(
-                "overwrite"
-            ).option("replaceWhere", "day = DATE'2024-01-01'").save(table)
-            spark.read.format("delta").load(table).mapInArrow(
-                lambda batches: batches, "id LONG, key LONG, day DATE"
-            ).count()
-        _wait_for_file(part)
-        shutil.move(part, archive)
-
-
-def _wait_for_file(path: Path, seconds: float = 60) -> None:
-    """The JVM writes its archive as it exits, after the session has stopped: end it and wait."""
-    from pyspark import SparkContext
-
-    gateway = SparkContext._gateway
-    if gateway is not None:
-        gateway.shutdown()
-        gateway.proc.stdin.close()
-        gateway.proc.wait(timeout=seconds)
-        SparkContext._gateway = SparkContext._jvm = None
-    if not path.exists():
-        raise LTEError('the JVM wrote no class data archive; set spark.class_data_archive = "" to go without')
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings")
-    settings = load_settings(parser.parse_args().settings)
-    require_java()
-    if settings.spark.jars and not any(Path(settings.spark.jars).glob("*.jar")):
-        print(f"fetching {', '.join(settings.spark.packages)} into {settings.spark.jars}", flush=True)
-        fetch_jars(settings)
-    if settings.spark.class_data_archive and not Path(settings.spark.class_data_archive).exists():
-        print(f"writing the class data archive {settings.spark.class_data_archive}", flush=True)
-        write_class_data_archive(settings)
-
-
-if __name__ == "__main__":
-    run(main)

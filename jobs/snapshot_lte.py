@@ -61,7 +61,7 @@ def snapshots(
     first, last = min(window.start for window in windows.values()), max(window.end for window in windows.values())
     needed = (
         events.where((F.col("event_date") >= first) & (F.col("event_date") < last))
-        # An event is known on or after its own day: this prunes partitions.
+        # An event is known on or after its own day: this prunes files.
         .where((F.col("known_date") >= first) & (F.col("known_date") < max(dates)))
         .join(F.broadcast(items), "item_id")
         .select(

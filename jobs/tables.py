@@ -28,7 +28,9 @@ EVENTS = Table(
     "events",
     """user_id STRING NOT NULL, item_id STRING NOT NULL, event_ts TIMESTAMP NOT NULL, event_date DATE NOT NULL,
     event_type STRING, price DOUBLE, quantity DOUBLE, rating DOUBLE, known_date DATE NOT NULL""",
-    ("known_date",),
+    # A file holds some days, and its statistics of known_date and event_date say which: a folder a day would be
+    # thousands of tiny files for a small shop with a long history.
+    (),
     "jobs.ingest_events",
 )
 ITEMS = Table(
@@ -41,7 +43,7 @@ ITEMS = Table(
 QUARANTINE = Table(
     "quarantine",
     """feed STRING NOT NULL, known_date DATE NOT NULL, reason STRING NOT NULL, source STRING, row STRING""",
-    ("feed", "known_date"),
+    ("feed",),
     "jobs.ingest_events and jobs.ingest_items",
 )
 INGESTED_DAYS = Table(

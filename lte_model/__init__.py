@@ -5,3 +5,7 @@ import os
 # Read once, when torch is loaded, so it has to stand before that. Threads that wait for each other by spinning take the
 # cores that they wait for: on a machine with other work, two cores trained eight times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# MLflow would tell its makers how it is used, and show a bar for each file that it copies.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -120,7 +120,7 @@ def log_metrics(run_id: str, metrics: Mapping[str, float]) -> None:
 
 @contextlib.contextmanager
 def _alone(settings: Settings) -> Iterator[None]:
-    """Keeps other processes out where MLflow is a file: two that open a new one both create its tables, and one fails."""
+    """Keeps other processes out where MLflow is a file: two that open a new one both create its tables; one fails."""
     uri = settings.mlflow.tracking_uri
     if not uri.startswith("sqlite:///"):
         yield

@@ -1,0 +1,49 @@
+# Long-term embeddings. `make help` says what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := 0.13.9
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+# The demo's installation where there is one, else an empty one for your own feed.
+SETTINGS ?= $(firstword $(wildcard .lte/demo/settings.toml) infra/settings/local.toml)
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+
+setup: .cache/prepared  ## install Python packages, check Java, fetch Delta's jars once
+	@echo "ready: $$($(BIN)/python --version), packages of infra/constraints.txt, jars in .cache/jars"
+
+$(VENV)/installed: pyproject.toml infra/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "error: $(PYTHON) is $$($(PYTHON) --version); Python 3.11 or later is needed: make setup PYTHON=python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV)
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --compile-bytecode --requirements pyproject.toml --extra test --constraints infra/constraints.txt
+	@touch $@
+
+.cache/prepared: $(VENV)/installed
+	$(BIN)/python -m jobs.prepare --settings infra/settings/local.toml
+	@mkdir -p .cache && touch $@
+
+demo: .cache/prepared  ## the whole pipeline through Airflow [DATA= JSON= LAG= WINDOW= DATE= TEST_DAYS= USERS= ITEMS=]
+	@$(BIN)/python -m infra.demo $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)') \
+	    $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
+	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS)) $(if $(USERS),--users $(USERS)) $(if $(ITEMS),--items $(ITEMS))
+
+up: .cache/prepared  ## Airflow, MLflow and the pages on loopback until Ctrl-C [SETTINGS= AIRFLOW_PORT= MLFLOW_PORT= PAGES_PORT=]
+	@exec $(BIN)/python -m infra.local_stack --settings $(SETTINGS)
+
+test: .cache/prepared  ## all tests [ARGS="-m 'not e2e'"]
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed  ## ruff
+	$(BIN)/ruff check .
+
+clean:  ## remove what demos and tests made; packages and jars stay
+	rm -rf .lte .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
+
+.PHONY: help setup demo up test lint clean

@@ -1,0 +1,65 @@
+"""A task of this project is one command line, and there are two kinds: a job writes a table, a gate reads one.
+
+Every command can be pasted into a terminal at the root of the repository, with LTE_SETTINGS set. A pool of one
+slot per table (infra/airflow/pools.json) keeps it to one writer, whichever DAG, date or backfill asks.
+"""
+
+import datetime
+from pathlib import Path
+
+import pendulum
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import Asset
+from airflow.sdk.configuration import conf
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+DATE = "{{ (dag_run.logical_date or dag_run.run_after) | ds }}"
+"""The logical date, YYYY-MM-DD. A run that a person starts without one is a run of the day it is started on."""
+
+OWNER = {"owner": "personalisation"}
+
+CHALLENGER = Asset("lte_challenger")
+"""Updated when a training registers a model; `lte_promotion` waits for it."""
+
+REPORTS_URL = conf.get("lte", "reports_url", fallback="")
+"""Where people open the reports. `[lte]` is our section of airflow.cfg; see infra/airflow/README.md."""
+
+
+def feed_end() -> datetime.datetime | None:
+    """The last logical date that the shop's feed reaches; None where the feed is live.
+
+    A shop of the past, as the demo's, has no rows for today: without this, its schedules would start runs that
+    find an empty day.
+    """
+    day = conf.get("lte", "feed_end", fallback="")
+    return pendulum.parse(day, tz="UTC") if day else None
+
+
+def job(task_id: str, command: str, *, writes: str, on_failure: str, outlets: tuple[Asset, ...] = ()) -> BashOperator:
+    """A task that writes. `writes` names its pool: its table. It may be repeated, so that one retry is safe."""
+    return BashOperator(
+        task_id=task_id,
+        bash_command=f"python -m {command}",
+        cwd=str(REPOSITORY),
+        pool=writes,
+        retries=1,
+        retry_delay=datetime.timedelta(seconds=20),
+        outlets=list(outlets),
+        doc_md=f"Writes **{writes}**. Safe to clear and run again.\n\n**When it fails:** {on_failure}",
+    )
+
+
+def gate(task_id: str, command: str, *, on_failure: str, pool: str = "data_docs") -> BashOperator:
+    """A task that decides whether the next table may be written. The same rows fail again: there is no retry.
+
+    Its pool is what it does write: the page that shows its result.
+    """
+    return BashOperator(
+        task_id=task_id,
+        bash_command=f"python -m {command}",
+        cwd=str(REPOSITORY),
+        pool=pool,
+        retries=0,
+        doc_md=f"Reads, and lets the run pass or stops it.\n\n**When it fails:** {on_failure}",
+    )

@@ -1,0 +1,87 @@
+"""# lte_daily
+The run of logical date D makes the LTE that may be used on D, and puts it live.
+
+| task | reads | writes |
+|---|---|---|
+| ingest | the feed: rows that became known on D−1 | `events`, `items`, `quarantine` |
+| embed_items | items new to the basis | `item_embeddings` |
+| snapshot_lte | events dated in [D−L−W, D−L) | `lte_snapshots`, partition D |
+| publish_lte | the newest snapshot of each user | `lte_live` |
+
+**First** run `lte_bootstrap`, once. **Backfill** any range of dates, in any order: each run writes the rows of
+its date alone, and the same rows each time. An older date never takes the place of a newer one in `lte_live`.
+
+**When a gate fails** the tables behind it are not written, and yesterday's vectors stay live. Its log, and the
+Data Docs, name the rule and the rows. Correct the cause, then clear the failed run from the ingest on.
+"""
+
+from airflow.sdk import DAG
+
+from commands import DATE, OWNER, feed_end, gate, job
+
+with DAG(
+    "lte_daily",
+    description="Ingest a day, embed new items, snapshot and publish the long-term embeddings",
+    schedule="0 0 * * *",
+    end_date=feed_end(),
+    catchup=False,
+    max_active_runs=4,
+    default_args=OWNER,
+    tags=["lte", "daily"],
+    doc_md=__doc__,
+):
+    ingest_items = job(
+        "ingest_items",
+        f"jobs.ingest_items --date {DATE}",
+        writes="quarantine",
+        on_failure="The log names the file, and the column or value that doesn't fit. Is today's delivery complete?",
+    )
+    ingest_events = job(
+        "ingest_events",
+        f"jobs.ingest_events --date {DATE}",
+        writes="quarantine",
+        on_failure="The log names the file, and the column or value that doesn't fit. Is today's delivery complete?",
+    )
+    check_items = gate(
+        "check_items",
+        f"jobs.quality.check items --date {DATE}",
+        on_failure="Correct the items that it lists, then clear `ingest_items`.",
+    )
+    check_events = gate(
+        "check_events",
+        f"jobs.quality.check events --date {DATE}",
+        on_failure="Table `quarantine` holds each refused row and its reason. Correct the feed, clear `ingest_events`.",
+    )
+    embed_items = job(
+        "embed_items",
+        f"jobs.embed_items --date {DATE}",
+        writes="item_embeddings",
+        on_failure="No basis registered? Run `lte_bootstrap`. Several? Set `basis.basis_id` to the one to use.",
+    )
+    check_item_embeddings = gate(
+        "check_item_embeddings",
+        f"jobs.quality.check item_embeddings --date {DATE}",
+        on_failure="An item without text, or a vector off the grid. The log lists the items.",
+    )
+    snapshot_lte = job(
+        "snapshot_lte",
+        f"jobs.snapshot_lte --date {DATE}",
+        writes="lte_snapshots",
+        on_failure="The rows of this date are as they were. Clear the task. Out of memory: `[spark]` in the settings.",
+    )
+    check_lte_snapshots = gate(
+        "check_lte_snapshots",
+        f"jobs.quality.check lte_snapshots --date {DATE}",
+        on_failure="The rule on leaks failed? The lag in the settings isn't that of the rows: clear `snapshot_lte`.",
+    )
+    publish_lte = job(
+        "publish_lte",
+        f"jobs.publish_lte --date {DATE}",
+        writes="lte_live",
+        on_failure="The vectors that were live still are. Clear the task.",
+    )
+
+    ingest_items >> check_items
+    ingest_events >> check_events
+    [check_items, check_events] >> embed_items >> check_item_embeddings
+    check_item_embeddings >> snapshot_lte >> check_lte_snapshots >> publish_lte

@@ -1,0 +1,83 @@
+"""# lte_training
+The run of logical date D trains on what was known before D: the ranker with the LTE as its prefix token, and the same
+ranker without it. It evaluates both, writes the report, and registers the first as `challenger`.
+
+**Schedule:** Mondays, 03:00 UTC; or trigger it with a logical date. It reads `events` and `item_embeddings`, so
+`lte_bootstrap`, or as many runs of `lte_daily` as the windows need, come first.
+
+**A training that was killed** goes on from its last checkpoint when the task runs again.
+
+**When it fails:** each task says in its own notes what to look at. Nothing here touches the champion.
+"""
+
+from airflow.sdk import DAG
+
+from commands import CHALLENGER, DATE, OWNER, feed_end, gate, job
+
+with DAG(
+    "lte_training",
+    description="Training set, two trainings, evaluation, report, registration as challenger",
+    schedule="0 3 * * MON",
+    end_date=feed_end(),
+    catchup=False,
+    max_active_runs=1,
+    default_args=OWNER,
+    tags=["lte", "training"],
+    doc_md=__doc__,
+):
+    snapshot_anchors = job(
+        "snapshot_anchors",
+        f"jobs.snapshot_lte --date {DATE} --anchors",
+        writes="lte_snapshots",
+        on_failure="The log names the anchor. Snapshots that are there already are not written again.",
+    )
+    check_lte_snapshots = gate(
+        "check_lte_snapshots",
+        f"jobs.quality.check lte_snapshots --date {DATE} --anchors",
+        on_failure="An anchor without rows has no event old enough: use fewer anchors (`training_set.anchors`).",
+    )
+    build_training_set = job(
+        "build_training_set",
+        f"jobs.build_training_set --date {DATE}",
+        writes="training_set",
+        on_failure="The log names the split that is empty. Are `test_days` and `anchors` within the feed?",
+    )
+    check_training_set = gate(
+        "check_training_set",
+        f"jobs.quality.check training_set --date {DATE}",
+        on_failure="The rule on leaks failed? Don't train. Clear `snapshot_anchors`, then `build_training_set`.",
+    )
+    train_prefix = job(
+        "train_prefix",
+        f"lte_model.training --date {DATE} --integration prefix",
+        writes="checkpoints",
+        on_failure="Clear the task: it goes on from its last checkpoint. Out of memory: lower `training.batch_size`.",
+    )
+    train_none = job(
+        "train_none",
+        f"lte_model.training --date {DATE} --integration none",
+        writes="checkpoints",
+        on_failure="Clear the task: it goes on from its last checkpoint. Out of memory: lower `training.batch_size`.",
+    )
+    evaluate = job(
+        "evaluate",
+        f"lte_model.evaluation --date {DATE}",
+        writes="reports",
+        on_failure="Both models must be of the basis in the training set; the log names the one that isn't.",
+    )
+    report = job(
+        "report",
+        f"lte_model.report --date {DATE}",
+        writes="reports",
+        on_failure="It reads evaluation.json of this date; clear `evaluate` if that is missing.",
+    )
+    register = job(
+        "register",
+        f"lte_model.registry register --date {DATE}",
+        writes="model_registry",
+        outlets=(CHALLENGER,),
+        on_failure="Is MLflow up? A second run finds the version that the first registered.",
+    )
+
+    snapshot_anchors >> check_lte_snapshots >> build_training_set >> check_training_set
+    check_training_set >> [train_prefix, train_none] >> evaluate >> report >> register

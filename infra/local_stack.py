@@ -1,0 +1,470 @@
+"""Airflow, MLflow's UI and the pages (Data Docs, reports) of one installation, on loopback, as one thing.
+
+    make up                                            # or: python -m infra.local_stack --settings FILE
+
+1. `<home>/airflow` becomes the AIRFLOW_HOME: airflow.cfg, keys and password are written there, SQLite is migrated.
+2. api-server, scheduler and DAG processor start; no triggerer, for no task here defers. Then pools and DAGs are in.
+3. Ctrl-C stops every process that came of it, the commands of running tasks too. Tasks that were stopped start
+   again with the next `make up`.
+
+The demo and the end-to-end test use the same class as a context manager.
+"""
+
+import argparse
+import base64
+import configparser
+import datetime
+import fcntl
+import http.client
+import http.server
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import psutil
+
+from infra.airflow_api import AirflowAPI
+from lte_model.errors import LTEError, run
+from lte_model.settings import SETTINGS_VARIABLE, load_settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LOOPBACK = "127.0.0.1"
+USER = "admin"
+DAG_IDS = ("lte_bootstrap", "lte_daily", "lte_training", "lte_promotion")
+MARK = "LOCAL_STACK"
+"""A variable in the environment of every process of a stack, by which the last of them is found."""
+
+START_TIMEOUT = 120.0
+STOP_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The three ports of a stack on 127.0.0.1."""
+
+    airflow: int
+    mlflow: int
+    pages: int
+
+    @classmethod
+    def from_environment(cls) -> "Ports":
+        """AIRFLOW_PORT, MLFLOW_PORT and PAGES_PORT; 8080, 5000 and 8090 where they aren't set."""
+        names = {"AIRFLOW_PORT": 8080, "MLFLOW_PORT": 5000, "PAGES_PORT": 8090}
+        try:
+            ports = cls(*(int(os.environ.get(name) or default) for name, default in names.items()))
+        except ValueError as error:
+            raise LTEError(f"a port in {', '.join(names)} is not a number: {error}") from None
+        for name, port in zip(names, (ports.airflow, ports.mlflow, ports.pages), strict=True):
+            if not _is_free(port):
+                raise LTEError(f"port {port} is taken on {LOOPBACK}; stop what listens there, or set {name} to another")
+        return ports
+
+    @classmethod
+    def free(cls) -> "Ports":
+        """Three ports that nobody listens on now."""
+        with socket.socket() as first, socket.socket() as second, socket.socket() as third:
+            for sock in (first, second, third):
+                sock.bind((LOOPBACK, 0))
+            return cls(*(sock.getsockname()[1] for sock in (first, second, third)))
+
+
+class LocalStack:
+    """The running stack of the installation that `settings_file` describes; a context manager.
+
+    `mlflow_ui` leaves MLflow's server out where nobody looks at it. `feed_end` is the last logical date of a shop
+    whose feed has ended; it stays in airflow.cfg until another is given.
+
+    Entering raises `LTEError` when another stack holds the same home, and when a component doesn't come up.
+    """
+
+    def __init__(
+        self,
+        settings_file: str | os.PathLike,
+        ports: Ports | None = None,
+        mlflow_ui: bool = True,
+        feed_end: datetime.date | None = None,
+    ):
+        self.settings_file = Path(settings_file).resolve()
+        self.settings = load_settings(self.settings_file)
+        self.ports = ports or Ports.free()
+        self.mlflow_ui = mlflow_ui
+        self.feed_end = feed_end
+        self.airflow_home = Path(self.settings.home) / "airflow"
+        self.logs = self.airflow_home / "logs"
+        self.airflow_url = f"http://{LOOPBACK}:{self.ports.airflow}"
+        self.mlflow_url = f"http://{LOOPBACK}:{self.ports.mlflow}"
+        self.pages_url = f"http://{LOOPBACK}:{self.ports.pages}"
+        self.api: AirflowAPI
+        self._mark = uuid.uuid4().hex
+        self._components: dict[str, subprocess.Popen] = {}
+        self._lock: IO | None = None
+        self._pages: http.server.ThreadingHTTPServer | None = None
+
+    @property
+    def password(self) -> str:
+        return json.loads(self._password_file.read_text())[USER]
+
+    def __enter__(self) -> Self:
+        self._take_lock()
+        try:
+            self._configure()
+            self._migrate()
+            for component in ("api-server", "scheduler", "dag-processor"):
+                # Task logs are read from disk; the scheduler need not serve them on another port.
+                options = ["--skip-serve-logs"] if component == "scheduler" else []
+                self._start(component, [sys.executable, "-m", "airflow", component, *options])
+            self._serve_pages()
+            self._await(self.airflow_url + "/api/v2/version", "api-server")
+            self.api = AirflowAPI(self.airflow_url, USER, self.password)
+            self.api.import_pools(json.loads((REPOSITORY / "infra/airflow/pools.json").read_text()))
+            self.api.wait_for_dags(DAG_IDS, START_TIMEOUT)
+            if self.mlflow_ui:
+                self._start_mlflow()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def check(self) -> None:
+        """Raises `LTEError` if a component has ended on its own."""
+        for name, process in self._components.items():
+            if process.poll() is not None:
+                raise LTEError(f"{name} ended with code {process.returncode}; see {self._log_file(name)}")
+
+    def spark_drivers(self) -> set[int]:
+        """The process ids of the JVMs of Spark that run now."""
+        return {process.pid for process in self._processes() if _is_spark_driver(process)}
+
+    def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int) -> Path:
+        """The file that Airflow logs one try of a task to."""
+        return self.logs / f"dag_id={dag_id}/run_id={run_id}/task_id={task_id}/attempt={try_number}.log"
+
+    def stop(self) -> None:
+        """Stops all of it and returns when no process is left. Does nothing the second time."""
+        # Workers go first, and at once: asked kindly they would finish their tasks, and told by a dying command
+        # they would book the task as failed. A worker that is gone leaves its task to the next scheduler.
+        components = {process.pid for process in self._components.values()}
+        for process in self._processes():
+            if process.pid not in components and _session(process) in components:
+                _signal(process, signal.SIGKILL)
+        for process in self._processes():
+            _signal(process, signal.SIGTERM)
+        _, alive = psutil.wait_procs(self._processes(), timeout=STOP_TIMEOUT)
+        for process in (*alive, *self._processes()):
+            _signal(process, signal.SIGKILL)
+        for process in self._components.values():
+            process.wait()
+        self._components.clear()
+        if self._pages:
+            self._pages.shutdown()
+            self._pages.server_close()
+            self._pages = None
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        """One stack per home: two schedulers on one SQLite would start every task twice."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        file = open(self.airflow_home / "stack.lock", "a+")  # noqa: SIM115 – held until stop()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip()
+            file.close()
+            raise LTEError(f"process {owner} runs a stack on {self.settings.home} already; stop it first") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        self._lock = file
+
+    def _configure(self) -> None:
+        """Writes airflow.cfg. Keys and the section `[lte]` are kept from the last time."""
+        file = self.airflow_home / "airflow.cfg"
+        config = configparser.RawConfigParser()
+        config.read(file)
+        old = {section: dict(config[section]) for section in config.sections()}
+        config.clear()
+        config.read_dict(self._configuration())
+        config.read_dict(
+            {
+                "core": {"fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()},
+                "api": {"secret_key": secrets.token_hex(32)},
+                "api_auth": {"jwt_secret": secrets.token_hex(32)},
+                "lte": {"feed_end": ""},
+            }
+        )
+        for section, key in (
+            ("core", "fernet_key"),
+            ("api", "secret_key"),
+            ("api_auth", "jwt_secret"),
+            ("lte", "feed_end"),
+        ):
+            if key in old.get(section, {}):
+                config[section][key] = old[section][key]
+        if self.feed_end:
+            config["lte"]["feed_end"] = self.feed_end.isoformat()
+        with _private(file) as stream:
+            config.write(stream)
+        if not self._password_file.exists():
+            with _private(self._password_file) as stream:
+                json.dump({USER: secrets.token_urlsafe(9)}, stream)
+
+    def _configuration(self) -> dict[str, dict[str, object]]:
+        return {
+            "core": {
+                "dags_folder": REPOSITORY / "dags",
+                "load_examples": False,
+                "executor": "LocalExecutor",
+                "parallelism": max(2, os.cpu_count() or 2),
+                "dags_are_paused_at_creation": True,
+                "simple_auth_manager_users": f"{USER}:admin",
+                "simple_auth_manager_passwords_file": self._password_file,
+                "execution_api_server_url": f"{self.airflow_url}/execution/",
+                # The default asks the name server for this machine's full name.
+                "hostname_callable": "socket.gethostname",
+            },
+            "database": {"sql_alchemy_conn": f"sqlite:///{self.airflow_home / 'airflow.db'}"},
+            "api": {"host": LOOPBACK, "port": self.ports.airflow, "base_url": self.airflow_url, "workers": 1},
+            "api_auth": {},
+            "logging": {"base_log_folder": self.logs, "colored_console_log": False},
+            # One person waits for one chain of tasks: look often, and don't read unchanged DAGs again and again.
+            "scheduler": {"scheduler_idle_sleep_time": 0.25},
+            "dag_processor": {
+                "parsing_processes": 1,
+                "refresh_interval": 5,
+                "bundle_refresh_check_interval": 2,
+                "min_file_process_interval": 60,
+                "dag_bundle_storage_path": self.airflow_home / "bundles",
+            },
+            "lte": {"reports_url": f"{self.pages_url}/reports/"},
+        }
+
+    @property
+    def _password_file(self) -> Path:
+        return self.airflow_home / "passwords.json"
+
+    def _log_file(self, component: str) -> Path:
+        return self.logs / f"{component}.log"
+
+    def _environment(self) -> dict[str, str]:
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+        return {
+            **os.environ,
+            "AIRFLOW_HOME": str(self.airflow_home),
+            SETTINGS_VARIABLE: str(self.settings_file),
+            "PATH": path,
+            "PYTHONUNBUFFERED": "1",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            MARK: self._mark,
+        }
+
+    def _migrate(self) -> None:
+        """Brings Airflow's database to this version. Takes seconds, so that a stamp saves the second time."""
+        from importlib.metadata import version
+
+        stamp = self.airflow_home / f"migrated-{version('apache-airflow')}"
+        if stamp.exists():
+            return
+        self._start("migration", [sys.executable, "-m", "airflow", "db", "migrate"])
+        if self._components.pop("migration").wait() != 0:
+            raise LTEError(f"Airflow's database was not migrated; see {self._log_file('migration')}")
+        stamp.touch()
+
+    def _start_mlflow(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(self.ports.mlflow)]
+        command += ["--workers", "1", "--backend-store-uri", self.settings.mlflow.tracking_uri]
+        self._start("mlflow", [*command, "--default-artifact-root", self.settings.mlflow.artifacts])
+        self._await(self.mlflow_url + "/health", "mlflow")
+
+    def _start(self, name: str, command: Sequence[str]) -> None:
+        with open(self._log_file(name), "ab") as log:
+            self._components[name] = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C in the terminal is for this process alone, which then stops the others in order.
+                start_new_session=True,
+            )
+
+    def _await(self, url: str, component: str) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        address = urllib.parse.urlsplit(url)
+        while True:
+            self.check()
+            connection = http.client.HTTPConnection(address.hostname, address.port, timeout=5)
+            try:
+                connection.request("GET", address.path)
+                if connection.getresponse().status == 200:
+                    return
+            except OSError:
+                pass
+            finally:
+                connection.close()
+            if time.monotonic() > deadline:
+                raise LTEError(f"{component} doesn't answer at {url}; see {self._log_file(component)}")
+            time.sleep(0.1)
+
+    def _serve_pages(self) -> None:
+        folders = {"reports": self.settings.reports, "data_docs": f"{self.settings.data_docs}/site"}
+        for folder in folders.values():
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        try:
+            self._pages = http.server.ThreadingHTTPServer((LOOPBACK, self.ports.pages), _pages_of(folders))
+        except OSError as error:
+            raise LTEError(f"the pages can't be served at {self.pages_url}: {error}") from None
+        threading.Thread(target=self._pages.serve_forever, name="pages", daemon=True).start()
+
+    def _processes(self) -> list[psutil.Process]:
+        """Every process that came of this stack: by parent, by session, and by the mark in its environment.
+
+        Airflow starts a task's command in a session of its own, and its workers overwrite their environment with
+        their title; so that no one of the three finds all.
+        """
+        sessions = {process.pid for process in self._components.values()}
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter():
+            try:
+                if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if _session(process) in sessions or process.environ().get(MARK) == self._mark:
+                    found[process.pid] = process
+                    found.update((child.pid, child) for child in process.children(recursive=True))
+            except psutil.Error:
+                continue
+        return list(found.values())
+
+
+def _pages_of(folders: dict[str, str]) -> type[http.server.SimpleHTTPRequestHandler]:
+    """A handler that shows these folders, each under its name, and nothing else of the home."""
+
+    class Pages(http.server.SimpleHTTPRequestHandler):
+        def translate_path(self, path: str) -> str:
+            name, _, rest = urllib.parse.urlsplit(path).path.lstrip("/").partition("/")
+            self.directory = folders.get(name, os.devnull)
+            return super().translate_path("/" + rest)
+
+        def do_GET(self) -> None:
+            if self.path in ("/", "/index.html"):
+                links = "".join(f'<li><a href="{name}/">{name}</a></li>' for name in folders)
+                page = f"<!doctype html><title>Pages</title><ul>{links}</ul>".encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.send_header("Content-Length", str(len(page)))
+                self.end_headers()
+                self.wfile.write(page)
+            else:
+                super().do_GET()
+
+        def log_message(self, format: str, *values: object) -> None:
+            """Keeps quiet: the terminal is for the addresses."""
+
+    return Pages
+
+
+def _private(file: Path) -> IO[str]:
+    """`file`, emptied and opened for writing, readable by its owner alone."""
+    return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def _session(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return None
+
+
+def _is_spark_driver(process: psutil.Process) -> bool:
+    """A JVM of Spark; not the copy of itself that it is for a moment when it starts another program."""
+    try:
+        return (
+            process.name() == "java"
+            and "org.apache.spark.deploy.SparkSubmit" in process.cmdline()
+            and process.parent().name() != "java"
+        )
+    except (psutil.Error, AttributeError):  # it has ended, or its parent has
+        return False
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        pass
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGINT and SIGTERM set."""
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    return stopped
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", default=os.environ.get(SETTINGS_VARIABLE))
+    arguments = parser.parse_args()
+    if not arguments.settings:
+        raise LTEError(f"no settings; give --settings FILE or set {SETTINGS_VARIABLE}")
+
+    stack = LocalStack(arguments.settings, Ports.from_environment())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    started = time.monotonic()
+    try:
+        with stack:
+            print(
+                f"""{stack.settings.home}, up after {time.monotonic() - started:.0f} s
+
+  Airflow     {stack.airflow_url}            user {USER}, password {stack.password}
+  MLflow      {stack.mlflow_url}
+  Data Docs   {stack.pages_url}/data_docs/
+  Reports     {stack.pages_url}/reports/
+  logs        {stack.logs}
+
+Ctrl-C stops all of it.""",
+                flush=True,
+            )
+            stopped = stop_on_signals()
+            while not stopped.wait(1):
+                stack.check()
+            print("stopping …", flush=True)
+    except KeyboardInterrupt:
+        pass
+    print("stopped", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

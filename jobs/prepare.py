@@ -1,0 +1,127 @@
+"""Prepares a machine for the jobs: checks Java, fetches Delta's jars, and writes the JVM's class data archive.
+
+Both are made once, into the places that the settings name. The archive holds the classes that the jobs load, so that
+a JVM need not find, parse and verify them again at each start; it is recorded from all jobs over a tiny shop.
+"""
+
+import argparse
+import datetime
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from pyspark import SparkContext
+
+from jobs.build_training_set import build_training_set
+from jobs.demo_shop import ShopSpec, write_demo_shop
+from jobs.embed_items import embed_items
+from jobs.fit_basis import fit_basis, register
+from jobs.ingest import days_known
+from jobs.ingest_events import ingest_events
+from jobs.ingest_items import ingest_items
+from jobs.publish_lte import publish_lte
+from jobs.session import BUNDLED_WITH_SPARK, java_options, require_java, spark_session
+from jobs.snapshot_lte import snapshot_lte
+from jobs.tables import SEMANTIC_BASES, Warehouse
+from lte_model.errors import LTEError, run
+from lte_model.settings import Basis, Settings, Sources, load_settings
+from lte_model.windows import parse_date, training_dates
+
+EXIT_SECONDS = 120
+"""How long the JVM may take to write the archive as it exits."""
+
+
+def fetch_jars(settings: Settings) -> None:
+    """Fetches the packages that the settings name into the folder `spark.jars`, by Spark's own resolver."""
+    folder = Path(settings.spark.jars)
+    with tempfile.TemporaryDirectory() as cache:
+        configuration = {
+            "spark.master": "local[1]",
+            "spark.ui.enabled": "false",
+            "spark.jars.ivy": cache,
+            "spark.jars.packages": ",".join(settings.spark.packages),
+            "spark.jars.excludes": ",".join(BUNDLED_WITH_SPARK),
+        }
+        program = "from pyspark.sql import SparkSession as S\nb = S.builder\n" + "".join(
+            f"b = b.config({key!r}, {value!r})\n" for key, value in configuration.items()
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program + "b.getOrCreate().stop()"], check=False, capture_output=True, text=True
+        )
+        jars = sorted(Path(cache, "jars").glob("*.jar"))
+        if done.returncode or not jars:
+            raise LTEError(f"{settings.spark.packages} could not be fetched: {(done.stdout + done.stderr)[-600:]}")
+        folder.mkdir(parents=True, exist_ok=True)
+        for jar in jars:
+            # Whole or not at all: a folder with half a jar in it would look prepared.
+            shutil.copy(jar, folder / f"{jar.name}.part")
+            os.replace(folder / f"{jar.name}.part", folder / jar.name)
+
+
+def write_class_data_archive(settings: Settings) -> None:
+    """Writes the class data archive. Raises `LTEError` where the JVM doesn't."""
+    archive = Path(settings.spark.class_data_archive)
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder, "classes.jsa")
+        options = {"spark.driver.extraJavaOptions": f"{java_options(settings)} -XX:ArchiveClassesAtExit={part}"}
+        shop = settings.model_copy(
+            update={
+                "warehouse": f"{folder}/warehouse",
+                "sources": Sources(events=f"{folder}/shop/events.parquet", items=f"{folder}/shop/items.parquet"),
+                "basis": Basis(dimensions=8),
+                "spark": settings.spark.model_copy(update={"conf": settings.spark.conf | options}),
+            }
+        )
+        planted = write_demo_shop(ShopSpec(users=40, items=40), Path(folder, "shop"))
+        with spark_session(shop, "class-data-archive") as spark:
+            first, last = parse_date(planted.first_event_date), parse_date(planted.last_event_date)
+            run_all_jobs(Warehouse(spark, shop), first, last)
+        _end_jvm()
+        if not part.exists():
+            raise LTEError('the JVM wrote no class data archive; set spark.class_data_archive = "" to go without')
+        shutil.move(part, archive)
+
+
+def run_all_jobs(warehouse: Warehouse, since: datetime.date, date: datetime.date) -> None:
+    """Every job once, from the feed to the training set, in one session."""
+    settings = warehouse.settings
+    ingest_items(warehouse, settings, date)
+    ingest_events(warehouse, settings, days_known(date, since))
+    warehouse.create(SEMANTIC_BASES)
+    basis, fitted_items = fit_basis(warehouse, date)
+    register(warehouse, basis, date, fitted_items)
+    embed_items(warehouse, date)
+    snapshot_lte(warehouse, training_dates(date, settings.training_set).snapshot_dates)
+    snapshot_lte(warehouse, [date])
+    publish_lte(warehouse, date)
+    build_training_set(warehouse, date)
+
+
+def _end_jvm() -> None:
+    """Ends the JVM, which outlives its session, and waits: it writes the archive on its way out."""
+    gateway = SparkContext._gateway
+    gateway.shutdown()
+    gateway.proc.stdin.close()
+    gateway.proc.wait(timeout=EXIT_SECONDS)
+    SparkContext._gateway = SparkContext._jvm = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--settings")
+    settings = load_settings(parser.parse_args().settings)
+    require_java()
+    if settings.spark.jars and not any(Path(settings.spark.jars).glob("*.jar")):
+        print(f"fetching {', '.join(settings.spark.packages)} into {settings.spark.jars}", flush=True)
+        fetch_jars(settings)
+    if settings.spark.class_data_archive and not Path(settings.spark.class_data_archive).exists():
+        print(f"writing the class data archive {settings.spark.class_data_archive}", flush=True)
+        write_class_data_archive(settings)
+
+
+if __name__ == "__main__":
+    run(main)

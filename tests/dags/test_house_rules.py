@@ -1,0 +1,173 @@
+"""What every DAG of this repository must have, and what none may do."""
+
+import argparse
+import ast
+import datetime
+import importlib
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from airflow.dag_processing.dagbag import BundleDagBag
+
+from lte_model.errors import LTEError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DAGS = REPOSITORY / "dags"
+POOLS = json.loads((REPOSITORY / "infra/airflow/pools.json").read_text())
+CONTEXT = {
+    "dag_run": SimpleNamespace(logical_date=datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)),
+    "params": {"since": "2023-01-01"},
+}
+
+
+@pytest.fixture(scope="module")
+def dags():
+    bag = BundleDagBag(DAGS, bundle_path=DAGS)
+    assert not bag.import_errors
+    return bag.dags
+
+
+def _tasks(dags, kind=None):
+    return [task for dag in dags.values() for task in dag.tasks if kind is None or task.task_type == kind]
+
+
+def test_all_dags_are_there(dags):
+    assert set(dags) == {"lte_bootstrap", "lte_daily", "lte_training", "lte_promotion"}
+
+
+def test_every_dag_is_owned_and_tagged(dags):
+    for dag in dags.values():
+        assert {task.owner for task in dag.tasks} == {"personalisation"}, dag.dag_id
+        assert "lte" in dag.tags and len(dag.tags) >= 2, dag.dag_id
+        assert dag.description, dag.dag_id
+
+
+def test_every_dag_carries_a_runbook(dags):
+    for dag in dags.values():
+        assert dag.doc_md and dag.doc_md.startswith(f"# {dag.dag_id}"), dag.dag_id
+        assert "fail" in dag.doc_md or "roll back" in dag.doc_md, f"{dag.dag_id}: what if it goes wrong?"
+
+
+def test_every_task_says_what_to_do_when_it_fails(dags):
+    for task in _tasks(dags):
+        assert task.doc_md and "When it fails:" in task.doc_md, f"{task.dag_id}.{task.task_id}"
+
+
+def test_jobs_are_tried_again_and_gates_are_not(dags):
+    for task in _tasks(dags, "BashOperator"):
+        is_gate = "quality.check" in task.bash_command or "registry gate" in task.bash_command
+        assert task.retries == (0 if is_gate else 1), f"{task.dag_id}.{task.task_id}"
+
+
+def test_every_command_has_a_pool_of_one_slot(dags):
+    for task in _tasks(dags, "BashOperator"):
+        assert task.pool in POOLS, (
+            f"{task.dag_id}.{task.task_id} is in pool {task.pool!r}; see infra/airflow/pools.json"
+        )
+    assert {pool["slots"] for pool in POOLS.values()} == {1}
+
+
+def test_every_pool_is_used(dags):
+    assert set(POOLS) == {task.pool for task in _tasks(dags, "BashOperator")}
+
+
+def test_a_table_has_one_pool(dags):
+    """Two DAGs that write the same table wait for each other."""
+    pools = {}
+    for task in _tasks(dags, "BashOperator"):
+        pools.setdefault(task.bash_command.split()[2], set()).add(task.pool)
+    assert {module: found for module, found in pools.items() if len(found) > 1} == {}
+
+
+def test_dates_can_be_run_in_any_order(dags):
+    for dag in dags.values():
+        assert not dag.catchup, dag.dag_id
+        assert not any(task.depends_on_past or task.wait_for_downstream for task in dag.tasks), dag.dag_id
+    assert dags["lte_daily"].max_active_runs > 1
+
+
+def test_gates_stand_between_a_table_and_the_next(dags):
+    """What a job wrote is read by the next job only past the gate that checks it."""
+    daily, training = dags["lte_daily"], dags["lte_training"]
+    for dag, before, gate, after in (
+        (daily, "ingest_items", "check_items", "embed_items"),
+        (daily, "ingest_events", "check_events", "embed_items"),
+        (daily, "embed_items", "check_item_embeddings", "snapshot_lte"),
+        (daily, "snapshot_lte", "check_lte_snapshots", "publish_lte"),
+        (training, "snapshot_anchors", "check_lte_snapshots", "build_training_set"),
+        (training, "build_training_set", "check_training_set", "train_prefix"),
+        (training, "build_training_set", "check_training_set", "train_none"),
+    ):
+        assert gate in dag.get_task(before).downstream_task_ids, f"{dag.dag_id}: {before} → {gate}"
+        assert gate in dag.get_task(after).get_flat_relative_ids(upstream=True), f"{dag.dag_id}: {gate} → {after}"
+        assert after not in dag.get_task(before).downstream_task_ids, f"{dag.dag_id}: {before} → {after}"
+
+
+def test_promotion_waits_for_the_challenger_and_for_a_person(dags):
+    register = dags["lte_training"].get_task("register")
+    promotion = dags["lte_promotion"]
+    assert [asset.name for asset in register.outlets] == ["lte_challenger"]
+    assert [asset.name for asset in promotion.schedule] == ["lte_challenger"]
+    approve = promotion.get_task("approve")
+    assert approve.task_type == "ApprovalOperator"
+    assert approve.defaults == ["Reject"]
+    assert approve.response_timeout == datetime.timedelta(days=1)
+    assert approve.upstream_task_ids == {"gate"} and approve.downstream_task_ids == {"promote"}
+
+
+@pytest.mark.parametrize("file", sorted(DAGS.glob("*.py")), ids=lambda file: file.name)
+def test_dag_files_import_airflow_alone(file):
+    """A scheduler needs none of the pipeline's packages, and parses none of its code."""
+    allowed = {"airflow", "pendulum", "commands", *sys.stdlib_module_names}
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name}:{node.lineno}: relative import"
+            modules = [node.module]
+        assert {module.partition(".")[0] for module in modules} <= allowed, f"{file.name}:{node.lineno}: {modules}"
+
+
+@pytest.mark.parametrize("file", sorted(DAGS.glob("lte_*.py")), ids=lambda file: file.name)
+def test_a_dag_parses_within_a_second(file, dags):
+    """Airflow itself is imported by now. The best of three: a busy machine is not the DAG's fault."""
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        bag = BundleDagBag(file, bundle_path=DAGS)
+        seconds.append(time.perf_counter() - begin)
+        assert list(bag.dags) == [file.stem]
+    assert min(seconds) < 1
+
+
+def test_every_command_line_is_accepted_by_its_module(dags, monkeypatch, tmp_path):
+    """Each module's own parser takes the rendered arguments: what stops it is the settings file, which isn't there."""
+    missing = tmp_path / "no-settings.toml"
+    for task in _tasks(dags, "BashOperator"):
+        where = f"{task.dag_id}.{task.task_id}"
+        command = task.render_template(task.bash_command, CONTEXT)
+        python, minus_m, module, *arguments = shlex.split(command)
+        assert (python, minus_m) == ("python", "-m"), where
+        assert Path(task.cwd) == REPOSITORY, where
+        monkeypatch.setattr(sys, "argv", [module, *arguments, "--settings", str(missing)])
+        try:
+            importlib.import_module(module).main()
+        except LTEError as error:
+            assert "no settings file" in str(error), where
+        except (SystemExit, argparse.ArgumentError) as error:
+            pytest.fail(f"{where}: `{command}` is refused by {module}: {error}")
+        else:
+            pytest.fail(f"{where}: {module} ran without settings")
+
+
+def test_a_command_gets_the_logical_date_or_the_day_it_was_started_on(dags):
+    task = dags["lte_daily"].get_task("snapshot_lte")
+    assert task.render_template(task.bash_command, CONTEXT).endswith("--date 2024-05-01")
+    by_hand = SimpleNamespace(logical_date=None, run_after=datetime.datetime(2024, 6, 2, 9, 30, tzinfo=datetime.UTC))
+    assert task.render_template(task.bash_command, {"dag_run": by_hand}).endswith("--date 2024-06-02")

@@ -1,0 +1,53 @@
+"""One stack on a tiny shop for all end-to-end tests: it is started once, and what a test makes the next one finds."""
+
+import datetime
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from infra.demo import Progress, make_shop, read_feed, settings_text
+from infra.local_stack import LocalStack
+from lte_model.settings import load_settings
+from lte_model.windows import ONE_DAY
+
+USERS, ITEMS = 150, 80
+SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", Path(__file__).resolve().parents[2] / ".lte" / "screenshots"))
+
+
+@dataclass(frozen=True)
+class Installation:
+    stack: LocalStack
+    progress: Progress
+    first_event: datetime.date
+    training_date: datetime.date
+
+    @property
+    def settings(self):
+        return self.stack.settings
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory) -> Iterator[Installation]:
+    home = tmp_path_factory.mktemp("shop")
+    make_shop(home / "source", USERS, ITEMS)
+    feed = read_feed(home / "source" / "events.parquet")
+    text = settings_text(home / "source", lag_days=30, window_days=365, test_days=30, anchors=2, epochs=2)
+    # Enough to run every step; the figures of this shop mean nothing.
+    text += "\n[model]\nwidth = 16\nblocks = 1\n\n[basis]\ndimensions = 16\n"
+    (home / "settings.toml").write_text(text, encoding="utf-8")
+    load_settings(home / "settings.toml")
+    training_date = feed.last + ONE_DAY
+    # A test run that is told to end must take its stack with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with LocalStack(home / "settings.toml", feed_end=training_date) as stack:
+        yield Installation(stack, Progress(stack), feed.first, training_date)
+
+
+@pytest.fixture(scope="session")
+def screenshots() -> Path:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    return SCREENSHOTS

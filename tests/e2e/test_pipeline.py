@@ -1,0 +1,234 @@
+"""The whole pipeline on a tiny shop through the real Airflow: bootstrap, a backfill, a training, an approval.
+
+The steps are fixtures, so that each runs once, in its order, whichever test is chosen. Where there is a chromium, the
+backfill is started in it, as a person would, and what a person sees is kept as screenshots (SCREENSHOTS=folder).
+"""
+
+import json
+import re
+import shutil
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from infra.local_stack import LocalStack, Ports
+from lte_model.errors import LTEError
+from lte_model.windows import ONE_DAY
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NO_CHROMIUM = "no chromium on PATH: install it (Debian: apt-get install chromium) to test what a person sees"
+
+
+@pytest.fixture(scope="session")
+def page(installation):
+    """A browser page that is logged in to Airflow; None where there is no chromium."""
+    if CHROMIUM is None:
+        yield None
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1500, "height": 950})
+        page.set_default_timeout(60_000)
+        page.goto(f"{installation.stack.airflow_url}/dags/lte_daily")
+        page.locator("input[name=username]").fill("admin")
+        page.locator("input[name=password]").fill(installation.stack.password)
+        page.get_by_role("button", name="Sign in").click()
+        page.wait_for_url("**/dags/lte_daily")
+        yield page
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def bootstrapped(installation):
+    date = installation.training_date - 2 * ONE_DAY
+    run_id = installation.stack.api.trigger("lte_bootstrap", date, {"since": installation.first_event.isoformat()})
+    installation.progress.follow("lte_bootstrap", {run_id: "lte_bootstrap"})
+    return run_id
+
+
+@pytest.fixture(scope="session")
+def backfilled(installation, bootstrapped, page, screenshots):
+    """The dates of a finished backfill of `lte_daily`."""
+    dates = [installation.training_date - ONE_DAY, installation.training_date]
+    api = installation.stack.api
+    if page is None:
+        api.unpause("lte_daily")
+        api.backfill("lte_daily", dates[0], dates[-1])
+    else:
+        _backfill_in_the_browser(page, installation.stack, dates, screenshots)
+    runs = {
+        run["dag_run_id"]: f"lte_daily {run['logical_date'][:10]}" for run in _await_runs(api, "lte_daily", len(dates))
+    }
+    installation.progress.follow("lte_daily", runs)
+    return dates
+
+
+def _backfill_in_the_browser(page, stack, dates, screenshots):
+    page.goto(f"{stack.airflow_url}/dags/lte_daily")
+    page.get_by_role("button", name="Trigger").first.click()
+    page.get_by_text("Backfill", exact=True).last.click()
+    for date in dates:
+        page.get_by_text("Select date and time").first.click()
+        page.get_by_placeholder("YYYY/MM/DD").last.fill(f"{date:%Y/%m/%d}")
+        page.get_by_placeholder("HH:mm").last.fill("00:00")
+        page.get_by_text("Reprocess Behavior").click()
+    page.get_by_text("2 runs will be triggered.").wait_for()
+    page.screenshot(path=screenshots / "backfill-form.png")
+    page.get_by_role("button", name="Run Backfill").click()
+    page.get_by_role("dialog").wait_for(state="hidden")
+
+
+def _await_runs(api, dag_id, count):
+    deadline = time.monotonic() + 60
+    while len(runs := api.runs(dag_id)) < count:
+        assert time.monotonic() < deadline, f"{dag_id} has {len(runs)} runs, not {count}"
+        time.sleep(0.5)
+    return runs
+
+
+@pytest.fixture(scope="session")
+def trained(installation, backfilled):
+    api = installation.stack.api
+    api.unpause("lte_training")
+    run_id = api.trigger("lte_training", installation.training_date)
+    installation.progress.follow("lte_training", {run_id: "lte_training"})
+    return installation.training_date
+
+
+@pytest.fixture(scope="session")
+def question(installation, trained, page, screenshots):
+    """What the promotion asks a person. The training started it by its asset."""
+    api = installation.stack.api
+    (promotion,) = _await_runs(api, "lte_promotion", 1)
+    run_id = promotion["dag_run_id"]
+    while True:
+        states = {task["task_id"]: task["state"] for task in api.tasks("lte_promotion", run_id)}
+        assert states["gate"] != "failed", api.log("lte_promotion", run_id, "gate", 1)
+        if states["approve"] == "awaiting_input":
+            break
+        time.sleep(0.5)
+    if page is not None:
+        page.goto(f"{installation.stack.airflow_url}/dags/lte_promotion/runs/{run_id}/tasks/approve/required_actions")
+        page.get_by_role("button", name="Approve").wait_for()
+        page.screenshot(path=screenshots / "approval.png")
+    return run_id, api.question("lte_promotion", run_id, "approve")
+
+
+@pytest.fixture(scope="session")
+def promoted(installation, question):
+    run_id, _ = question
+    installation.progress.follow("lte_promotion", {run_id: "lte_promotion"})
+    return run_id
+
+
+def _table(installation, name):
+    return pl.scan_delta(installation.settings.table_path(name))
+
+
+def test_the_bootstrap_fills_the_tables(installation, bootstrapped):
+    for name in ("events", "items", "semantic_bases", "item_embeddings", "quarantine"):
+        assert _table(installation, name).select(pl.len()).collect().item() > 0, name
+
+
+def test_each_date_of_a_backfill_has_its_snapshot(installation, backfilled):
+    snapshots = _table(installation, "lte_snapshots").select("snapshot_date", "newest_event_date").collect()
+    assert set(backfilled) <= set(snapshots["snapshot_date"])
+    lag = installation.settings.window.lag_days
+    for date in backfilled:
+        of_date = snapshots.filter(pl.col("snapshot_date") == date)
+        assert of_date["newest_event_date"].max() < date - lag * ONE_DAY
+    assert _table(installation, "lte_live").select(pl.col("snapshot_date").max()).collect().item() == backfilled[-1]
+
+
+def test_a_person_starts_the_backfill_in_a_browser(installation, backfilled, page, screenshots):
+    if page is None:
+        pytest.skip(NO_CHROMIUM)
+    stack = installation.stack
+    page.goto(f"{stack.airflow_url}/dags/lte_daily/backfills")
+    page.get_by_text(re.compile("completed|success", re.IGNORECASE)).first.wait_for()
+    page.screenshot(path=screenshots / "backfills.png")
+    runs = stack.api.runs("lte_daily")
+    assert {run["run_type"] for run in runs} == {"backfill"}
+    assert {run["triggering_user_name"] for run in runs} == {"admin"}
+    run = runs[0]["dag_run_id"]
+    page.goto(f"{stack.airflow_url}/dags/lte_daily/runs/{run}")
+    page.get_by_text("publish_lte").first.wait_for()
+    page.screenshot(path=screenshots / "finished-run.png")
+    page.get_by_role("button", name=re.compile("graph", re.IGNORECASE)).first.click()
+    page.locator(".react-flow__node").get_by_text("publish_lte").wait_for()
+    page.wait_for_timeout(1500)  # the graph glides into place
+    page.screenshot(path=screenshots / "graph.png")
+
+
+def test_the_training_is_evaluated_and_reported(installation, trained):
+    folder = Path(installation.settings.reports, trained.isoformat())
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    assert {"prefix", "none", "popularity_30d"} <= set(evaluation["sides"])
+    assert evaluation["training_date"] == trained.isoformat()
+    assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
+    splits = _table(installation, "training_set").select("split").unique().collect()["split"]
+    assert set(splits) == {"train", "validation", "test"}
+
+
+def test_a_person_sees_what_is_asked(installation, question):
+    _, asked = question
+    assert asked["options"] == ["Approve", "Reject"]
+    assert asked["defaults"] == ["Reject"]
+    assert installation.settings.mlflow.model_name in asked["body"]
+    assert f"({installation.stack.pages_url}/reports/)" in asked["body"]
+
+
+def test_the_approved_version_is_champion(installation, promoted):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(installation.settings.mlflow.tracking_uri)
+    aliases = client.get_registered_model(installation.settings.mlflow.model_name).aliases
+    assert aliases["champion"] == aliases["challenger"]
+
+
+def test_nothing_was_tried_twice(installation, promoted):
+    api = installation.stack.api
+    for dag_id in ("lte_bootstrap", "lte_daily", "lte_training", "lte_promotion"):
+        for run in api.runs(dag_id):
+            assert run["state"] == "success", run["dag_run_id"]
+            for task in api.tasks(dag_id, run["dag_run_id"]):
+                tries = 2 if task["task_id"] == "approve" else 1
+                assert task["try_number"] <= tries, f"{dag_id}.{task['task_id']}"
+
+
+def test_the_pages_are_served_and_nothing_else_is(installation, promoted, page, screenshots):
+    stack = installation.stack
+    for path in ("/", "/data_docs/index.html", f"/reports/{installation.training_date}/report.html"):
+        with urllib.request.urlopen(stack.pages_url + path) as answer:
+            assert answer.status == 200
+    for path in ("/airflow/airflow.cfg", "/reports/../airflow/airflow.cfg", "/reports/%2e%2e/airflow/passwords.json"):
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(stack.pages_url + path)
+    if page is None:
+        return
+    for name, path in (("data-docs", "/data_docs/"), ("report", f"/reports/{installation.training_date}/report.html")):
+        page.goto(stack.pages_url + path)
+        page.screenshot(path=screenshots / f"{name}.png", full_page=True)
+    page.goto(f"{stack.mlflow_url}/#/models/{installation.settings.mlflow.model_name}")
+    page.get_by_text("champion").first.wait_for()
+    page.screenshot(path=screenshots / "mlflow-model.png")
+
+
+def test_a_second_stack_on_the_same_home_is_refused(installation):
+    with pytest.raises(LTEError, match="runs a stack on .* already"), LocalStack(installation.stack.settings_file):
+        pass
+
+
+def test_a_port_that_is_taken_is_named(installation, monkeypatch):
+    port = installation.stack.ports.airflow
+    monkeypatch.setenv("AIRFLOW_PORT", str(port))
+    with pytest.raises(LTEError, match=f"port {port} is taken on 127.0.0.1"):
+        Ports.from_environment()

@@ -1,0 +1,104 @@
+"""Each job as its user runs it: bad input is one line on stderr, exit code 2, and no table."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.jobs.conftest import REPOSITORY, small_settings
+from tests.jobs.feeds import event, write_parquet
+
+JOBS = (
+    "jobs.ingest_items",
+    "jobs.ingest_events",
+    "jobs.fit_basis",
+    "jobs.embed_items",
+    "jobs.snapshot_lte",
+    "jobs.publish_lte",
+    "jobs.build_training_set",
+    "jobs.quality.check events",
+)
+
+
+def run(command: str, home: Path, **environment: str) -> subprocess.CompletedProcess:
+    small_settings(home)
+    return subprocess.run(
+        [sys.executable, "-m", *command.split(), "--settings", str(home / "settings.toml")],
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+def error_of(done: subprocess.CompletedProcess) -> str:
+    """The one line of an error that is meant for a person."""
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "incubator" not in line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    return lines[0]
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_date_in_the_future_is_refused(tmp_path, job):
+    assert "2999-01-01 is in the future" in error_of(run(f"{job} --date 2999-01-01", tmp_path))
+    assert not (tmp_path / "warehouse").exists()
+
+
+def test_an_unknown_setting_is_refused(tmp_path):
+    done = run("jobs.snapshot_lte --date 2024-03-01", tmp_path, LTE_WINDOW__LAGS="3")
+    assert "unknown key 'window.lags'" in error_of(done)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "give --date, or --from and --to"),
+        ("--from 2024-01-01", "give --from and --to together, without --date"),
+        ("--from 2024-01-02 --to 2024-01-01", "no date lies in [2024-01-02, 2024-01-01)"),
+        ("--from 2024-01-01 --to 2024-02-01 --every 0", "a step of 0 days does not advance"),
+        ("--date 1.3.2024", "'1.3.2024' is not a date; write it YYYY-MM-DD"),
+    ],
+)
+def test_dates_that_make_no_range_are_refused(tmp_path, options, message):
+    assert message in error_of(run(f"jobs.snapshot_lte {options}", tmp_path))
+
+
+@pytest.mark.spark
+def test_a_job_runs_alone_and_prints_its_account(tmp_path):
+    write_parquet(tmp_path / "source" / "events.parquet", [event(), event(user=None)])
+    done = run("jobs.ingest_events --date 2024-03-01", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "events known in [2024-02-29, 2024-03-01): read 2 = kept 1 + quarantined 1 + exact duplicates 0\n"
+    )
+
+
+@pytest.mark.spark
+def test_a_missing_table_is_named_with_the_job_that_writes_it(tmp_path):
+    error = error_of(run("jobs.publish_lte --date 2024-03-01", tmp_path))
+    assert "table semantic_bases does not exist" in error and "run jobs.fit_basis first" in error
+
+
+@pytest.mark.spark
+def test_a_job_runs_by_spark_submit(tmp_path):
+    write_parquet(tmp_path / "source" / "events.parquet", [event()])
+    settings = small_settings(tmp_path)
+    jars = sorted(map(str, Path(settings.spark.jars).glob("*.jar"))) if settings.spark.jars else []
+    if not jars:
+        pytest.skip("no prepared jars: run make setup")
+    submit = Path(sys.executable).with_name("spark-submit")
+    done = subprocess.run(
+        [submit, "--master", "local[1]", "--driver-class-path", ":".join(jars), "jobs/ingest_events.py"]
+        + ["--date", "2024-03-01", "--settings", str(tmp_path / "settings.toml")],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PYSPARK_PYTHON": sys.executable},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "read 1 = kept 1" in done.stdout
