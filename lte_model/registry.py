@@ -46,6 +46,9 @@ SIDE = "prefix"
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
+GATE_TAG, GATE_PASSED = "gate", "passed"
+"""The tag of a version with what the gate said of it."""
+
 KIND = ("basis_id", "representation", "lag_days", "window_days")
 """What an LTE and a model must share; tags of a version, and columns of `lte_live`."""
 
@@ -156,7 +159,10 @@ class Gate:
 
 
 def gate(settings: Settings) -> Gate:
-    """Checks the challenger by the four rules above. Raises `LTEError` where there is no challenger."""
+    """Checks the challenger by the four rules above, and leaves the answer on its version, where `promote` asks for it.
+
+    Raises `LTEError` where there is no challenger.
+    """
     version = _version(settings, CHALLENGER)
     checks = (
         _loads(settings, version),
@@ -164,6 +170,9 @@ def gate(settings: Settings) -> Gate:
         _not_below(version, OVER_POPULARITY, "not below the popularity of 30 days"),
         _reads_live_ltes(settings, version),
     )
+    broken = [check.rule for check in checks if not check.holds]
+    answer = f"failed: {'; '.join(broken)}" if broken else GATE_PASSED
+    MlflowClient().set_model_version_tag(version.name, version.version, GATE_TAG, answer)
     return Gate(version, checks, _summary(settings, version))
 
 
@@ -171,9 +180,16 @@ def promote(settings: Settings) -> ModelVersion:
     """Moves the alias `champion` to the challenger's version; the champion before it becomes `previous`.
 
     `champion` moves in one step: a reader finds the old version or the new one. A second call changes nothing.
-    Raises `LTEError` where there is no challenger.
+    Raises `LTEError` where there is no challenger, or one that hasn't passed the gate: another training may have
+    registered it after a person looked at the one before.
     """
     version = _version(settings, CHALLENGER)
+    answer = version.tags.get(GATE_TAG, "not asked")
+    if answer != GATE_PASSED:
+        raise LTEError(
+            f"{version.name} version {version.version} is challenger, but its gate says: {answer}; "
+            "run lte_promotion for it"
+        )
     client, name = MlflowClient(), version.name
     before = _aliases(client, name).get(CHAMPION)
     if before == str(version.version):

@@ -231,6 +231,7 @@ def test_gate_fails_a_model_whose_files_are_gone(settings, tmp_path):
 def test_promotion_moves_the_aliases(settings):
     trained(settings, JANUARY)
     registry.register(settings, JANUARY)
+    registry.gate(settings)
     assert registry.promote(settings).tags["promoted_from"] == "no champion"
     trained(settings, FEBRUARY, seed=1)
     registry.register(settings, FEBRUARY)
@@ -248,6 +249,7 @@ def test_promotion_that_was_killed_is_done_by_the_next(settings, monkeypatch):
     for number, date in enumerate((JANUARY, FEBRUARY)):
         trained(settings, date, seed=number)
         registry.register(settings, date)
+        registry.gate(settings)
         if date == JANUARY:
             registry.promote(settings)
     with monkeypatch.context() as killed:
@@ -257,6 +259,17 @@ def test_promotion_that_was_killed_is_done_by_the_next(settings, monkeypatch):
     assert aliases(settings)["champion"] == 1
     registry.promote(settings)
     assert aliases(settings) == {"champion": 2, "challenger": 2, "previous": 1}
+
+
+def test_a_challenger_that_came_after_the_gate_is_not_promoted(settings):
+    trained(settings, JANUARY)
+    registry.register(settings, JANUARY)
+    registry.gate(settings)
+    trained(settings, FEBRUARY, seed=1)
+    registry.register(settings, FEBRUARY)
+    with pytest.raises(LTEError, match="version 2 is challenger, but its gate says: not asked; run lte_promotion"):
+        registry.promote(settings)
+    assert aliases(settings) == {"challenger": 2}
 
 
 def test_missing_parts_are_named(settings):
