@@ -128,8 +128,10 @@ patience = 2
 [spark]
 jars = {json.dumps(str(REPOSITORY / ".cache/jars"))}
 class_data_archive = {json.dumps(str(REPOSITORY / ".cache/classes.jsa"))}
+
+[spark.conf]
 # The jobs are short here; without the optimising compiler they end sooner.
-java_options = "-XX:TieredStopAtLevel=1"
+"spark.driver.defaultJavaOptions" = "-XX:TieredStopAtLevel=1"
 """
 
 

@@ -12,7 +12,6 @@ Events of one instant, such as the lines of a basket, stand in the order of a ha
 would make the next item easy to guess from the last one, and the first one from nothing.
 """
 
-import argparse
 import datetime
 from collections.abc import Mapping, Sequence
 
@@ -20,6 +19,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bases import basis_in_force
+from jobs.command_line import JobParser
 from jobs.session import spark_session
 from jobs.snapshot_lte import REPRESENTATION
 from jobs.tables import (
@@ -34,8 +34,8 @@ from jobs.tables import (
     sql_text,
 )
 from lte_model.errors import LTEError, run
-from lte_model.settings import Window, load_settings
-from lte_model.windows import Interval, TrainingDates, lte_window, parse_run_date, target_window, training_dates
+from lte_model.settings import Window
+from lte_model.windows import Interval, TrainingDates, lte_window, target_window, training_dates
 
 TIE = "_tie"
 
@@ -207,12 +207,7 @@ def describe(dates: TrainingDates) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--date", required=True, help="the day of the training; it sees events known before it")
-    parser.add_argument("--settings")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
-    date = parse_run_date(arguments.date)
+    _, settings, date = JobParser(__doc__, "the day of the training; it sees events known before it").read()
     with spark_session(settings, "build_training_set") as spark:
         counts = build_training_set(Warehouse(spark, settings), date)
     print(f"training set of {date}: {describe(training_dates(date, settings.training_set))}")

@@ -1,6 +1,5 @@
 """Writes the vectors of the items that are new to the basis into `item_embeddings`. A vector is written once."""
 
-import argparse
 import datetime
 from collections.abc import Iterator
 
@@ -10,12 +9,11 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bases import basis_in_force, load_basis
+from jobs.command_line import JobParser
 from jobs.session import spark_session
 from jobs.tables import ITEM_EMBEDDINGS, ITEMS, Warehouse
 from lte_model.basis import CONTENT_COLUMNS, SemanticBasis
 from lte_model.errors import run
-from lte_model.settings import load_settings
-from lte_model.windows import parse_run_date
 
 
 def embed(items: DataFrame, basis: SemanticBasis) -> DataFrame:
@@ -65,12 +63,7 @@ def embed_items(warehouse: Warehouse, date: datetime.date) -> tuple[str, int, li
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--date", required=True, help="embed the items known before this day")
-    parser.add_argument("--settings")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
-    date = parse_run_date(arguments.date)
+    _, settings, date = JobParser(__doc__, "embed the items known before this day").read()
     with spark_session(settings, "embed_items") as spark:
         basis_id, count, without = embed_items(Warehouse(spark, settings), date)
     print(f"basis {basis_id}: {count:,} items embedded, {len(without):,} without a word that the basis knows")

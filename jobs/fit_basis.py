@@ -4,18 +4,16 @@ Where a basis of the same encoder, dimensions and text template is registered, n
 another one would make every item embedding and every LTE anew. `--refit` registers another one beside it.
 """
 
-import argparse
 import datetime
 
 from delta.tables import DeltaTable
 from pyspark.sql import functions as F
 
+from jobs.command_line import JobParser
 from jobs.session import spark_session
 from jobs.tables import ITEMS, SEMANTIC_BASES, Warehouse
 from lte_model.basis import CONTENT_COLUMNS, SemanticBasis
 from lte_model.errors import run
-from lte_model.settings import load_settings
-from lte_model.windows import parse_run_date
 
 
 def registered_twin(warehouse: Warehouse) -> str | None:
@@ -61,15 +59,9 @@ def register(warehouse: Warehouse, basis: SemanticBasis, date: datetime.date, fi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--date", required=True, help="fit on the items known before this day")
-    parser.add_argument(
-        "--refit", action="store_true", help="register a new basis even beside one of the same settings"
-    )
-    parser.add_argument("--settings")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
-    date = parse_run_date(arguments.date)
+    parser = JobParser(__doc__, "fit on the items known before this day")
+    parser.add_argument("--refit", action="store_true", help="register a new basis beside one of the same settings")
+    arguments, settings, date = parser.read()
     with spark_session(settings, "fit_basis") as spark:
         warehouse = Warehouse(spark, settings)
         warehouse.create(SEMANTIC_BASES)

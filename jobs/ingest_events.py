@@ -4,12 +4,11 @@
 its `known_date` where the feed has that column, else on the day it is dated. Rows without either count on the last day.
 """
 
-import argparse
-import datetime
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from jobs.command_line import JobParser
 from jobs.ingest import COPIES, DAY, RAW_ROW, REASON, Account, days_known, distinct_rows, first_reason, write_feed
 from jobs.session import spark_session
 from jobs.sources import (
@@ -29,8 +28,8 @@ from jobs.sources import (
 )
 from jobs.tables import EVENTS, Warehouse, sql_date
 from lte_model.errors import LTEError, run
-from lte_model.settings import Settings, load_settings
-from lte_model.windows import ONE_DAY, Interval, parse_date, parse_run_date
+from lte_model.settings import Settings
+from lte_model.windows import ONE_DAY, Interval, parse_date
 
 FEED = "events"
 TYPES = {
@@ -108,14 +107,10 @@ def ingest_events(warehouse: Warehouse, settings: Settings, days: Interval) -> A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--date", required=True, type=str, help="the snapshot date that these events are for")
+    parser = JobParser(__doc__, "the snapshot date that these events are for")
     parser.add_argument("--since", help="ingest every day from this one up to --date")
-    parser.add_argument("--settings")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
-    since: datetime.date | None = parse_date(arguments.since) if arguments.since else None
-    days = days_known(parse_run_date(arguments.date), since)
+    arguments, settings, date = parser.read()
+    days = days_known(date, parse_date(arguments.since) if arguments.since else None)
     with spark_session(settings, "ingest_events") as spark:
         account = ingest_events(Warehouse(spark, settings), settings, days)
     print(f"events known in {days}: {account}")

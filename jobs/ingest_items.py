@@ -5,7 +5,6 @@ taken as known from the start, and an item that a later run meets first is known
 The content that was known first stays: an item's vector never changes within a basis.
 """
 
-import argparse
 import datetime
 
 from delta.tables import DeltaTable
@@ -13,6 +12,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.window import Window
 
+from jobs.command_line import JobParser
 from jobs.ingest import COPIES, DAY, RAW_ROW, REASON, Account, days_known, distinct_rows, first_reason, write_feed
 from jobs.session import spark_session
 from jobs.sources import (
@@ -32,8 +32,8 @@ from jobs.sources import (
 from jobs.tables import ITEMS, Warehouse
 from lte_model.basis import CONTENT_COLUMNS
 from lte_model.errors import LTEError, run
-from lte_model.settings import Settings, load_settings
-from lte_model.windows import ONE_DAY, parse_run_date
+from lte_model.settings import Settings
+from lte_model.windows import ONE_DAY
 
 FEED = "items"
 TYPES = {"item_id": TEXT, **dict.fromkeys(CONTENT_COLUMNS, TEXT), "price": NUMBER, "known_date": TIME}
@@ -111,12 +111,7 @@ def ingest_items(warehouse: Warehouse, settings: Settings, date: datetime.date) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--date", required=True, help="the snapshot date that these items are for")
-    parser.add_argument("--settings")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
-    date = parse_run_date(arguments.date)
+    _, settings, date = JobParser(__doc__, "the snapshot date that these items are for").read()
     with spark_session(settings, "ingest_items") as spark:
         account = ingest_items(Warehouse(spark, settings), settings, date)
     print(f"items known before {date}: {account}")

@@ -3,18 +3,16 @@
 An older snapshot never replaces a newer one, so that a backfill of past dates leaves what is live alone.
 """
 
-import argparse
 import datetime
 
 from pyspark.sql import functions as F
 
 from jobs.bases import basis_in_force
+from jobs.command_line import JobParser
 from jobs.session import spark_session
 from jobs.snapshot_lte import REPRESENTATION
 from jobs.tables import LTE_LIVE, LTE_SNAPSHOTS, Warehouse, sql_date, sql_text
 from lte_model.errors import LTEError, run
-from lte_model.settings import load_settings
-from lte_model.windows import parse_run_date
 
 
 def publish_lte(warehouse: Warehouse, date: datetime.date) -> tuple[datetime.date, int]:
@@ -39,12 +37,7 @@ def publish_lte(warehouse: Warehouse, date: datetime.date) -> tuple[datetime.dat
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--date", required=True, help="the snapshot date to publish")
-    parser.add_argument("--settings")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
-    date = parse_run_date(arguments.date)
+    _, settings, date = JobParser(__doc__, "the snapshot date to publish").read()
     with spark_session(settings, "publish_lte") as spark:
         live_date, users = publish_lte(Warehouse(spark, settings), date)
     kept = "" if live_date == date else f"; the older {date} leaves it alone"

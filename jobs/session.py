@@ -113,7 +113,7 @@ def java_options(settings: Settings) -> str:
     archive = settings.spark.class_data_archive
     if archive and Path(archive).exists():
         options += [f"-XX:SharedArchiveFile={archive}", "-Xshare:auto"]
-    return " ".join([*options, settings.spark.java_options])
+    return " ".join(options)
 
 
 def require_java() -> None:

@@ -107,8 +107,6 @@ class Spark(_Section):
     jars: str = ""
     packages: tuple[str, ...] = ("io.delta:delta-spark_4.2_2.13:4.4.0",)
     class_data_archive: str = ""
-    java_options: str = ""
-    """For a local JVM alone. `-XX:TieredStopAtLevel=1` spares small jobs the optimising compiler."""
     conf: dict[str, str | int | float | bool] = {}
 
 

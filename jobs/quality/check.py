@@ -5,7 +5,6 @@
 Every run is kept: its results as JSON, and as a page of the Data Docs. Runs without a JVM.
 """
 
-import argparse
 import datetime
 import json
 import os
@@ -23,10 +22,11 @@ from great_expectations.data_context.types.base import (
     InMemoryStoreBackendDefaults,
 )
 
+from jobs.command_line import JobParser
 from jobs.quality.suites import SUITES, Batch
 from lte_model.errors import LTEError, run
-from lte_model.settings import Settings, load_settings
-from lte_model.windows import parse_date, parse_run_date
+from lte_model.settings import Settings
+from lte_model.windows import parse_date
 
 SITE = "data_docs"
 ROWS_SHOWN = 5
@@ -143,15 +143,11 @@ def check(settings: Settings, table: str, batches: Sequence[Batch], date: dateti
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = JobParser(__doc__, "the date of the run whose rows are checked")
     parser.add_argument("table", choices=sorted(SUITES))
-    parser.add_argument("--date", required=True, help="the date of the run whose rows are checked")
     parser.add_argument("--since", help="events: check every day from this one up to --date")
     parser.add_argument("--anchors", action="store_true", help="lte_snapshots: check what the training of --date reads")
-    parser.add_argument("--settings")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
-    date = parse_run_date(arguments.date)
+    arguments, settings, date = parser.read()
     options = {}
     if arguments.table == "events":
         options["since"] = parse_date(arguments.since) if arguments.since else None

@@ -38,7 +38,8 @@ max_unknown_item_share = 0.5
 [spark]
 jars = "{cache / "jars" if any((cache / "jars").glob("*.jar")) else ""}"
 class_data_archive = "{cache / "classes.jsa"}"
-java_options = "-XX:TieredStopAtLevel=1"
+[spark.conf]
+"spark.driver.defaultJavaOptions" = "-XX:TieredStopAtLevel=1"
 """
     )
     return load_settings(file)
