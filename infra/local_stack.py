@@ -368,7 +368,8 @@ def _pages_of(folders: dict[str, str]) -> type[http.server.SimpleHTTPRequestHand
 
         def do_GET(self) -> None:
             if self.path in ("/", "/index.html"):
-                links = "".join(f'<li><a href="{name}/">{name}</a></li>' for name in folders)
+                places = {"reports": "reports/", "gates": "data_docs/gates.html", "Data Docs": "data_docs/index.html"}
+                links = "".join(f'<li><a href="{place}">{name}</a></li>' for name, place in places.items())
                 page = f"<!doctype html><title>Pages</title><ul>{links}</ul>".encode()
                 self.send_response(200)
                 self.send_header("Content-Type", "text/html; charset=utf-8")

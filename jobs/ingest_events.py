@@ -4,7 +4,6 @@
 its `known_date` where the feed has that column, else on the day it is dated. Rows without either count on the last day.
 """
 
-
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 

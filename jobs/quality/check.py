@@ -23,12 +23,16 @@ from great_expectations.data_context.types.base import (
 )
 
 from jobs.command_line import JobParser
+from jobs.quality.pages import write_gates_page
 from jobs.quality.suites import SUITES, Batch
 from lte_model.errors import LTEError, run
 from lte_model.settings import Settings
 from lte_model.windows import parse_date
 
 SITE = "data_docs"
+RESULTS, PAGES = "results", "site"
+"""The folders of the JSON results and of the pages, in `data_docs`."""
+
 ROWS_SHOWN = 5
 
 
@@ -42,7 +46,7 @@ def context_of(settings: Settings) -> AbstractDataContext:
         }
 
     defaults = InMemoryStoreBackendDefaults()
-    defaults.stores[defaults.validation_results_store_name]["store_backend"] = folder("results")
+    defaults.stores[defaults.validation_results_store_name]["store_backend"] = folder(RESULTS)
     config = DataContextConfig(store_backend_defaults=defaults, analytics_enabled=False)
     config.progress_bars = {"globally": False}
     context = gx.get_context(mode="ephemeral", project_config=config)
@@ -50,7 +54,7 @@ def context_of(settings: Settings) -> AbstractDataContext:
         SITE,
         {
             "class_name": "SiteBuilder",
-            "store_backend": folder("site"),
+            "store_backend": folder(PAGES),
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
         },
     )
@@ -131,7 +135,7 @@ def check(settings: Settings, table: str, batches: Sequence[Batch], date: dateti
     for batch in batches:
         broken += broken_rules(batch, validate(context, batch, date))
         rules += len(batch.rules)
-    page = Path(settings.data_docs, "site", "index.html")
+    page = write_gates_page(Path(settings.data_docs, RESULTS), Path(settings.data_docs, PAGES))
     for line in broken:
         print(f"BROKEN {line}")
     if broken:

@@ -206,7 +206,12 @@ def test_nothing_was_tried_twice(installation, promoted):
 
 def test_the_pages_are_served_and_nothing_else_is(installation, promoted, page, screenshots):
     stack = installation.stack
-    for path in ("/", "/data_docs/index.html", f"/reports/{installation.training_date}/report.html"):
+    for path in (
+        "/",
+        "/data_docs/index.html",
+        "/data_docs/gates.html",
+        f"/reports/{installation.training_date}/report.html",
+    ):
         with urllib.request.urlopen(stack.pages_url + path) as answer:
             assert answer.status == 200
     for path in ("/airflow/airflow.cfg", "/reports/../airflow/airflow.cfg", "/reports/%2e%2e/airflow/passwords.json"):
@@ -214,7 +219,11 @@ def test_the_pages_are_served_and_nothing_else_is(installation, promoted, page, 
             urllib.request.urlopen(stack.pages_url + path)
     if page is None:
         return
-    for name, path in (("data-docs", "/data_docs/"), ("report", f"/reports/{installation.training_date}/report.html")):
+    for name, path in (
+        ("gates", "/data_docs/gates.html"),
+        ("data-docs", "/data_docs/"),
+        ("report", f"/reports/{installation.training_date}/report.html"),
+    ):
         page.goto(stack.pages_url + path)
         page.screenshot(path=screenshots / f"{name}.png", full_page=True)
     page.goto(f"{stack.mlflow_url}/#/models/{installation.settings.mlflow.model_name}")

@@ -114,6 +114,7 @@ def gate(settings: Settings, tables: dict[str, pl.DataFrame], table: str) -> Non
 def test_good_rows_pass_and_leave_a_page_and_a_result(settings, tables, table):
     gate(settings, tables, table)
     assert Path(settings.data_docs, "site", "index.html").exists()
+    assert "passed" in Path(settings.data_docs, "site", "gates.html").read_text()
     assert list(Path(settings.data_docs, "results", table).rglob("*.json"))
 
 
@@ -180,6 +181,8 @@ def test_a_planted_fault_stops_the_gate_and_is_named(settings, tables, fault, ca
     with pytest.raises(LTEError, match=f"gate {table} of {DATE}: .* rules are broken"):
         gate(settings, tables, table)
     assert re.search(said, capsys.readouterr().out), fault
+    page = Path(settings.data_docs, "site", "gates.html").read_text()
+    assert "FAILED" in page and "http" not in page
 
 
 def test_a_missing_table_is_named(settings):
