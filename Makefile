@@ -42,8 +42,9 @@ test: .cache/prepared  ## all tests [ARGS="-m 'not e2e'"]
 lint: $(VENV)/installed  ## ruff
 	$(BIN)/ruff check .
 
-clean:  ## remove what demos and tests made; packages and jars stay
-	rm -rf .lte .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
+	test ! -d .lte || find .lte -mindepth 1 -maxdepth 1 ! -name local -exec rm -rf {} +
+	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
 .PHONY: help setup demo up test lint clean

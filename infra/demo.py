@@ -33,7 +33,7 @@ from lte_model.verdict import Evaluation
 from lte_model.windows import ONE_DAY, parse_date, training_dates
 
 DAILY_DATES = 3
-SHOP_USERS, SHOP_ITEMS, SHOP_LAG, SHOP_TEST_DAYS = 2000, 600, 30, 30
+SHOP_USERS, SHOP_ITEMS, SHOP_LAG = 2000, 600, 30
 LAGS = (7, 30, 90, 365)
 MOST_ANCHORS = 12
 MOST_EPOCHS = 12
@@ -140,7 +140,7 @@ def settle(arguments: argparse.Namespace, home: Path, source: Path, feed: Feed, 
     file = home / "settings.toml"
     if not file.exists():
         lag_days = arguments.lag or (sensible_lag(feed) if arguments.data else SHOP_LAG)
-        test_days = arguments.test_days or (max((date - feed.cut).days, 1) if arguments.data else SHOP_TEST_DAYS)
+        test_days = arguments.test_days or max((date - feed.cut).days, 1)
         text = settings_text(
             source,
             lag_days,
@@ -434,8 +434,7 @@ def options(values: Iterable[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lag", type=int, help=f"days (default: from the feed's span; the demo shop: {SHOP_LAG})")
     parser.add_argument("--window", type=int, help="days (default: a year, or five lags)")
     parser.add_argument("--date", help="training date, YYYY-MM-DD (default: the day after the last event)")
-    test_days = f"days (default: the last tenth of the events; the demo shop: {SHOP_TEST_DAYS})"
-    parser.add_argument("--test-days", type=int, help=test_days)
+    parser.add_argument("--test-days", type=int, help="days (default: the last tenth of the events)")
     parser.add_argument("--home", help="folder of the installation (default: .lte/<name of the feed>)")
     parser.add_argument("--json", metavar="FILE", help="write the closing table there, too")
     return parser.parse_args(values)
