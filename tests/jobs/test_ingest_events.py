@@ -145,15 +145,15 @@ def test_a_feed_of_a_file_a_day_is_read_by_its_day(warehouse, tmp_path):
 
 
 def test_days_in_any_order_and_twice_give_the_tables_of_one_load(new_warehouse, tmp_path):
-    rows = [event(user=f"u{n}", known=f"2024-02-{20 + n % 5}", ts=f"2024-02-{18 + n % 5}T01:00:00Z") for n in range(20)]
+    rows = [event(user=f"u{n}", known=f"2024-02-{20 + n % 3}", ts=f"2024-02-{18 + n % 3}T01:00:00Z") for n in range(20)]
     rows += [event(user="", known="2024-02-22"), rows[3]]
     feed = write_parquet(tmp_path / "events.parquet", rows)
     once, daily = new_warehouse(), new_warehouse()
     reads(once, events=feed)
     reads(daily, events=feed)
-    whole = Interval(datetime.date(2024, 2, 20), datetime.date(2024, 2, 25))
+    whole = Interval(datetime.date(2024, 2, 20), datetime.date(2024, 2, 23))
     ingest(once, whole)
-    for offset in (3, 0, 4, 1, 2, 0, 3):
+    for offset in (2, 0, 1, 0):
         ingest(daily, days_known(whole.start + ONE_DAY * (offset + 1), None))
     assert tables(daily) == tables(once)
 

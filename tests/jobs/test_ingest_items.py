@@ -65,7 +65,7 @@ def test_the_content_known_first_stays_in_any_order_of_days(new_warehouse, tmp_p
     for day, title in (("2024-02-27", "first"), ("2024-02-28", "second"), ("2024-02-29", "third")):
         write_parquet(tmp_path / f"items-{day}.parquet", [item(title=title, known=day), item("z", known=day)], DATED)
     dates = [datetime.date(2024, 2, 28) + ONE_DAY * n for n in range(3)]
-    for order in list(permutations(dates))[::2]:
+    for order in list(permutations(dates))[2::3]:
         warehouse = new_warehouse()
         reads(warehouse, items=feed)
         for date in order:

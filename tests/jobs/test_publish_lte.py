@@ -44,7 +44,7 @@ def live(warehouse):
 
 
 def test_the_newest_snapshot_is_live_in_any_order(new_warehouse):
-    for order in list(permutations(DATES))[::2]:
+    for order in list(permutations(DATES))[2::3]:
         warehouse = new_warehouse()
         fill(warehouse)
         published = [publish_lte(warehouse, date)[0] for date in order]
