@@ -1,6 +1,7 @@
 """One Spark session for all tests of the jobs; each test has a warehouse of its own."""
 
 import datetime
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -47,6 +48,8 @@ class_data_archive = "{cache / "classes.jsa"}"
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    # It says goodbye at exit, when pytest has closed the stream that it would say it to.
+    logging.getLogger("py4j").setLevel(logging.ERROR)
     with spark_session(small_settings(tmp_path_factory.mktemp("session")), "tests") as session:
         yield session
 

@@ -300,8 +300,8 @@ def test_an_evaluation_without_cohorts_and_users_is_still_a_page(settings, evalu
 
 
 @pytest.mark.slow
-def test_command_reports_a_real_training(in_own_folders, shop, monkeypatch, capsys):
-    settings = in_own_folders.model_copy(update={"training": in_own_folders.training.model_copy(update={"epochs": 1})})
+def test_command_reports_a_real_training(trainable_shop, shop, monkeypatch, capsys):
+    settings = trainable_shop.model_copy(update={"training": trainable_shop.training.model_copy(update={"epochs": 1})})
     date = datetime.date(2024, 12, 1)
     for side in ("prefix", "none"):
         training.train(settings, date, side)
@@ -310,6 +310,7 @@ def test_command_reports_a_real_training(in_own_folders, shop, monkeypatch, caps
         ("LTE_REPORTS", settings.reports),
         ("LTE_MLFLOW__TRACKING_URI", settings.mlflow.tracking_uri),
         ("LTE_MLFLOW__ARTIFACTS", settings.mlflow.artifacts),
+        ("LTE_MLFLOW__EXPERIMENT", settings.mlflow.experiment),
     ):
         monkeypatch.setenv(key, value)
     arguments = ["report", "--date", str(date), "--settings", str(Path(shop.home) / "settings.toml")]
