@@ -451,6 +451,7 @@ def main() -> None:
 
   Airflow     {stack.airflow_url}            user {USER}, password {stack.password}
   MLflow      {stack.mlflow_url}
+  Gates       {stack.pages_url}/data_docs/gates.html
   Data Docs   {stack.pages_url}/data_docs/
   Reports     {stack.pages_url}/reports/
   logs        {stack.logs}
