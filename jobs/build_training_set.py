@@ -21,7 +21,7 @@ from pyspark.sql import functions as F
 from jobs.bases import basis_in_force
 from jobs.command_line import JobParser
 from jobs.session import spark_session
-from jobs.snapshot_lte import REPRESENTATION
+from jobs.snapshot_lte import REPRESENTATION, uniform_lte_of
 from jobs.tables import (
     EVENTS,
     ITEM_EMBEDDINGS,
@@ -31,7 +31,6 @@ from jobs.tables import (
     Warehouse,
     dated,
     sql_date,
-    sql_text,
 )
 from lte_model.errors import LTEError, run
 from lte_model.settings import Window
@@ -171,8 +170,7 @@ def build_training_set(warehouse: Warehouse, date: datetime.date) -> dict[tuple[
         warehouse.read(ITEMS).join(embedded, "item_id").select("item_id", F.col("known_date").alias("item_known_date"))
     )
     lte = warehouse.read(LTE_SNAPSHOTS).where(
-        f"basis_id = {sql_text(basis_id)} AND representation = {sql_text(REPRESENTATION)} "
-        f"AND {dated('snapshot_date', dates.snapshot_dates)}"
+        f"{uniform_lte_of(basis_id)} AND {dated('snapshot_date', dates.snapshot_dates)}"
     )
     require_snapshots(lte, events, dates, settings.window, date)
     rows = (

@@ -104,9 +104,8 @@ def ingest_items(warehouse: Warehouse, settings: Settings, date: datetime.date) 
     rows = rows_of(feed, date, known_by_default)
     with reading(source):
         classified = classify(rows).cache()
-        if classified.isEmpty():
+        if not classified.count():
             raise LTEError(f"source {source} holds no item known before {date}; check the path and the date")
-        classified.count()
     return write_feed(warehouse, FEED, rows, classified, days, lambda kept: merge_items(warehouse, kept))
 
 

@@ -10,8 +10,8 @@ from pyspark.sql import functions as F
 from jobs.bases import basis_in_force
 from jobs.command_line import JobParser
 from jobs.session import spark_session
-from jobs.snapshot_lte import REPRESENTATION
-from jobs.tables import LTE_LIVE, LTE_SNAPSHOTS, Warehouse, sql_date, sql_text
+from jobs.snapshot_lte import REPRESENTATION, uniform_lte_of
+from jobs.tables import LTE_LIVE, LTE_SNAPSHOTS, Warehouse, sql_date
 from lte_model.errors import LTEError, run
 
 
@@ -21,7 +21,7 @@ def publish_lte(warehouse: Warehouse, date: datetime.date) -> tuple[datetime.dat
     Raises `LTEError` where there is no snapshot of `date`.
     """
     basis_id = basis_in_force(warehouse)
-    of_basis = f"basis_id = {sql_text(basis_id)} AND representation = {sql_text(REPRESENTATION)}"
+    of_basis = uniform_lte_of(basis_id)
     snapshot = warehouse.read(LTE_SNAPSHOTS).where(f"{of_basis} AND snapshot_date = {sql_date(date)}")
     if snapshot.isEmpty():
         raise LTEError(

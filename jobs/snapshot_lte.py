@@ -141,6 +141,11 @@ def _sums(events: pa.Table, units: np.ndarray, date: datetime.date) -> Iterator[
         )
 
 
+def uniform_lte_of(basis_id: str) -> str:
+    """The SQL condition that an LTE is of this basis and of the representation made here."""
+    return f"basis_id = {sql_text(basis_id)} AND representation = {sql_text(REPRESENTATION)}"
+
+
 def snapshot_lte(warehouse: Warehouse, dates: Sequence[datetime.date]) -> dict[datetime.date, int]:
     """Runs the job for `dates`; returns the users of each. Raises `LTEError` where no date has an event to average."""
     settings = warehouse.settings
@@ -161,11 +166,7 @@ def snapshot_lte(warehouse: Warehouse, dates: Sequence[datetime.date]) -> dict[d
             f"no event is dated in {window}, the window of the snapshot of {max(dates)}; ingest the history with "
             "jobs.ingest_events --since, or take a later date"
         )
-    where = (
-        f"basis_id = {sql_text(basis_id)} AND representation = {sql_text(REPRESENTATION)} "
-        f"AND {dated('snapshot_date', dates)}"
-    )
-    warehouse.replace(LTE_SNAPSHOTS, rows, where)
+    warehouse.replace(LTE_SNAPSHOTS, rows, f"{uniform_lte_of(basis_id)} AND {dated('snapshot_date', dates)}")
     rows.unpersist()
     return {date: users.get(date, 0) for date in dates}
 

@@ -93,9 +93,8 @@ class MLflow(_Section):
 
 
 class Gates(_Section):
-    """`arrow` reads a table's rows of one date without a JVM; `spark` is for dates that exceed one machine."""
+    """The shares of a day's rows that may be refused, and that may name an unknown item, before a gate stops it."""
 
-    engine: Literal["arrow", "spark"] = "arrow"
     max_quarantined_share: Share = 0.05
     max_unknown_item_share: Share = 0.05
 
