@@ -16,7 +16,7 @@ from commands import CHALLENGER, DATE, OWNER, feed_end, gate, job
 
 with DAG(
     "lte_training",
-    description="Training set, two trainings, evaluation, report, registration as challenger",
+    description="Anchors, popularity, training set, two trainings, evaluation, report, challenger",
     schedule="0 3 * * MON",
     end_date=feed_end(),
     catchup=False,
@@ -36,6 +36,17 @@ with DAG(
         f"jobs.quality.check lte_snapshots --date {DATE} --anchors",
         on_failure="An anchor without rows has no event old enough: use fewer anchors (`training_set.anchors`).",
     )
+    count_popularity = job(
+        "count_popularity",
+        f"jobs.count_popularity --date {DATE} --anchors",
+        writes="item_popularity",
+        on_failure="The log names the dates before which nothing sold: use fewer anchors (`training_set.anchors`).",
+    )
+    check_item_popularity = gate(
+        "check_item_popularity",
+        f"jobs.quality.check item_popularity --date {DATE} --anchors",
+        on_failure="A date without counts, or an item counted twice. Clear `count_popularity`.",
+    )
     build_training_set = job(
         "build_training_set",
         f"jobs.build_training_set --date {DATE}",
@@ -45,7 +56,7 @@ with DAG(
     check_training_set = gate(
         "check_training_set",
         f"jobs.quality.check training_set --date {DATE}",
-        on_failure="The rule on leaks failed? Don't train. Clear `snapshot_anchors`, then `build_training_set`.",
+        on_failure="The rule on leaks failed? Don't train. Clear `build_training_set`.",
     )
     train_prefix = job(
         "train_prefix",
@@ -79,5 +90,6 @@ with DAG(
         on_failure="Is MLflow up? A second run finds the version that the first registered.",
     )
 
-    snapshot_anchors >> check_lte_snapshots >> build_training_set >> check_training_set
+    snapshot_anchors >> check_lte_snapshots >> count_popularity >> check_item_popularity
+    check_item_popularity >> build_training_set >> check_training_set
     check_training_set >> [train_prefix, train_none] >> evaluate >> report >> register

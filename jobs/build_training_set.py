@@ -1,12 +1,14 @@
-"""Builds the training set of `--date`: for every anchor and both cuts, each user's sequence beside the user's LTE.
+"""Builds the training set of `--date`: for every anchor and both cuts, the newest events of each user.
 
     split        snapshot date     sequence                    target
-    train        each anchor A     events of [A−L, A)          every event of the sequence
-    validation   the cut V         events of [V−L, V)          the user's first event of the validation days
-    test         the cut T         events of [T−L, T)          the user's first event of the test days
+    train        each anchor A     events of [A−L−W, A)        the `target_count` newest, those of [A−L, A)
+    validation   the cut V         events of [V−L−W, V)        the user's first event of the validation days
+    test         the cut T         events of [T−L−W, T)        the user's first event of the test days
 
 A sequence holds events known before its own date, the newest `max_length`, oldest first; items without a vector are
-left out. Rows at a cut are the users with a target who had been seen before the cut.
+left out. Rows of an anchor are the users with an event of [A−L, A); rows at a cut are the users with a target who had
+been seen before the cut. One training set serves every policy, length and representation: a policy that reads no
+event before D−L takes the `target_count` newest, and the LTEs of D wait in `lte_snapshots`.
 
 Events of one instant, such as the lines of a basket, stand in the order of a hash: any order of the items themselves
 would make the next item easy to guess from the last one, and the first one from nothing.
@@ -21,17 +23,7 @@ from pyspark.sql import functions as F
 from jobs.bases import basis_in_force
 from jobs.command_line import JobParser
 from jobs.session import spark_session
-from jobs.snapshot_lte import REPRESENTATION, uniform_lte_of
-from jobs.tables import (
-    EVENTS,
-    ITEM_EMBEDDINGS,
-    ITEMS,
-    LTE_SNAPSHOTS,
-    TRAINING_SET,
-    Warehouse,
-    dated,
-    sql_date,
-)
+from jobs.tables import EVENTS, ITEM_EMBEDDINGS, ITEMS, TRAINING_SET, Warehouse, dated, sql_date
 from lte_model.errors import LTEError, run
 from lte_model.settings import Window
 from lte_model.windows import Interval, TrainingDates, lte_window, target_window, training_dates
@@ -49,36 +41,38 @@ def sequences(
 ) -> DataFrame:
     """What is known of each user before each date, in one pass over the events.
 
-    (snapshot_date, user_id, item_ids, event_times, oldest_event_date, history_count), where `history_count` counts the
-    user's events of the LTE's window and of the sequence's days together.
+    (snapshot_date, user_id, item_ids, event_times, target_count, oldest_target_date, history_count), where
+    `target_count` says how many events at the end are dated in [D−L, D), and `history_count` counts the user's events
+    of the LTE's window and of those days together, also the ones that are not in the sequence.
     """
     spans = [
         (date, target_window(date, window.lag_days).start, lte_window(date, window.lag_days, window.window_days).start)
         for date in dates
     ]
-    calendar = events.sparkSession.createDataFrame(spans, "snapshot_date DATE, sequence_start DATE, history_start DATE")
+    calendar = events.sparkSession.createDataFrame(spans, "snapshot_date DATE, targets_start DATE, history_start DATE")
     seen = (
         (F.col("event_date") >= F.col("history_start"))
         & (F.col("event_date") < F.col("snapshot_date"))
         & (F.col("known_date") < F.col("snapshot_date"))
     )
-    in_sequence = (F.col("event_date") >= F.col("sequence_start")) & (F.col("item_known_date") < F.col("snapshot_date"))
-    step = F.when(in_sequence, F.struct("event_ts", TIE, "item_id", "event_date"))
+    step = F.when(F.col("item_known_date") < F.col("snapshot_date"), F.struct("event_ts", TIE, "item_id", "event_date"))
     return (
         in_order(events)
         .join(F.broadcast(items), "item_id", "left")
         .join(F.broadcast(calendar), seen)
-        .groupBy("snapshot_date", "user_id")
+        .groupBy("snapshot_date", "targets_start", "user_id")
         .agg(F.sort_array(F.collect_list(step)).alias("all_steps"), F.count("*").cast("int").alias("history_count"))
         .withColumn(
             "steps", F.slice("all_steps", F.greatest(F.size("all_steps") - max_length, F.lit(0)) + 1, max_length)
         )
+        .withColumn("targets", F.filter("steps", lambda step: step["event_date"] >= F.col("targets_start")))
         .select(
             "snapshot_date",
             "user_id",
             F.col("steps.item_id").alias("item_ids"),
             F.col("steps.event_ts").alias("event_times"),
-            F.array_min("steps.event_date").alias("oldest_event_date"),
+            F.size("targets").alias("target_count"),
+            F.array_min("targets.event_date").alias("oldest_target_date"),
             "history_count",
         )
     )
@@ -106,57 +100,18 @@ def first_events(events: DataFrame, splits: Mapping[str, Interval]) -> DataFrame
 
 
 def training_set(
-    events: DataFrame, items: DataFrame, lte: DataFrame, dates: TrainingDates, window: Window, max_length: int
+    events: DataFrame, items: DataFrame, dates: TrainingDates, window: Window, max_length: int
 ) -> DataFrame:
     """The rows of `training_set`, but for the columns that are the same in all of them.
 
-    `events` are those known before the training date, `items` the ones with a vector (item_id, item_known_date), and
-    `lte` the snapshot rows of `dates.snapshot_dates`.
+    `events` are those known before the training date, and `items` the ones with a vector (item_id, item_known_date).
     """
     known = sequences(events, items, dates.snapshot_dates, window, max_length)
-    train = known.where(dated("snapshot_date", dates.anchors)).where(F.size("item_ids") > 0)
+    train = known.where(dated("snapshot_date", dates.anchors)).where("target_count > 0")
     targets = first_events(events, {"validation": dates.validation, "test": dates.test})
-    rows = train.withColumns(
+    return train.withColumns(
         {"split": F.lit("train"), "target_item_id": F.lit(None).cast("string"), "target_date": F.lit(None).cast("date")}
     ).unionByName(known.join(targets, ["snapshot_date", "user_id"]))
-    vectors = lte.select(
-        "snapshot_date",
-        "user_id",
-        "vector_sum",
-        F.col("event_count").alias("lte_event_count"),
-        F.col("newest_event_date").alias("newest_lte_event_date"),
-    )
-    return (
-        rows.join(vectors, ["snapshot_date", "user_id"], "left")
-        .withColumn("event_count", F.coalesce("lte_event_count", F.lit(0)))
-        .drop("lte_event_count")
-    )
-
-
-def require_snapshots(
-    lte: DataFrame, events: DataFrame, dates: TrainingDates, window: Window, date: datetime.date
-) -> None:
-    """Raises `LTEError` where a date that has events in its window has no snapshot, or one of another lag or window."""
-    found = {
-        row.snapshot_date: row
-        for row in lte.groupBy("snapshot_date")
-        .agg(F.min("lag_days").alias("lag_days"), F.max("window_days").alias("window_days"))
-        .collect()
-    }
-    oldest = events.agg(F.min("event_date")).first()[0]
-    for snapshot_date in dates.snapshot_dates:
-        row = found.get(snapshot_date)
-        if row is None:
-            if oldest is not None and oldest < lte_window(snapshot_date, window.lag_days, window.window_days).end:
-                raise LTEError(
-                    f"table lte_snapshots holds no LTE of {snapshot_date}; "
-                    f"run jobs.snapshot_lte --date {date} --anchors"
-                )
-        elif (row.lag_days, row.window_days) != (window.lag_days, window.window_days):
-            raise LTEError(
-                f"the LTE of {snapshot_date} has lag {row.lag_days} and window {row.window_days}, the settings say "
-                f"{window.lag_days} and {window.window_days}; run jobs.snapshot_lte --date {date} --anchors"
-            )
 
 
 def build_training_set(warehouse: Warehouse, date: datetime.date) -> dict[tuple[str, datetime.date], int]:
@@ -169,19 +124,14 @@ def build_training_set(warehouse: Warehouse, date: datetime.date) -> dict[tuple[
     items = (
         warehouse.read(ITEMS).join(embedded, "item_id").select("item_id", F.col("known_date").alias("item_known_date"))
     )
-    lte = warehouse.read(LTE_SNAPSHOTS).where(
-        f"{uniform_lte_of(basis_id)} AND {dated('snapshot_date', dates.snapshot_dates)}"
-    )
-    require_snapshots(lte, events, dates, settings.window, date)
     rows = (
-        training_set(events, items, lte, dates, settings.window, settings.training_set.max_length)
+        training_set(events, items, dates, settings.window, settings.training_set.max_length)
         .withColumns(
             {
                 "training_date": F.lit(date),
                 "lag_days": F.lit(settings.window.lag_days),
                 "window_days": F.lit(settings.window.window_days),
                 "basis_id": F.lit(basis_id),
-                "representation": F.lit(REPRESENTATION),
             }
         )
         .cache()

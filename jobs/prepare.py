@@ -16,6 +16,7 @@ from pathlib import Path
 from pyspark import SparkContext
 
 from jobs.build_training_set import build_training_set
+from jobs.count_popularity import count_popularity
 from jobs.demo_shop import ShopSpec, write_demo_shop
 from jobs.embed_items import embed_items
 from jobs.fit_basis import fit_basis, register
@@ -95,9 +96,11 @@ def run_all_jobs(warehouse: Warehouse, since: datetime.date, date: datetime.date
     basis, fitted_items = fit_basis(warehouse, date)
     register(warehouse, basis, date, fitted_items)
     embed_items(warehouse, date)
-    snapshot_lte(warehouse, training_dates(date, settings.training_set).snapshot_dates)
+    anchors = training_dates(date, settings.training_set).snapshot_dates
+    snapshot_lte(warehouse, anchors)
     snapshot_lte(warehouse, [date])
     publish_lte(warehouse, date)
+    count_popularity(warehouse, anchors)
     build_training_set(warehouse, date)
 
 

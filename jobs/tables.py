@@ -71,13 +71,19 @@ _LTE = """user_id STRING NOT NULL, vector_sum ARRAY<INT> NOT NULL, event_count I
     basis_id STRING NOT NULL, representation STRING NOT NULL"""
 LTE_SNAPSHOTS = Table("lte_snapshots", _LTE, ("basis_id", "representation", "snapshot_date"), "jobs.snapshot_lte")
 LTE_LIVE = Table("lte_live", _LTE, ("basis_id", "representation"), "jobs.publish_lte")
+ITEM_POPULARITY = Table(
+    "item_popularity",
+    """snapshot_date DATE NOT NULL, item_id STRING NOT NULL, events_7d INT NOT NULL, events_30d INT NOT NULL,
+    events_window INT NOT NULL""",
+    ("snapshot_date",),
+    "jobs.count_popularity",
+)
 TRAINING_SET = Table(
     "training_set",
     """training_date DATE NOT NULL, split STRING NOT NULL, snapshot_date DATE NOT NULL, user_id STRING NOT NULL,
-    item_ids ARRAY<STRING> NOT NULL, event_times ARRAY<TIMESTAMP> NOT NULL, oldest_event_date DATE,
-    target_item_id STRING, target_date DATE, history_count INT NOT NULL, vector_sum ARRAY<INT>,
-    event_count INT NOT NULL, newest_lte_event_date DATE, lag_days INT NOT NULL, window_days INT NOT NULL,
-    basis_id STRING NOT NULL, representation STRING NOT NULL""",
+    item_ids ARRAY<STRING> NOT NULL, event_times ARRAY<TIMESTAMP> NOT NULL, target_count INT NOT NULL,
+    oldest_target_date DATE, target_item_id STRING, target_date DATE, history_count INT NOT NULL,
+    lag_days INT NOT NULL, window_days INT NOT NULL, basis_id STRING NOT NULL""",
     ("training_date", "split"),
     "jobs.build_training_set",
 )
@@ -93,6 +99,7 @@ TABLES = {
         ITEM_EMBEDDINGS,
         LTE_SNAPSHOTS,
         LTE_LIVE,
+        ITEM_POPULARITY,
         TRAINING_SET,
     )
 }

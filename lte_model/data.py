@@ -3,14 +3,18 @@
 1. `open_training_set` fixes the versions of the tables, checks that they belong together, and reads the *catalogue*:
    the items with a vector in the basis that were known before the test cut, ordered by item id. An item's row
    number in the catalogue stands for it from here on.
-2. `TrainingSet.cases` reads one split: per case (one user at one snapshot date) the sequence, the LTE and the target.
-   Events of items outside the catalogue are dropped from a sequence; a case whose *target* is outside it is dropped
-   whole and counted, for otherwise another item would pass for its target.
-3. `Cases.batch` pads; `epoch_batches` says which cases go together.
+2. `TrainingSet.cases` reads one split: per case (one user at one snapshot date D) the sequence, the LTEs of D, which
+   it takes from `lte_snapshots`, and the target. Events of items outside the catalogue are dropped from a sequence; a
+   case whose *target* is outside it is dropped whole and counted, for otherwise another item would pass for its target.
+3. The policy says what a sequence is: `lagged` leaves the events of [D−L, D) alone, `newest` all that the row holds.
+   In training the events of [D−L, D) are the targets under both; what comes before is read and never predicted.
+4. `Cases.windows` cuts what is longer than a model reads, so that each target is trained on once; `Cases.batch` pads;
+   `epoch_batches` says which cases go together.
 
-Nothing here holds a Python object per event: a million events take four megabytes.
+Nothing here holds a Python object per event: a million events take five megabytes.
 """
 
+import dataclasses
 import datetime
 import hashlib
 from dataclasses import dataclass
@@ -23,7 +27,8 @@ import torch
 
 from lte_model.basis import to_vector
 from lte_model.errors import LTEError
-from lte_model.model import LTEKind
+from lte_model.model import Batch, LTEKind, gap_buckets
+from lte_model.popularity import popularity_matrix
 from lte_model.settings import Settings
 from lte_model.windows import TrainingDates, training_dates
 
@@ -34,27 +39,14 @@ WRITTEN_BY = {
     "items": "jobs.ingest_items",
     "semantic_bases": "jobs.fit_basis",
     "item_embeddings": "jobs.embed_items",
+    "item_popularity": "jobs.count_popularity",
+    "lte_snapshots": "jobs.snapshot_lte",
     "training_set": "jobs.build_training_set",
 }
 """The tables that are read here and in the evaluation, and what to run where one is missing."""
 
 POOLED_BATCHES = 32
 """So many batches' cases are drawn at random and then sorted by length, which spares padding and keeps chance."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B cases as tensors: `items` (B, T) int64 oldest first and padded with 0 on the right, `lengths` (B,) int64,
-    `lte` (B, dimensions) float32, zero where `has_lte` (B,) bool is false. Named as `Ranker` names its arguments."""
-
-    items: torch.Tensor
-    lengths: torch.Tensor
-    lte: torch.Tensor
-    has_lte: torch.Tensor
-
-    def to(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """The arguments of `Ranker.loss` and `Ranker.scores`, on `device`."""
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -81,16 +73,24 @@ class Catalogue:
 class Cases:
     """The cases of one split, ordered by snapshot date and user: N users, each at one date.
 
-    Case i reads `items[offsets[i]:offsets[i + 1]]`, oldest first, and `lte[i]` if `has_lte[i]`. `targets[i]` is the
-    row of the event to predict, −1 in the training split, where every event of the sequence is one.
+    Case i holds the events `items[starts[i]:ends[i]]`, oldest first, of which the newest `target_counts[i]` are dated
+    in [D−L, D); `gaps` has the bucket of the time from each event to the next one, or from the last to D. It has the
+    LTEs `lte[i]` (representations, dimensions) where `has_lte[i]`, averages of `event_counts[i]` events. `dates[i]` is
+    the row of `popularity` (dates, counts, items), None where the settings want none. `targets[i]` is the row of the
+    event to predict, −1 in the training split, where the `target_counts[i]` newest events are predicted.
     """
 
     user_ids: pl.Series
     items: np.ndarray
-    offsets: np.ndarray
+    gaps: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    target_counts: np.ndarray
     lte: np.ndarray
     has_lte: np.ndarray
     event_counts: np.ndarray
+    dates: np.ndarray
+    popularity: np.ndarray | None
     targets: np.ndarray
     history_counts: np.ndarray
     dropped_unknown_target: int
@@ -100,31 +100,102 @@ class Cases:
 
     @property
     def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets)
+        return self.ends - self.starts
 
-    def batch(self, cases: np.ndarray, most_events: int | None = None) -> Batch:
-        """The cases of those numbers, in that order, each with its newest `most_events` events (None: all)."""
-        ends = self.offsets[cases + 1]
-        lengths = ends - self.offsets[cases]
+    def sequence(self, case: int) -> np.ndarray:
+        """The rows of all events of one case, oldest first."""
+        return self.items[self.starts[case] : self.ends[case]]
+
+    def windows(self, max_events: int, last_only: bool = False) -> "Cases":
+        """Training cases of which none has a target that a model of `max_events` can't reach.
+
+        A sequence of more than `max_events` + 1 events is cut from its end into windows; each predicts up to
+        `max_events` events, so that every target is predicted once, after at least one event that came before it.
+        `last_only` keeps the newest target of each case alone.
+        """
+        numbers, ends, targets = [], [], []
+        number = np.arange(len(self))
+        end, left = self.ends.copy(), np.minimum(self.target_counts, 1) if last_only else self.target_counts.copy()
+        while len(number):
+            taken = np.where(end - self.starts[number] <= max_events + 1, left, np.minimum(left, max_events))
+            numbers.append(number)
+            ends.append(end)
+            targets.append(taken)
+            more = left > taken
+            number, end, left = number[more], (end - taken)[more], (left - taken)[more]
+        number = np.concatenate(numbers)
+        order = np.argsort(number, kind="stable")
+        return dataclasses.replace(
+            self.taken(number[order]),
+            ends=np.concatenate(ends)[order],
+            target_counts=np.concatenate(targets)[order],
+        )
+
+    def taken(self, numbers: np.ndarray) -> "Cases":
+        """The cases of those numbers, over the same events."""
+        per_case = (
+            "starts", "ends", "target_counts", "lte", "has_lte", "event_counts", "dates", "targets", "history_counts",
+        )  # fmt: skip
+        return dataclasses.replace(
+            self,
+            user_ids=self.user_ids.gather(numbers),
+            **{name: getattr(self, name)[numbers] for name in per_case},
+        )
+
+    def batch(self, cases: np.ndarray, most_events: int | None = None, older_events: int = 0) -> Batch:
+        """The cases of those numbers, in that order: each with its newest `most_events` events (None: all) and the
+        `older_events` before them. The events to predict are those dated in [D−L, D)."""
+        starts, ends = self.starts[cases], self.ends[cases]
+        lengths = ends - starts
         if most_events is not None:
             lengths = np.minimum(lengths, most_events)
-        columns = np.arange(lengths.max(initial=0))
-        real = columns < lengths[:, None]  # (B, T)
-        items = np.zeros(real.shape, dtype=np.int64)
-        items[real] = self.items[((ends - lengths)[:, None] + columns)[real]]
+        place, real = _places(ends - lengths, lengths)
+        first_target = lengths - np.minimum(self.target_counts[cases], lengths)
+        columns = np.arange(real.shape[1])
+        older, older_lengths = None, None
+        if older_events:
+            older_lengths = np.minimum(ends - lengths - starts, older_events)
+            older = torch.from_numpy(_padded(self.items, *_places(ends - lengths - older_lengths, older_lengths)))
+            older_lengths = torch.from_numpy(older_lengths)
         return Batch(
-            items=torch.from_numpy(items),
-            lengths=torch.from_numpy(lengths.astype(np.int64)),
+            items=torch.from_numpy(_padded(self.items, place, real)),
+            lengths=torch.from_numpy(lengths),
             lte=torch.from_numpy(self.lte[cases]),
             has_lte=torch.from_numpy(self.has_lte[cases]),
+            gaps=torch.from_numpy(_padded(self.gaps, place, real)),
+            older=older,
+            older_lengths=older_lengths,
+            dates=torch.from_numpy(self.dates[cases]),
+            targets=torch.from_numpy(np.flatnonzero(real & (columns >= first_target[:, None]))),
         )
+
+    def popularity_on(self, device: torch.device) -> torch.Tensor | None:
+        """What `Ranker.loss` and `Ranker.scores` take beside a batch of these cases."""
+        return None if self.popularity is None else torch.from_numpy(self.popularity).to(device)
 
     def digest(self) -> bytes:
         """A hash of everything that a model learns from these cases."""
         content = hashlib.sha256()
-        for array in (self.items, self.offsets, self.lte, self.has_lte, self.targets):
+        for array in (
+            self.items, self.gaps, self.starts, self.ends, self.target_counts, self.lte, self.has_lte, self.dates,
+            self.targets,
+        ):  # fmt: skip
             content.update(np.ascontiguousarray(array))
+        if self.popularity is not None:
+            content.update(np.ascontiguousarray(self.popularity))
         return content.digest()
+
+
+def _places(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places (B, T) of the runs of `lengths` that begin at `starts`, and which of them are no padding."""
+    columns = np.arange(lengths.max(initial=0))
+    return starts[:, None] + columns, columns < lengths[:, None]
+
+
+def _padded(values: np.ndarray, places: np.ndarray, real: np.ndarray) -> np.ndarray:
+    padded = np.zeros(real.shape, dtype=np.int64)
+    padded[real] = values[places[real]]
+    return padded
 
 
 class Tables:
@@ -159,60 +230,138 @@ class TrainingSet:
         return _rows(self.tables, self.training_date).filter(pl.col("split") == split)
 
     def cases(self, split: Split) -> Cases:
-        """The cases of `split`. A training case without any event has nothing to predict and is left out.
+        """The cases of `split`, by the policy `model.sequence`. A training case without a target is left out.
 
-        Raises `LTEError` where no case is left, and where an LTE doesn't have the basis' dimensions.
+        Raises `LTEError` where no case is left, where a snapshot that the cases need isn't there or is of another lag
+        or window, and where an LTE doesn't have the basis' dimensions.
         """
-        rows = self.catalogue.rows
+        settings, rows = self.tables.settings, self.catalogue.rows
         frame = (
             self.rows(split)
             .select(
                 "user_id",
                 "snapshot_date",
-                pl.col("item_ids")
-                .cast(pl.List(rows), strict=False)
-                .list.drop_nulls()
-                .list.tail(self.tables.settings.training_set.max_length)
-                .alias("items"),
+                "item_ids",
+                "event_times",
+                pl.col("target_count").cast(pl.Int64),
                 pl.col("target_item_id").cast(rows, strict=False).to_physical().cast(pl.Int64).alias("target"),
-                "vector_sum",
-                "event_count",
                 "history_count",
             )
             .sort("snapshot_date", "user_id")
             .collect()
         )
         read = len(frame)
-        frame = frame.filter(pl.col("items").list.len() > 0 if split == "train" else pl.col("target").is_not_null())
-        if frame.is_empty():
+        # Flat arrays of all events; `case` is the row of the frame that an event belongs to.
+        events = frame.select(
+            item=pl.col("item_ids").explode(empty_as_null=False).cast(rows, strict=False).to_physical(),
+            minute=(pl.col("event_times").explode(empty_as_null=False).dt.epoch("s") // 60).cast(pl.Int32),
+        )
+        lengths = frame["item_ids"].list.len().to_numpy().astype(np.int64)
+        target_counts = frame["target_count"].to_numpy()
+        case = np.repeat(np.arange(read), lengths)
+        from_the_end = np.repeat(lengths.cumsum(), lengths) - np.arange(len(case))  # 1 is the newest
+        after_lag = from_the_end <= target_counts[case]
+        kept = events["item"].is_not_null().to_numpy()
+        target_counts = np.bincount(case[kept & after_lag], minlength=read)
+        wanted = target_counts > 0 if split == "train" else frame["target"].is_not_null().to_numpy()
+        if not wanted.any():
             raise LTEError(
                 f"training_set of {self.training_date} has no {split} case with an event to predict among the "
                 f"{len(self.catalogue)} items of the catalogue ({read} rows read); ingest more days or move the date"
             )
-        items = frame["items"].explode(empty_as_null=False).to_physical().to_numpy().astype(np.int32)
-        has_lte = frame["vector_sum"].is_not_null().to_numpy()
-        dimensions = self.catalogue.vectors.shape[1]
-        lte = np.zeros((len(frame), dimensions), dtype=np.float32)
-        lte[has_lte] = to_vector(
-            _matrix(frame["vector_sum"].drop_nulls(), dimensions, f"training_set of {self.training_date}"),
-            frame["event_count"].to_numpy()[has_lte],
-        )
+        kept &= wanted[case]
+        needed = frame["snapshot_date"].gather(np.unique(case[kept & ~after_lag])).unique().sort().to_list()
+        if settings.model.sequence == "lagged":
+            kept &= after_lag
+        ends = np.bincount(case[kept], minlength=read).cumsum()[wanted]
+        frame, target_counts = frame.filter(wanted), target_counts[wanted]
+        lengths = np.bincount(case[kept], minlength=read)[wanted]
+        minutes = events["minute"].to_numpy()[kept]
+        dates = frame["snapshot_date"].unique().sort()
+        popularity = None
+        if settings.model.popularity_bias:
+            table = self.tables.scan("item_popularity")
+            popularity = popularity_matrix(table, rows, dates.to_list(), self.training_date)
+        lte, event_counts = self._ltes(frame.select("snapshot_date", "user_id"), needed)
         return Cases(
             user_ids=frame["user_id"],
-            items=items,
-            offsets=np.concatenate(([0], frame["items"].list.len().to_numpy().cumsum(dtype=np.int64))),
+            items=events["item"].to_numpy()[kept].astype(np.int32),
+            gaps=_gaps(minutes, ends, lengths, frame["snapshot_date"]),
+            starts=ends - lengths,
+            ends=ends,
+            target_counts=target_counts,
             lte=lte,
-            has_lte=has_lte,
-            event_counts=frame["event_count"].to_numpy(),
+            has_lte=event_counts > 0,
+            event_counts=event_counts,
+            dates=dates.search_sorted(frame["snapshot_date"]).to_numpy().astype(np.int64),
+            popularity=popularity,
             targets=frame["target"].fill_null(-1).to_numpy(),
             history_counts=frame["history_count"].to_numpy(),
             dropped_unknown_target=0 if split == "train" else read - len(frame),
         )
 
+    def _ltes(self, cases: pl.DataFrame, needed: list[datetime.date]) -> tuple[np.ndarray, np.ndarray]:
+        """The LTEs (N, representations, dimensions) of `cases` (snapshot_date, user_id) and the events in each.
+
+        `needed` are the dates of which some case has an event before D−L: a snapshot of them can't be empty.
+        """
+        representations, dimensions = self.kind.representations, self.catalogue.vectors.shape[1]
+        lte = np.zeros((len(cases), len(representations), dimensions), dtype=np.float32)
+        event_counts = np.zeros(lte.shape[:2], dtype=np.int64)
+        for number, representation in enumerate(representations):
+            snapshots = self._snapshots(representation, cases["snapshot_date"].unique().to_list(), needed)
+            found = cases.lazy().join(
+                snapshots.select("snapshot_date", "user_id", "vector_sum", "event_count"),
+                on=["snapshot_date", "user_id"],
+                how="left",
+                maintain_order="left",
+            )
+            found = found.select("vector_sum", pl.col("event_count").fill_null(0)).collect()
+            has_lte = found["event_count"].to_numpy() > 0
+            event_counts[:, number] = found["event_count"].to_numpy()
+            vectors = found["vector_sum"].filter(pl.Series(has_lte))
+            lte[has_lte, number] = to_vector(
+                _matrix(vectors, dimensions, f"lte_snapshots, representation {representation},"),
+                event_counts[has_lte, number],
+            )
+        return lte, event_counts
+
+    def _snapshots(self, representation: str, dates: list[datetime.date], needed: list[datetime.date]) -> pl.LazyFrame:
+        """The snapshots of `dates`. Raises `LTEError` where one of `needed` is missing, and for another lag or window."""
+        snapshots = self.tables.scan("lte_snapshots").filter(
+            pl.col("basis_id") == self.kind.basis_id,
+            pl.col("representation") == representation,
+            pl.col("snapshot_date").is_in(dates),
+        )
+        found = snapshots.select("snapshot_date", "lag_days", "window_days").unique().sort(pl.all()).collect()
+        again = f"run python -m jobs.snapshot_lte --date {self.training_date} --anchors"
+        missing = [str(date) for date in needed if date not in found["snapshot_date"]]
+        if missing:
+            raise LTEError(
+                f"lte_snapshots holds no LTE of {', '.join(missing)} in basis {self.kind.basis_id}, representation "
+                f"{representation}; {again}"
+            )
+        for date, lag_days, window_days in found.rows():
+            if (lag_days, window_days) != (self.kind.lag_days, self.kind.window_days):
+                raise LTEError(
+                    f"the LTE of {date} in lte_snapshots has lag {lag_days} and window {window_days}, the training_set "
+                    f"of {self.training_date} has {self.kind.lag_days} and {self.kind.window_days}; {again}, then "
+                    f"python -m jobs.build_training_set --date {self.training_date}"
+                )
+        return snapshots
+
+
+def _gaps(minutes: np.ndarray, ends: np.ndarray, lengths: np.ndarray, snapshot_dates: pl.Series) -> np.ndarray:
+    """The bucket of the time from each event to the next one of its case, or from the last to the snapshot date."""
+    following = np.append(minutes[1:], 0)
+    last = ends[lengths > 0] - 1
+    following[last] = (snapshot_dates.to_physical().to_numpy() * 24 * 60)[lengths > 0]
+    return gap_buckets(following - minutes)
+
 
 def open_training_set(settings: Settings, training_date: datetime.date) -> TrainingSet:
     """The training set of `training_date`. Raises `LTEError` for a missing table, a date without rows, rows of several
-    bases, representations, lags or windows, an unregistered basis, and cuts that are not those of the settings."""
+    bases, lags or windows, an unregistered basis, and cuts that are not those of the settings."""
     tables = Tables(settings)
     dates = training_dates(training_date, settings.training_set)
     kind = _kind(tables, training_date)
@@ -232,7 +381,7 @@ def _rows(tables: Tables, training_date: datetime.date) -> pl.LazyFrame:
 def _kind(tables: Tables, training_date: datetime.date) -> LTEKind:
     kinds = (
         _rows(tables, training_date)
-        .select("basis_id", "representation", "lag_days", "window_days")
+        .select("basis_id", "lag_days", "window_days")
         .unique()
         .sort(pl.all())
         .collect()
@@ -243,12 +392,13 @@ def _kind(tables: Tables, training_date: datetime.date) -> LTEKind:
             f"training_set has no rows of {training_date}; run jobs.build_training_set --date {training_date}"
         )
     if len(kinds) > 1:
-        listed = "; ".join(f"{basis} {form}, lag {lag}, window {window}" for basis, form, lag, window in kinds)
+        listed = "; ".join(f"{basis}, lag {lag}, window {window}" for basis, lag, window in kinds)
         raise LTEError(
             f"training_set of {training_date} mixes LTEs that no one model can read ({listed}); "
             f"run jobs.build_training_set --date {training_date} again"
         )
-    return LTEKind(*kinds[0])
+    ((basis_id, lag_days, window_days),) = kinds
+    return LTEKind(basis_id, "+".join(tables.settings.model.representations), lag_days, window_days)
 
 
 def _require_cuts(tables: Tables, training_date: datetime.date, dates: TrainingDates) -> None:
@@ -297,18 +447,20 @@ def _matrix(lists: pl.Series, dimensions: int, table: str) -> np.ndarray:
     return lists.explode(empty_as_null=False).to_numpy().reshape(-1, dimensions)
 
 
-def epoch_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+def epoch_batches(
+    lengths: np.ndarray, target_counts: np.ndarray, batch_size: int, seed: int, epoch: int
+) -> list[np.ndarray]:
     """The case numbers of each batch of an epoch: every case once, in an order that `seed` and `epoch` decide.
 
-    A batch holds about as many events as `batch_size` cases hold on average, so that every step weighs its targets
-    alike: of short sequences it takes more cases, of long ones fewer.
+    A batch holds about as many targets as `batch_size` cases hold on average, so that every step weighs its targets
+    alike: of cases with few targets it takes more, of those with many fewer. Cases of one length go together.
     """
     random = np.random.default_rng((seed, epoch))
-    events = max(1, round(batch_size * lengths.mean()))
+    targets = max(1, round(batch_size * target_counts.mean()))
     order = random.permutation(len(lengths))
     batches = []
     for pool in np.array_split(order, max(1, round(len(order) / (batch_size * POOLED_BATCHES)))):
         pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batch_of_case = (lengths[pool].cumsum() - 1) // events
+        batch_of_case = (target_counts[pool].cumsum() - 1) // targets
         batches += np.split(pool, np.flatnonzero(np.diff(batch_of_case)) + 1)
     return [batches[i] for i in random.permutation(len(batches))]

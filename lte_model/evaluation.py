@@ -26,11 +26,21 @@ from lte_model import tracking
 from lte_model.data import Cases, Catalogue, TrainingSet, open_training_set
 from lte_model.errors import run
 from lte_model.metrics import bootstrap_means, count_ranks, interval, measures, relative_difference, target_ranks
-from lte_model.model import INTEGRATIONS, Ranker, load_ranker
+from lte_model.model import Ranker, load_ranker
 from lte_model.settings import Settings, load_settings
-from lte_model.training import MODEL_DIRECTORY, choose_device, read_result, side_directory, write_atomically
+from lte_model.training import (
+    MODEL_DIRECTORY,
+    choose_device,
+    read_result,
+    side_directory,
+    target_counts_of,
+    write_atomically,
+)
 from lte_model.verdict import OVER_NONE, OVER_POPULARITY, Evaluation, evaluation_path
 from lte_model.windows import ONE_DAY, lte_window, parse_run_date
+
+SIDES = ("prefix", "none")
+"""The trainings that are compared."""
 
 POPULARITY_DAYS: dict[str, int | None] = {"popularity_all": None, "popularity_30d": 30, "popularity_7d": 7}
 UPLIFTS = {OVER_NONE: ("prefix", "none"), OVER_POPULARITY: ("prefix", "popularity_30d")}
@@ -51,22 +61,22 @@ def evaluate(settings: Settings, training_date: datetime.date) -> Evaluation:
     started = time.perf_counter()
     training_set = open_training_set(settings, training_date)
     cases = training_set.cases("test")
-    results = {side: read_result(settings, training_date, side) for side in INTEGRATIONS}
+    results = {side: read_result(settings, training_date, side) for side in SIDES}
     device = choose_device(settings.training.device)
-    rankers = {side: _load_side(training_set, side, device) for side in INTEGRATIONS}
+    rankers = {side: _load_side(training_set, side, device) for side in SIDES}
 
     ranks = {side: target_ranks(ranker, cases, device) for side, ranker in rankers.items()}
     for side, days in POPULARITY_DAYS.items():
         ranks[side] = count_ranks(popularity(training_set, days), cases.targets)
     comparison = Comparison.of(ranks, settings)
-    run_ids = {side: tracking.find_or_create_run(settings, training_date, side) for side in INTEGRATIONS}
+    run_ids = {side: tracking.find_or_create_run(settings, training_date, side) for side in SIDES}
 
     dates = training_set.dates
     evaluation: Evaluation = {
         "training_date": str(training_date),
         "basis_id": training_set.kind.basis_id,
         "representation": training_set.kind.representation,
-        "policy": "lagged",
+        "policy": settings.model.sequence,
         "lag_days": training_set.kind.lag_days,
         "window_days": training_set.kind.window_days,
         "anchors": [str(anchor) for anchor in dates.anchors],
@@ -194,7 +204,7 @@ def cohorts(training_set: TrainingSet, cases: Cases, max_events: int) -> dict[st
     """Which test users (N,) bool belong to each cohort; a user may belong to several. Empty cohorts are left out."""
     read = np.minimum(cases.lengths, max_events)
     trained_on = np.zeros(len(training_set.catalogue), dtype=bool)
-    trained_on[training_set.cases("train").items] = True
+    trained_on[target_counts_of(training_set.cases("train"), len(trained_on)) > 0] = True
     members = {
         "no short sequence": read == 0,
         "short sequence": (read > 0) & (read < LONG_SEQUENCE),
@@ -222,7 +232,7 @@ def _example_users(
     device: torch.device,
 ) -> list[dict[str, Any]]:
     """Users with an LTE, from the one whose target rose most by it to the one whose target fell most."""
-    chosen = spread(np.log(ranks["none"] / ranks["prefix"]), np.flatnonzero(cases.has_lte), EXAMPLE_USERS)
+    chosen = spread(np.log(ranks["none"] / ranks["prefix"]), np.flatnonzero(cases.has_lte[:, 0]), EXAMPLE_USERS)
     if not len(chosen):
         return []
     catalogue = training_set.catalogue
@@ -230,11 +240,14 @@ def _example_users(
     histories = _histories(training_set, user_ids)
     inputs = _inputs(training_set, user_ids)
     tops = {
-        side: ranker.scores(**cases.batch(chosen, ranker.config.max_events).to(device)).topk(
-            min(SHOWN_ITEMS, len(catalogue))
-        ).indices.cpu()
+        side: ranker.scores(
+            cases.batch(chosen, ranker.config.max_events, ranker.config.max_older_events).to(device),
+            cases.popularity_on(device),
+        )
+        .topk(min(SHOWN_ITEMS, len(catalogue)))
+        .indices.cpu()
         for side, ranker in rankers.items()
-    }  # fmt: skip
+    }
     return [
         {
             "user_id": user_id,
@@ -242,8 +255,8 @@ def _example_users(
             **inputs[user_id],
             "ranks": {side: round(float(ranks[side][case])) for side in rankers},
             "top": {side: catalogue.titles_of(top[number].numpy()) for side, top in tops.items()},
-            "lte_neighbours": _neighbours(catalogue, cases.lte[case]),
-            "lte_count": int(cases.event_counts[case]),
+            "lte_neighbours": _neighbours(catalogue, cases.lte[case, 0]),
+            "lte_count": int(cases.event_counts[case, 0]),
         }
         for number, (case, user_id) in enumerate(zip(chosen, user_ids, strict=True))
     ]
@@ -277,11 +290,13 @@ def _histories(training_set: TrainingSet, user_ids: Sequence[str]) -> dict[str, 
 
 
 def _inputs(training_set: TrainingSet, user_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The short-term sequence and the target of each test user."""
+    """The sequence that the policy reads, and the target, of each test user."""
     rows = training_set.rows("test").filter(pl.col("user_id").is_in(user_ids))
+    lagged = training_set.tables.settings.model.sequence == "lagged"
+    read = pl.col("target_count") if lagged else pl.lit(training_set.tables.settings.model.max_tokens)
     sequences = _titled(
         training_set,
-        rows.select("user_id", item_id="item_ids", date="event_times")
+        rows.select("user_id", item_id=pl.col("item_ids").list.tail(read), date=pl.col("event_times").list.tail(read))
         .filter(pl.col("item_id").list.len() > 0)
         .explode("item_id", "date")
         .with_columns(pl.col("date").dt.date()),

@@ -34,8 +34,12 @@ def target_ranks(ranker: Ranker, cases: Cases, device: torch.device, batch_size:
     ranker.eval()
     batch_size = max(1, min(batch_size, BLOCK // len(ranker.item_ids)))
     ranks = []
+    popularity = cases.popularity_on(device)
+    with torch.inference_mode():
+        table = ranker.item_table()
     for numbers in np.split(np.arange(len(cases)), range(batch_size, len(cases), batch_size)):
-        scores = ranker.scores(**cases.batch(numbers, ranker.config.max_events).to(device))
+        batch = cases.batch(numbers, ranker.config.max_events, ranker.config.max_older_events).to(device)
+        scores = ranker.scores(batch, popularity, table)
         ranks.append(ranks_of(scores, torch.from_numpy(cases.targets[numbers]).to(device)).cpu())
     ranker.train(was_training)
     return torch.cat(ranks).numpy()

@@ -1,14 +1,16 @@
-"""The ranker: a causal transformer over a user's items, which reads the user's LTE as its first token.
+"""The ranker: a causal transformer over a user's items, which may read the user's long-term embedding (LTE).
 
 One forward pass, for B users whose newest T events are given oldest first:
 
 1. The *item table* E has a row for every item of the catalogue: a learned projection of the item's frozen content
    vector, plus a learned vector of the item's own where `id_embedding` is on.
-2. The tokens are [context, e1, …, eT]. The context is a learned start token; the integration `prefix` adds to it the
-   projected LTE, or a learned "no LTE" vector for a user who has none. `none` and `prefix` therefore read the same
-   number of tokens at the same cost, and a difference between them is the LTE's.
-3. Pre-norm blocks with causal attention: the hidden state at token t has seen the context and e1 … et alone.
-4. The logits of event t+1 are that hidden state times Eᵀ: input and output share one table.
+2. The tokens are [context, e1, …, eT]: a context token for each representation, then the events. Where the LTE enters
+   is the integration's affair (integrations.py); every integration reads as many tokens.
+3. Events older than the sequence are summed up in a memory that the tokens read, where `long_memory` asks for it
+   (long_memory.py).
+4. Pre-norm blocks with causal attention: the hidden state at token t has seen the context and e1 … et alone.
+5. The logits of event t+1 are that hidden state times Eᵀ: input and output share one table. Where `popularity_bias` is
+   on, each item's logit has a bias of its own: what sold lately before the case's date, times a learned scale.
 
 Sequences are padded on the right, so that padding lies in the future of every real token and needs no mask.
 After SASRec (Kang and McAuley, arXiv 1808.09781) and the contextual prefix token of arXiv 2604.08181.
@@ -22,24 +24,23 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from lte_model.errors import LTEError
+from lte_model.integrations import INTEGRATIONS
+from lte_model.long_memory import LinearAttentionMemory
+from lte_model.losses import CatalogueLoss
 
-Integration = Literal["prefix", "none"]
-INTEGRATIONS: tuple[Integration, ...] = ("prefix", "none")
+POPULARITY_COUNTS = ("events_7d", "events_30d", "events_window")
+"""The counts of `item_popularity` that make the item bias, each with a learned scale."""
 
-CONTEXT_TOKENS = 1
-"""Tokens before the first event."""
-
-MOST_LOGITS = 2**25
-"""Logits that are held at once while the loss is taken: 128 MiB as float32. More positions go chunk by chunk."""
+GAP_BUCKETS = 24
+"""Time features: the gap of 2^b − 1 minutes or more is bucket b; the last one begins after sixteen years."""
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
@@ -48,42 +49,103 @@ DESCRIPTION_FILE = "model.json"
 @dataclass(frozen=True)
 class LTEKind:
     """What makes one LTE readable by a model that was trained on another date's: the same basis, the same
-    representation, the same lag and window."""
+    representation, the same lag and window. A model that reads several representations joins their names by +."""
 
     basis_id: str
     representation: str
     lag_days: int
     window_days: int
 
+    @property
+    def representations(self) -> tuple[str, ...]:
+        return tuple(self.representation.split("+"))
+
+    def of(self, representation: str) -> "LTEKind":
+        """The kind of one of the LTEs."""
+        return dataclasses.replace(self, representation=representation)
+
 
 @dataclass(frozen=True)
 class RankerConfig:
-    """The sizes of a ranker. `items` and `dimensions` are the catalogue's; `max_tokens` counts the context too."""
+    """All that a ranker is, beside its weights. `items` and `dimensions` are the catalogue's; `max_tokens` counts the
+    context tokens too. `sequence` is the policy that its sequences follow: `lagged` or `newest`."""
 
     items: int
     dimensions: int
+    representations: int = 1
     max_tokens: int = 50
     width: int = 64
     blocks: int = 2
     heads: int = 2
     dropout: float = 0.2
     id_embedding: bool = True
-    integration: Integration = "prefix"
+    id_dropout: float = 0.0
+    integration: str = "prefix"
+    sequence: str = "lagged"
+    popularity_bias: bool = False
+    time_features: bool = False
+    long_memory: str = "none"
+    memory_events: int = 150
 
     def __post_init__(self):
         if self.width % self.heads:
             raise LTEError(
                 f"model.width {self.width} is not divisible by model.heads {self.heads}; choose a width that is"
             )
-        if self.max_tokens <= CONTEXT_TOKENS:
-            raise LTEError(f"training_set.max_length {self.max_tokens} leaves no room for an event; make it 2 or more")
-        if self.integration not in INTEGRATIONS:
-            raise LTEError(f"there is no integration {self.integration!r}; choose one of {', '.join(INTEGRATIONS)}")
+        if self.max_tokens <= self.context_tokens:
+            raise LTEError(
+                f"model.max_tokens {self.max_tokens} leaves no room for an event after {self.context_tokens} context "
+                f"tokens; make it {self.context_tokens + 1} or more"
+            )
+        for name, choices in (("integration", INTEGRATIONS), ("long_memory", ("none", "linear_attention"))):
+            if getattr(self, name) not in choices:
+                raise LTEError(f"there is no {name} {getattr(self, name)!r}; choose one of {', '.join(choices)}")
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens before the first event."""
+        return self.representations
 
     @property
     def max_events(self) -> int:
-        """The most events that are read as input."""
-        return self.max_tokens - CONTEXT_TOKENS
+        """The most events that are read as tokens."""
+        return self.max_tokens - self.context_tokens
+
+    @property
+    def max_older_events(self) -> int:
+        """The most events that the memory reads beside them."""
+        return self.memory_events if self.long_memory != "none" else 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a ranker reads of B users, as tensors.
+
+    `items` (B, T) int64: events, oldest first, padded on the right with any row number; `lengths` (B,) int64 of them
+    are real. `lte` (B, R, dimensions) float32, anything where `has_lte` (B, R) bool is false. `gaps` (B, T) int64: for
+    time features, the bucket of the time from each event to the next one, or to the query. `older` (B, S) int64 with
+    `older_lengths` (B,): the events before `items`, for the memory. `dates` (B,) int64: the row of the popularity of
+    each user's snapshot date. `targets` (M,) int64: for training, the events to predict, each as b·T + t.
+    """
+
+    items: torch.Tensor
+    lengths: torch.Tensor
+    lte: torch.Tensor
+    has_lte: torch.Tensor
+    gaps: torch.Tensor | None = None
+    older: torch.Tensor | None = None
+    older_lengths: torch.Tensor | None = None
+    dates: torch.Tensor | None = None
+    targets: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def to(self, device: str | torch.device) -> "Batch":
+        moved = {
+            name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items() if tensor is not None
+        }
+        return dataclasses.replace(self, **moved)
 
 
 class Ranker(nn.Module):
@@ -106,8 +168,14 @@ class Ranker(nn.Module):
         self.register_buffer("content", content.to(torch.float32))
         self.item_projection = nn.Linear(config.dimensions, config.width)
         self.id_embedding = nn.Parameter(torch.zeros(config.items, config.width)) if config.id_embedding else None
-        self.context = Context(config)
+        self.integration = INTEGRATIONS[config.integration](config.representations, config.dimensions, config.width)
         self.positions = nn.Parameter(torch.empty(config.max_tokens, config.width))
+        self.gaps = nn.Parameter(torch.zeros(GAP_BUCKETS, config.width)) if config.time_features else None
+        self.memory = LinearAttentionMemory(config.width, config.heads) if config.max_older_events else None
+        if config.popularity_bias:
+            # The newest date's: what a served model falls back on.
+            self.register_buffer("popularity", torch.zeros(1, len(POPULARITY_COUNTS), config.items))
+            self.popularity_scale = nn.Parameter(torch.zeros(len(POPULARITY_COUNTS)))
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
@@ -122,56 +190,127 @@ class Ranker(nn.Module):
         nn.init.normal_(self.positions, std=0.1)
 
     def item_table(self) -> torch.Tensor:
-        """E, (items, width): what an item is to the model, as input and as output."""
-        table = self.item_projection(self.content)  # (items, width)
-        return table if self.id_embedding is None else table + self.id_embedding
+        """E, (items, width): what an item is to the model, as input and as output.
 
-    def forward(
-        self, items: torch.Tensor, lte: torch.Tensor, has_lte: torch.Tensor, table: torch.Tensor
-    ) -> torch.Tensor:
-        """Hidden states (B, 1 + T, width); the one at t is of what came before event t, counting from 0.
-
-        `items` (B, T) int64, right-padded with any row number; `lte` (B, dimensions) float32, anything where
-        `has_lte` (B,) bool is false; `table` is `item_table()`.
+        In training each item loses its own vector with probability `id_dropout`, so that content alone learns to
+        stand for an item: for one that is new it must.
         """
-        events = functional.embedding(items, table) * math.sqrt(self.config.width)  # (B, T, width)
-        x = torch.cat((self.context(lte, has_lte).to(events.dtype), events), dim=1)  # (B, 1 + T, width)
-        x = self.dropout(x + self.positions[: x.shape[1]])
+        table = self.item_projection(self.content)  # (items, width)
+        if self.id_embedding is None:
+            return table
+        if not self.training or not self.config.id_dropout:
+            return table + self.id_embedding
+        kept = torch.rand(len(table), 1, device=table.device) >= self.config.id_dropout
+        return table + self.id_embedding * kept
+
+    def forward(self, batch: Batch, table: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, C + T, width); the one at C − 1 + t is of what came before event t, counting from 0.
+
+        C is the number of context tokens; `table` is `item_table()`.
+        """
+        scale = math.sqrt(self.config.width)
+        events = functional.embedding(batch.items, table) * scale  # (B, T, width)
+        if self.gaps is not None:
+            events = events + functional.embedding(batch.gaps, self.gaps)
+        events = self.integration.into_events(events, batch.lte, batch.has_lte)
+        context = self.integration.tokens(batch.lte, batch.has_lte)  # (B, C, width)
+        x = torch.cat((context.to(events.dtype), events), dim=1)  # (B, C + T, width)
+        x = x + self.positions[: x.shape[1]]
+        if self.memory is not None and batch.older is not None:
+            x = x + self.memory(x, functional.embedding(batch.older, table) * scale, batch.older_lengths)
+        x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        return self.integration.into_states(self.norm(x), batch.lte, batch.has_lte)
 
     def loss(
-        self, items: torch.Tensor, lengths: torch.Tensor, lte: torch.Tensor, has_lte: torch.Tensor
+        self, batch: Batch, popularity: torch.Tensor | None = None, objective: CatalogueLoss = CatalogueLoss.EXACT
     ) -> torch.Tensor:
-        """Mean cross entropy of the events of `items` (B, T) under the whole catalogue, without the padding.
+        """Summed cross entropy of the events `batch.targets`, as `objective` takes it: under the whole catalogue, exactly.
 
-        The last event is a target only, so that an event is never an input of its own prediction.
+        The last event is a target only, so that an event is never an input of its own prediction. `popularity`
+        (dates, counts, items) is what `batch.dates` points into.
         """
+        users, events = batch.items.shape
         table = self.item_table()
-        hidden = self(items[:, :-1], lte, has_lte, table)  # (B, T, width)
-        valid = torch.arange(items.shape[1], device=items.device) < lengths[:, None]  # (B, T)
-        return catalogue_cross_entropy(hidden[valid], table, items[valid])
+        inputs = dataclasses.replace(
+            batch, items=batch.items[:, :-1], gaps=None if batch.gaps is None else batch.gaps[:, :-1]
+        )
+        hidden = self(inputs, table)[:, self.config.context_tokens - 1 :]  # (B, T, width)
+        hidden = hidden.reshape(users * events, -1)[batch.targets]  # (M, width)
+        items = batch.items.reshape(-1)[batch.targets]  # (M,)
+        hidden, table = self._with_bias(hidden, table, batch, popularity, batch.targets // events)
+        return objective(hidden, table, items)
 
     @torch.inference_mode()
     def scores(
-        self, items: torch.Tensor, lengths: torch.Tensor, lte: torch.Tensor, has_lte: torch.Tensor
+        self, batch: Batch, popularity: torch.Tensor | None = None, table: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logits (B, items) of the event that follows each sequence, which may be empty (`lengths` 0)."""
-        table = self.item_table()
-        hidden = self(items, lte, has_lte, table)  # (B, 1 + T, width)
-        last = hidden[torch.arange(len(items), device=items.device), lengths]  # (B, width)
-        return last @ table.T
+        """Logits (B, items) of the event that follows each sequence, which may be empty (`lengths` 0).
+
+        Without `popularity` (dates, counts, items), the item bias is that of the newest date of the training.
+        `table` spares the work where many batches are scored: it is `item_table()`.
+        """
+        table = self.item_table() if table is None else table
+        users = torch.arange(len(batch), device=batch.items.device)
+        hidden = self(batch, table)[users, self.config.context_tokens - 1 + batch.lengths]  # (B, width)
+        hidden, table = self._with_bias(hidden, table, batch, popularity, users)
+        return hidden @ table.T
+
+    def _with_bias(
+        self,
+        hidden: torch.Tensor,
+        table: torch.Tensor,
+        batch: Batch,
+        popularity: torch.Tensor | None,
+        users: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states and table with a column more for each date, whose product is logit + bias of the date.
+
+        A bias matrix (M, items) would be as large as the logits themselves.
+        """
+        if not self.config.popularity_bias:
+            return hidden, table
+        dates = batch.dates
+        if popularity is None or dates is None:
+            popularity, dates = self.popularity, torch.zeros(len(batch), dtype=torch.int64, device=hidden.device)
+        bias = torch.einsum("k,dki->id", self.popularity_scale, popularity)  # (items, dates)
+        of_date = functional.one_hot(dates[users], bias.shape[1]).to(hidden.dtype)  # (M, dates)
+        return torch.cat((hidden, of_date), dim=1), torch.cat((table, bias.to(table.dtype)), dim=1)
+
+    def with_items(self, item_ids: Sequence[str], content: torch.Tensor) -> "Ranker":
+        """This ranker with items that it was not trained on, `content` (new, dimensions) in its basis, at the end.
+
+        A new item is its content alone, and has sold nothing. Raises `LTEError` for an item that is there already and
+        for vectors of another basis' dimensions.
+        """
+        known = set(self.item_ids) & set(item_ids)
+        if known:
+            raise LTEError(f"the model ranks {min(known)!r} already; give with_items only items that are new")
+        if content.dim() != 2 or content.shape[1] != self.config.dimensions:
+            raise LTEError(
+                f"the new items' vectors are {tuple(content.shape)}, those of the model's basis {self.kind.basis_id} "
+                f"have {self.config.dimensions} dimensions; embed the items in that basis"
+            )
+        config = dataclasses.replace(self.config, items=self.config.items + len(item_ids))
+        content = torch.cat((self.content, content.to(self.content)))
+        ranker = Ranker(config, self.kind, (*self.item_ids, *item_ids), content).to(self.content.device)
+        state = self.state_dict()
+        for name, old in state.items():
+            new = ranker.state_dict()[name]
+            if name == "id_embedding":
+                state[name] = torch.cat((old, torch.zeros_like(new[len(old) :])))
+            elif name == "content":
+                state[name] = content
+            elif name == "popularity":
+                least = old.amin(dim=2, keepdim=True)
+                state[name] = torch.cat((old, least.expand(-1, -1, len(item_ids))), dim=2)
+        ranker.load_state_dict(state)
+        return ranker.train(self.training)
 
     def require(self, kind: LTEKind, source: str) -> None:
         """Raises `LTEError` unless LTEs and items of `kind`, which come from `source`, are readable by this model."""
-        for field in dataclasses.fields(LTEKind):
-            ours, theirs = getattr(self.kind, field.name), getattr(kind, field.name)
-            if ours != theirs:
-                raise LTEError(
-                    f"the model was trained on {field.name} {ours}, but {source} has {field.name} {theirs}; "
-                    f"give it {source} of {field.name} {ours}, or train a model on {theirs}"
-                )
+        require_kind(self.kind, kind, source)
 
     def require_catalogue(self, item_ids: Sequence[str], source: str) -> None:
         """Raises `LTEError` unless `item_ids`, in their order, are the rows that this model scores."""
@@ -182,26 +321,20 @@ class Ranker(nn.Module):
             )
 
 
-class Context(nn.Module):
-    """The tokens before the first event, (B, CONTEXT_TOKENS, width). Another integration by tokens is added here."""
+def require_kind(ours: LTEKind, theirs: LTEKind, source: str) -> None:
+    """Raises `LTEError` unless LTEs of kind `theirs`, which come from `source`, can be read where `ours` are."""
+    for field in dataclasses.fields(LTEKind):
+        known, found = getattr(ours, field.name), getattr(theirs, field.name)
+        if known != found:
+            raise LTEError(
+                f"the model was trained on {field.name} {known}, but {source} has {field.name} {found}; "
+                f"give it {source} of {field.name} {known}, or train a model on {found}"
+            )
 
-    def __init__(self, config: RankerConfig):
-        super().__init__()
-        self.start = nn.Parameter(torch.zeros(config.width))
-        self.reads_lte = config.integration == "prefix"
-        if self.reads_lte:
-            # The mean of many unit vectors is short, the shorter the more varied the history; the gain brings
-            # the projection to the size of the other tokens and leaves the length readable.
-            self.gain = math.sqrt(config.dimensions)
-            self.projection = nn.Linear(config.dimensions, config.width)
-            self.no_lte = nn.Parameter(torch.zeros(config.width))
 
-    def forward(self, lte: torch.Tensor, has_lte: torch.Tensor) -> torch.Tensor:
-        start = self.start.expand(len(lte), CONTEXT_TOKENS, -1)  # (B, 1, width)
-        if not self.reads_lte:
-            return start
-        projected = self.projection(lte * self.gain)  # (B, width)
-        return start + torch.where(has_lte[:, None], projected, self.no_lte)[:, None]
+def gap_buckets(minutes: np.ndarray) -> np.ndarray:
+    """The bucket, uint8, of each gap in minutes: 0 up to one minute, then one for each doubling."""
+    return np.minimum(np.log2(1.0 + np.maximum(minutes, 0)), GAP_BUCKETS - 1).astype(np.uint8)
 
 
 class Block(nn.Module):
@@ -246,27 +379,6 @@ class CausalAttention(nn.Module):
         )
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.output_dropout(self.output(y))
-
-
-def catalogue_cross_entropy(
-    hidden: torch.Tensor, table: torch.Tensor, targets: torch.Tensor, most_logits: int = MOST_LOGITS
-) -> torch.Tensor:
-    """Mean cross entropy of `targets` (M,) under softmax(`hidden` (M, width) · `table`ᵀ (width, items)), exactly.
-
-    No more than `most_logits` logits exist at once, in the backward pass too, which computes a chunk's anew.
-    """
-    rows = max(1, most_logits // len(table))
-    if len(hidden) <= rows:
-        return functional.cross_entropy(hidden @ table.T, targets)
-    sums = [
-        checkpoint(_summed_cross_entropy, *chunk, use_reentrant=False)
-        for chunk in zip(hidden.split(rows), [table] * math.ceil(len(hidden) / rows), targets.split(rows), strict=True)
-    ]
-    return torch.stack(sums).sum() / len(hidden)
-
-
-def _summed_cross_entropy(hidden: torch.Tensor, table: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(hidden @ table.T, targets, reduction="sum")
 
 
 def save_ranker(ranker: Ranker, directory: str | os.PathLike) -> None:

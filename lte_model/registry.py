@@ -281,6 +281,7 @@ def _log_model(directory: Path, run_id: str) -> str:
     from lte_model import pyfunc
     from lte_model.model import load_ranker
 
+    ranker = load_ranker(directory)
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
             name=SIDE,
@@ -288,8 +289,8 @@ def _log_model(directory: Path, run_id: str) -> str:
             artifacts={pyfunc.ARTIFACT: str(directory)},
             # The package as it is now goes with the model: a version can be served after the code has moved on.
             code_paths=[str(_PACKAGE)],
-            signature=pyfunc.SIGNATURE,
-            input_example=pyfunc.input_example(load_ranker(directory)),
+            signature=pyfunc.signature(ranker),
+            input_example=pyfunc.input_example(ranker),
             pip_requirements=[f"{package}=={metadata.version(package)}" for package in _REQUIREMENTS],
         )
     return logged.model_uri
@@ -324,14 +325,24 @@ def _reads_live_ltes(settings: Settings, version: ModelVersion) -> Check:
     if not kinds:
         return Check(rule, True, "table lte_live is empty")
     tags = version.tags
-    differences = [
-        [f"{field} {kind[field]}, not {tags[field]}" for field in KIND if str(kind[field]) != tags[field]]
-        for kind in kinds
-    ]
+    # A model of several representations, joined by +, reads each of them.
+    wanted = [{field: tags[field] for field in KIND} | {"representation": name} for name in _representations(tags)]
+    live_kinds = [{field: str(kind[field]) for field in KIND} for kind in kinds]
     date = kinds[0]["snapshot_date"]
-    if [] in differences:
+    missing = [kind for kind in wanted if kind not in live_kinds]
+    if not missing:
         return Check(rule, True, f"those of {date} have its basis {tags['basis_id']}")
-    return Check(rule, False, f"those of {date} have {'; or '.join(', '.join(found) for found in differences)}")
+    differences = [
+        ", ".join(
+            f"{field} {kind[field]}, not {missing[0][field]}" for field in KIND if kind[field] != missing[0][field]
+        )
+        for kind in live_kinds
+    ]
+    return Check(rule, False, f"those of {date} have {'; or '.join(differences)}")
+
+
+def _representations(tags: Mapping[str, str]) -> list[str]:
+    return tags["representation"].split("+")
 
 
 def _summary(settings: Settings, version: ModelVersion) -> str:

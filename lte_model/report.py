@@ -152,12 +152,23 @@ def _sizes(settings: Settings) -> list[TableSize]:
 
 def _coverage(settings: Settings, training_date: datetime.date) -> list[Coverage]:
     cases = _scan(settings, "training_set", "jobs.build_training_set").filter(pl.col("training_date") == training_date)
+    lagged = settings.model.sequence == "lagged"
+    read = pl.col("target_count") if lagged else pl.col("item_ids").list.len()
+    lte = _scan(settings, "lte_snapshots", "jobs.snapshot_lte").filter(
+        pl.col("representation") == settings.model.representations[0]
+    )
     by_date = (
-        cases.group_by("split", "snapshot_date")
+        cases.join(
+            lte.select("basis_id", "snapshot_date", "user_id", "event_count"),
+            on=["basis_id", "snapshot_date", "user_id"],
+            how="left",
+        )
+        .with_columns(pl.col("event_count").fill_null(0))
+        .group_by("split", "snapshot_date")
         .agg(
             pl.len().alias("cases"),
             (pl.col("event_count") > 0).mean().alias("with_lte"),
-            (pl.col("item_ids").list.len() > 0).mean().alias("with_sequence"),
+            (read > 0).mean().alias("with_sequence"),
             pl.col("event_count").filter(pl.col("event_count") > 0).median().alias("events_per_lte"),
         )
         # Validation's cut is also the newest anchor: the anchor comes first, as it does in time.

@@ -55,27 +55,53 @@ class TrainingSet(_Section):
     anchors: Count = 6
     anchor_every_days: Days = 30
     test_days: Days = 30
-    max_length: Count = 50
+    max_length: Count = 200
+    """The events of a row: no policy and no model reads more."""
 
 
 class Model(_Section):
-    """The sizes of the transformer."""
+    """What the model reads, and the sizes of the transformer.
 
+    `sequence` is the policy: `lagged` reads the events of [D−L, D), `newest` the newest of any date before D, of which
+    those before D−L are inputs and never targets. `max_tokens` counts the context tokens, one a representation.
+    """
+
+    integration: Literal["prefix", "none", "late_fusion", "feature_injection"] = "prefix"
+    representations: Annotated[tuple[str, ...], Field(min_length=1)] = ("uniform",)
+    sequence: Literal["lagged", "newest"] = "lagged"
+    max_tokens: Annotated[int, Field(ge=2)] = 50
+    long_memory: Literal["none", "linear_attention"] = "none"
+    """What reads the `memory_events` before those of the sequence."""
+    memory_events: Count = 150
+    popularity_bias: bool = False
+    time_features: bool = False
     width: Count = 64
     blocks: Count = 2
     heads: Count = 2
     dropout: Share = 0.2
     id_embedding: bool = True
+    id_dropout: Share = 0.1
+    """How often training takes an item's own vector away, so that its content learns to stand for it."""
 
 
 class Training(_Section):
+    """How the weights are found. Up to `exact_items` candidates the softmax is exact; beyond, it is over
+    `sampled_items` of them, drawn by their number of targets to the power of `sampling_power`."""
+
     epochs: Count = 30
     patience: Count = 4
     batch_size: Count = 128
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     seed: int = 0
+    loss_positions: Literal["all", "last"] = "all"
+    exact_items: Count = 100_000
+    sampled_items: Count = 8192
+    sampling_power: Share = 0.75
+    sampling_correction: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile for the transformer's blocks; auto compiles on a GPU alone."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of torch; 0 leaves the choice to torch."""
 

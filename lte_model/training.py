@@ -1,6 +1,7 @@
-"""Trains one side of a training date: `python -m lte_model.training --date D --integration prefix|none`.
+"""Trains one side of a training date: `python -m lte_model.training --date D --integration prefix|none|…`.
 
-1. The loss is the exact cross entropy of every event of the anchors' sequences, over the whole catalogue.
+1. The loss is the cross entropy of every target of the anchors' sequences: exact, over all items that are somebody's
+   target, or, where those are more than `training.exact_items`, against a sample of them.
 2. After each epoch the model is measured on the validation cut, by NDCG at the largest cutoff, and a checkpoint is
    written: model, optimizer, best weights so far, curve. It replaces the last one in one step.
 3. Training stops when `patience` epochs brought nothing better, and the best weights become the model directory.
@@ -9,9 +10,12 @@ In `<checkpoints>/<D>/<side>/` appear `checkpoint.pt`, then `model/`, and last `
 A training that was killed goes on from its checkpoint and ends in the same weights, bit for bit: each epoch draws its
 order and its dropout from the seed and its own number. Checkpoint and result belong to a fingerprint of the data and
 the settings; with another fingerprint training starts anew, and says so.
+
+Under torchrun several processes share each batch (distributed.py); the gradient is the mean over all its targets.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -27,18 +31,27 @@ from typing import Any
 import mlflow
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from lte_model import tracking
 from lte_model.data import Cases, TrainingSet, epoch_batches, open_training_set
+from lte_model.distributed import Group, training_group
 from lte_model.errors import LTEError, run
+from lte_model.integrations import INTEGRATIONS
+from lte_model.losses import CatalogueLoss
 from lte_model.metrics import ndcg, target_ranks
-from lte_model.model import INTEGRATIONS, Integration, Ranker, RankerConfig, save_ranker
+from lte_model.model import Batch, Ranker, RankerConfig, save_ranker
 from lte_model.settings import Settings, load_settings
 from lte_model.windows import parse_run_date
 
 CHECKPOINT_FILE = "checkpoint.pt"
 RESULT_FILE = "training.json"
 MODEL_DIRECTORY = "model"
+
+NOT_IN_THE_WEIGHTS = ("device", "threads", "compile")
+"""Settings of a training that say where it runs."""
 
 LOSS_CHECKED_EVERY = 50
 """Batches between two looks at the losses: each look waits for the GPU."""
@@ -63,61 +76,86 @@ def read_result(settings: Settings, training_date: datetime.date, side: str) -> 
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def train(settings: Settings, training_date: datetime.date, integration: Integration) -> Path:
+def train(
+    settings: Settings, training_date: datetime.date, integration: str, side: str = "", group: Group | None = None
+) -> Path:
     """Trains, or goes on, or finds the training done; returns the model's directory.
 
-    Raises `LTEError` for a training set that can't be used, and a loss that is not a number.
+    `side` is the name of the directory and of the MLflow run, the integration's own where it is empty. Raises
+    `LTEError` for a training set that can't be used, and a loss that is not a number.
     """
+    group, side = group or Group(), side or integration
     device = choose_device(settings.training.device)
     if settings.training.threads:
         torch.set_num_threads(settings.training.threads)
-    directory = side_directory(settings, training_date, integration)
+    directory = side_directory(settings, training_date, side)
     directory.mkdir(parents=True, exist_ok=True)
 
     training_set = open_training_set(settings, training_date)
-    cases, validation = training_set.cases("train"), training_set.cases("validation")
     config = ranker_config(settings, training_set, integration)
-    fingerprint = _fingerprint(settings, config, training_set, cases, validation)
+    cases, validation = training_set.cases("train"), training_set.cases("validation")
+    cases = cases.windows(config.max_events, last_only=settings.training.loss_positions == "last")
+    fingerprint = _fingerprint(settings, config, training_set, cases, validation, group)
     if _is_done(directory, fingerprint):
-        print(f"the training of {training_date}, side {integration}, is done already: {directory / MODEL_DIRECTORY}")
+        _say(group, f"the training of {training_date}, side {side}, is done already: {directory / MODEL_DIRECTORY}")
         return directory / MODEL_DIRECTORY
 
     checkpoint, reason = _read_checkpoint(directory / CHECKPOINT_FILE, fingerprint)
     if reason:
-        print(f"starting anew: {reason}")
-    print(
-        f"{integration}: {len(cases):,} cases with {len(cases.items):,} targets, {len(validation):,} users validate, "
-        f"{len(training_set.catalogue):,} items; {device}, {torch.get_num_threads()} threads"
+        _say(group, f"starting anew: {reason}")
+    _say(
+        group,
+        f"{side}: {len(cases):,} sequences with {cases.target_counts.sum():,} targets, {len(validation):,} users "
+        f"validate, {len(training_set.catalogue):,} items; {device}, {group.size} x {torch.get_num_threads()} threads",
     )
-    with tracking.training_run(settings, training_date, integration, anew=bool(reason)):
-        _log_inputs(settings, training_set, config, device)
-        ranker = _new_ranker(config, training_set, settings.training.seed).to(device)
-        progress = _fit(settings, ranker, cases, validation, device, directory, fingerprint, checkpoint)
-        ranker.load_state_dict(progress.best_weights)
-        save_ranker(ranker, directory / MODEL_DIRECTORY)
-        result = {
-            "fingerprint": fingerprint,
-            "training_date": str(training_date),
-            "best_epoch": progress.best_epoch,
-            "seconds": sum(epoch["seconds"] for epoch in progress.curve),
-            "curve": progress.curve,
-            "versions": training_set.tables.versions,
-        }
-        write_atomically(directory / RESULT_FILE, json.dumps(result, indent=1).encode())
-        mlflow.log_metrics({"best_epoch": progress.best_epoch, "training_seconds": result["seconds"]})
-    print(f"best epoch {progress.best_epoch}: {directory / MODEL_DIRECTORY}")
+    recorded = tracking.training_run(settings, training_date, side, anew=bool(reason))
+    with recorded if group.is_first else contextlib.nullcontext():
+        if group.is_first:
+            _log_inputs(settings, training_set, config, device)
+        ranker = new_ranker(config, training_set, validation, settings.training.seed).to(device)
+        fit = _Fit(settings, ranker, cases, validation, device, group)
+        progress = fit.run(directory / CHECKPOINT_FILE, fingerprint, checkpoint)
+        if group.is_first:
+            ranker.load_state_dict(progress.best_weights)
+            save_ranker(ranker, directory / MODEL_DIRECTORY)
+            result = {
+                "fingerprint": fingerprint,
+                "training_date": str(training_date),
+                "best_epoch": progress.best_epoch,
+                "seconds": sum(epoch["seconds"] for epoch in progress.curve),
+                "curve": progress.curve,
+                "versions": training_set.tables.versions,
+            }
+            write_atomically(directory / RESULT_FILE, json.dumps(result, indent=1).encode())
+            mlflow.log_metrics({"best_epoch": progress.best_epoch, "training_seconds": result["seconds"]})
+    _say(group, f"best epoch {progress.best_epoch}: {directory / MODEL_DIRECTORY}")
     return directory / MODEL_DIRECTORY
 
 
-def ranker_config(settings: Settings, training_set: TrainingSet, integration: Integration) -> RankerConfig:
+def ranker_config(settings: Settings, training_set: TrainingSet, integration: str) -> RankerConfig:
     items, dimensions = training_set.catalogue.vectors.shape
     return RankerConfig(
         items=items,
         dimensions=dimensions,
-        max_tokens=settings.training_set.max_length,
+        representations=len(settings.model.representations),
         integration=integration,
-        **settings.model.model_dump(),
+        **settings.model.model_dump(exclude={"representations", "integration"}),
     )
+
+
+def new_ranker(config: RankerConfig, training_set: TrainingSet, newest: Cases, seed: int) -> Ranker:
+    """An untrained ranker, which `seed` decides. Once saved, its item bias is that of the date of `newest`."""
+    torch.manual_seed(seed)
+    catalogue = training_set.catalogue
+    ranker = Ranker(config, training_set.kind, catalogue.item_ids.to_list(), torch.from_numpy(catalogue.vectors))
+    if newest.popularity is not None:
+        ranker.popularity.copy_(torch.from_numpy(newest.popularity[-1:]))
+    return ranker
+
+
+def _say(group: Group, line: str) -> None:
+    if group.is_first:
+        print(line, flush=True)
 
 
 @dataclass
@@ -131,90 +169,141 @@ class Progress:
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
-def _fit(
-    settings: Settings,
-    ranker: Ranker,
-    cases: Cases,
-    validation: Cases,
-    device: torch.device,
-    directory: Path,
-    fingerprint: str,
-    checkpoint: dict[str, Any] | None,
-) -> Progress:
-    """Runs the epochs that are left and leaves a checkpoint after each."""
-    options = settings.training
-    cutoff = max(settings.evaluation.cutoffs)
-    measure = f"validation_ndcg@{cutoff}"
-    optimizer = _optimizer(ranker, options.learning_rate, options.weight_decay)
-    progress = Progress()
-    if checkpoint:
-        ranker.load_state_dict(checkpoint["model"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        progress = Progress(**checkpoint["progress"])
-        print(f"going on after epoch {progress.epoch}")
+class _Loss(nn.Module):
+    """The ranker's loss as a module's forward pass: that is what DistributedDataParallel hooks on to."""
 
-    while progress.epoch < options.epochs and progress.epoch - progress.best_epoch < options.patience:
-        progress.epoch += 1
-        started = time.perf_counter()
-        loss = _train_epoch(ranker, optimizer, cases, settings, progress.epoch, device)
-        trained = time.perf_counter()
-        quality = float(ndcg(target_ranks(ranker, validation, device), cutoff).mean())
-        if quality > progress.best:
-            progress.best, progress.best_epoch = quality, progress.epoch
-            progress.best_weights = {name: tensor.cpu().clone() for name, tensor in ranker.state_dict().items()}
-        seconds = time.perf_counter() - started
-        targets_per_second = len(cases.items) / (trained - started)
-        progress.curve.append(
-            {"epoch": progress.epoch, "training_loss": loss, measure: quality, "seconds": round(seconds, 3)}
-        )
-        _write_checkpoint(directory / CHECKPOINT_FILE, fingerprint, ranker, optimizer, progress)
-        mlflow.log_metrics(
-            {
-                "training_loss": loss,
-                measure.replace("@", "_at_"): quality,
-                "targets_per_second": targets_per_second,
-                "epoch_seconds": seconds,
-            },
-            step=progress.epoch,
-        )
-        print(
-            f"epoch {progress.epoch}: loss {loss:.4f}, validation NDCG@{cutoff} {quality:.4f} "
-            f"(best {progress.best:.4f} in epoch {progress.best_epoch}), {seconds:.1f} s, "
-            f"{targets_per_second:,.0f} targets/s",
-            flush=True,
-        )
-    return progress
+    def __init__(self, ranker: Ranker):
+        super().__init__()
+        self.ranker = ranker
+
+    def forward(self, *arguments) -> torch.Tensor:
+        return self.ranker.loss(*arguments)
 
 
-def _train_epoch(
-    ranker: Ranker,
-    optimizer: torch.optim.Optimizer,
-    cases: Cases,
-    settings: Settings,
-    epoch: int,
-    device: torch.device,
-) -> float:
-    """One pass over the cases; returns the mean loss per target."""
-    options = settings.training
-    torch.manual_seed(int(np.random.SeedSequence((options.seed, epoch)).generate_state(1)[0]))
-    ranker.train()
-    batches = epoch_batches(cases.lengths, options.batch_size, options.seed, epoch)
-    losses, total = [], 0.0
-    for number, batch in enumerate(batches):
-        arguments = cases.batch(batch).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = ranker.loss(**arguments)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-        if len(losses) == LOSS_CHECKED_EVERY or number == len(batches) - 1:
-            values = torch.stack(losses).tolist()
-            for behind, value in enumerate(reversed(values)):
-                total += value * cases.lengths[batches[number - behind]].sum()
-            _require_finite(values, number - len(values) + 1, batches, cases, epoch)
-            losses = []
-    return float(total / len(cases.items))
+class _Fit:
+    """The epochs of one training."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ranker: Ranker,
+        cases: Cases,
+        validation: Cases,
+        device: torch.device,
+        group: Group,
+    ):
+        self.options = settings.training
+        self.cutoff = max(settings.evaluation.cutoffs)
+        self.ranker, self.cases, self.validation, self.device, self.group = ranker, cases, validation, device, group
+        self.optimizer = _optimizer(ranker, self.options.learning_rate, self.options.weight_decay)
+        self.popularity = cases.popularity_on(device)
+        self.objective = CatalogueLoss.of(
+            torch.from_numpy(target_counts_of(cases, ranker.config.items)).to(device),
+            self.options.exact_items,
+            self.options.sampled_items,
+            self.options.sampling_power,
+            self.options.sampling_correction,
+        )
+        if self.options.compile == "on" or (self.options.compile == "auto" and device.type == "cuda"):
+            for block in ranker.blocks:
+                block.compile(dynamic=True)
+        self.loss: nn.Module = _Loss(ranker)
+        if group.size > 1:
+            self.loss = DistributedDataParallel(self.loss)
+
+    def run(self, file: Path, fingerprint: str, checkpoint: dict[str, Any] | None) -> Progress:
+        """Runs the epochs that are left and leaves a checkpoint after each."""
+        options, progress = self.options, Progress()
+        measure = f"validation_ndcg@{self.cutoff}"
+        if checkpoint:
+            self.ranker.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            progress = Progress(**checkpoint["progress"])
+            _say(self.group, f"going on after epoch {progress.epoch}")
+
+        while progress.epoch < options.epochs and progress.epoch - progress.best_epoch < options.patience:
+            progress.epoch += 1
+            started = time.perf_counter()
+            loss = self.train_epoch(progress.epoch)
+            trained = time.perf_counter()
+            quality = self.validate()
+            if quality > progress.best:
+                progress.best, progress.best_epoch = quality, progress.epoch
+                progress.best_weights = {
+                    name: weight.cpu().clone() for name, weight in self.ranker.state_dict().items()
+                }
+            seconds = time.perf_counter() - started
+            targets_per_second = self.cases.target_counts.sum() / (trained - started)
+            progress.curve.append(
+                {"epoch": progress.epoch, "training_loss": loss, measure: quality, "seconds": round(seconds, 3)}
+            )
+            if not self.group.is_first:
+                continue
+            _write_checkpoint(file, fingerprint, self.ranker, self.optimizer, progress)
+            mlflow.log_metrics(
+                {
+                    "training_loss": loss,
+                    measure.replace("@", "_at_"): quality,
+                    "targets_per_second": targets_per_second,
+                    "epoch_seconds": seconds,
+                },
+                step=progress.epoch,
+            )
+            _say(
+                self.group,
+                f"epoch {progress.epoch}: loss {loss:.4f}, validation NDCG@{self.cutoff} {quality:.4f} "
+                f"(best {progress.best:.4f} in epoch {progress.best_epoch}), {seconds:.1f} s, "
+                f"{targets_per_second:,.0f} targets/s",
+            )
+        return progress
+
+    def validate(self) -> float:
+        """Mean NDCG at the largest cutoff."""
+        mine = self.validation.taken(self.group.share(np.arange(len(self.validation))))
+        ranks = self.group.join(target_ranks(self.ranker, mine, self.device) if len(mine) else np.empty(0))
+        return float(ndcg(ranks, self.cutoff).mean())
+
+    def train_epoch(self, epoch: int) -> float:
+        """One pass over the cases; returns the mean loss per target."""
+        options, group, cases = self.options, self.group, self.cases
+        config = self.ranker.config
+        torch.manual_seed(int(np.random.SeedSequence((options.seed, epoch, group.rank)).generate_state(1)[0]))
+        self.ranker.train()
+        lengths = np.minimum(cases.lengths, config.max_events + 1)
+        batches = epoch_batches(lengths, cases.target_counts, options.batch_size, options.seed, epoch)
+        losses, total = [], 0.0
+        bar = tqdm(batches, f"epoch {epoch}", leave=False, unit="batch", disable=None if group.is_first else True)
+        for number, batch in enumerate(bar):
+            mine = group.share(batch)
+            # A process whose share is empty takes part in the exchange all the same, and adds nothing.
+            arguments = self._batch(mine if len(mine) else batch[:1])
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                loss = self.loss(arguments, self.popularity, self.objective) * bool(len(mine))
+            self.optimizer.zero_grad(set_to_none=True)
+            # DistributedDataParallel takes the mean over processes; this makes it the mean over all targets.
+            (loss * (group.size / cases.target_counts[batch].sum())).backward()
+            self.optimizer.step()
+            losses.append(loss.detach())
+            if len(losses) == LOSS_CHECKED_EVERY or number == len(batches) - 1:
+                values = group.sum(torch.stack(losses)).tolist()
+                _require_finite(values, number - len(values) + 1, batches, cases, epoch)
+                total += sum(values)
+                losses = []
+        return float(total / cases.target_counts.sum())
+
+    def _batch(self, numbers: np.ndarray) -> Batch:
+        config = self.ranker.config
+        return self.cases.batch(numbers, config.max_events + 1, config.max_older_events).to(self.device)
+
+
+def target_counts_of(cases: Cases, items: int) -> np.ndarray:
+    """How many targets of the training cases each item (items,) is."""
+    ends = cases.ends
+    edges = np.zeros(len(cases.items) + 1, dtype=np.int64)
+    np.add.at(edges, ends - cases.target_counts, 1)
+    np.add.at(edges, ends, -1)
+    times = edges.cumsum()[:-1]
+    return np.bincount(cases.items, weights=times, minlength=items).astype(np.int64)
 
 
 def _require_finite(losses: list[float], first: int, batches: list[np.ndarray], cases: Cases, epoch: int) -> None:
@@ -224,7 +313,7 @@ def _require_finite(losses: list[float], first: int, batches: list[np.ndarray], 
             raise LTEError(
                 f"the loss is {loss} in epoch {epoch}, batch {number + 1} of {len(batches)} "
                 f"(users {', '.join(users)}, …); lower training.learning_rate, or look for broken vectors in "
-                "item_embeddings and training_set"
+                "item_embeddings and lte_snapshots"
             )
 
 
@@ -233,13 +322,7 @@ def _optimizer(ranker: Ranker, learning_rate: float, weight_decay: float) -> tor
     matrices = [parameter for parameter in ranker.parameters() if parameter.dim() >= 2]
     others = [parameter for parameter in ranker.parameters() if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
-
-
-def _new_ranker(config: RankerConfig, training_set: TrainingSet, seed: int) -> Ranker:
-    torch.manual_seed(seed)
-    catalogue = training_set.catalogue
-    return Ranker(config, training_set.kind, catalogue.item_ids.to_list(), torch.from_numpy(catalogue.vectors))
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
 
 
 def choose_device(choice: str) -> torch.device:
@@ -255,7 +338,12 @@ def choose_device(choice: str) -> torch.device:
 
 
 def _fingerprint(
-    settings: Settings, config: RankerConfig, training_set: TrainingSet, cases: Cases, validation: Cases
+    settings: Settings,
+    config: RankerConfig,
+    training_set: TrainingSet,
+    cases: Cases,
+    validation: Cases,
+    group: Group,
 ) -> str:
     """The hash of everything that decides the weights: rows and settings, not the table version, which also counts
     commits of other dates."""
@@ -263,7 +351,8 @@ def _fingerprint(
     described = {
         "config": dataclasses.asdict(config),
         "kind": dataclasses.asdict(training_set.kind),
-        "training": settings.training.model_dump(exclude={"device", "threads"}),
+        "training": settings.training.model_dump(exclude=set(NOT_IN_THE_WEIGHTS)),
+        "processes": group.size,
         "cutoff": max(settings.evaluation.cutoffs),
         "item_ids": training_set.catalogue.item_ids.to_list(),
     }
@@ -338,7 +427,7 @@ def _log_inputs(settings: Settings, training_set: TrainingSet, config: RankerCon
     mlflow.log_params(
         {
             **dataclasses.asdict(config),
-            **settings.training.model_dump(exclude={"device", "threads"}),
+            **settings.training.model_dump(exclude=set(NOT_IN_THE_WEIGHTS)),
             "training_date": training_set.training_date,
             "anchors": len(training_set.dates.anchors),
             "validation": training_set.dates.validation,
@@ -350,12 +439,15 @@ def _log_inputs(settings: Settings, training_set: TrainingSet, config: RankerCon
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Trains the ranker of a date, with the LTE as prefix or without it.")
+    parser = argparse.ArgumentParser(description="Trains the ranker of a date, with the LTE or without it.")
     parser.add_argument("--date", type=parse_run_date, required=True, help="the day the training runs on")
-    parser.add_argument("--integration", choices=INTEGRATIONS, required=True)
+    parser.add_argument("--integration", choices=INTEGRATIONS, help="how the LTE enters (default: model.integration)")
+    parser.add_argument("--side", default="", help="a name for this training (default: the integration)")
     parser.add_argument("--settings", default=None, help="settings file (default: $LTE_SETTINGS)")
     arguments = parser.parse_args()
-    train(load_settings(arguments.settings), arguments.date, arguments.integration)
+    settings = load_settings(arguments.settings)
+    with training_group(settings.training.device) as group:
+        train(settings, arguments.date, arguments.integration or settings.model.integration, arguments.side, group)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,9 @@ def main() -> None:
     parser = JobParser(__doc__, "the date of the run whose rows are checked")
     parser.add_argument("table", choices=sorted(SUITES))
     parser.add_argument("--since", help="events: check every day from this one up to --date")
-    parser.add_argument("--anchors", action="store_true", help="lte_snapshots: check what the training of --date reads")
+    parser.add_argument(
+        "--anchors", action="store_true", help="lte_snapshots, item_popularity: check what the training of --date reads"
+    )
     arguments, settings, date = parser.read()
     options = {}
     if arguments.table == "events":

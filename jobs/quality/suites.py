@@ -195,6 +195,28 @@ def lte_snapshots(settings: Settings, date: datetime.date, anchors: bool) -> lis
     return [Batch("lte_snapshots", rows, keys, rules)]
 
 
+def item_popularity(settings: Settings, date: datetime.date, anchors: bool) -> list[Batch]:
+    """The counts of `date`, or those that the training of `date` reads. Every date must have some."""
+    dates = training_dates(date, settings.training_set).snapshot_dates if anchors else (date,)
+    keys = ("snapshot_date", "item_id")
+    counted = ("events_7d", "events_30d", "events_window")
+    rows = scan(settings, "item_popularity").filter(pl.col("snapshot_date").is_in(dates)).select(*keys, *counted)
+    days = pl.LazyFrame({"snapshot_date": dates}).join(
+        rows.group_by("snapshot_date").agg(items=pl.len()), "snapshot_date", "left"
+    )
+    rules = (
+        _at_least_one_row(),
+        *_present(*keys, *counted),
+        gxe.ExpectCompoundColumnsToBeUnique(column_list=list(keys)),
+        gxe.ExpectColumnValuesToBeBetween(column="events_7d", min_value=0),
+        gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A="events_30d", column_B="events_7d", or_equal=True),
+    )
+    return [
+        Batch("item_popularity", rows, keys, rules),
+        Batch("item_popularity_dates", days, ("snapshot_date",), tuple(_present("items"))),
+    ]
+
+
 def training_set(settings: Settings, date: datetime.date) -> list[Batch]:
     """The training set of `date`, all splits, each row against the dates of its own anchor or cut."""
     dates = training_dates(date, settings.training_set)
@@ -208,13 +230,12 @@ def training_set(settings: Settings, date: datetime.date) -> list[Batch]:
             "basis_id",
             "target_item_id",
             "target_date",
-            "oldest_event_date",
-            "newest_lte_event_date",
+            "oldest_target_date",
+            "target_count",
             newest_event_date=pl.col("event_times").list.last().dt.date(),
-            sequence_start=pl.col("snapshot_date") - pl.duration(days=pl.col("lag_days")),
             window_end=_window_end(),
             target_end=pl.col("split").replace_strict(ends, default=None, return_dtype=pl.Date),
-            length=pl.col("item_ids").list.len(),
+            length=pl.col("item_ids").list.len().cast(pl.Int64),
             times=pl.col("event_times").list.len(),
         )
     )
@@ -233,9 +254,10 @@ def training_set(settings: Settings, date: datetime.date) -> list[Batch]:
                 gxe.ExpectColumnValuesToBeInSet(column="basis_id", value_set=_one_basis(rows)),
                 gxe.ExpectColumnPairValuesToBeEqual(column_A="length", column_B="times"),
                 gxe.ExpectColumnValuesToBeBetween(column="length", max_value=settings.training_set.max_length),
-                # The leak rules: no event of the sequence is dated before D−L, and none of the LTE on or after it.
-                _later("oldest_event_date", "sequence_start", or_equal=True),
-                _later("window_end", "newest_lte_event_date"),
+                gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A="length", column_B="target_count", or_equal=True),
+                # The leak rule: no target is dated before D−L, where the window of the LTE ends. The suite of
+                # lte_snapshots has the other half: no event of an LTE is dated on or after that day.
+                _later("oldest_target_date", "window_end", or_equal=True),
                 _later("snapshot_date", "newest_event_date"),
             ),
         ),
@@ -254,7 +276,11 @@ def training_set(settings: Settings, date: datetime.date) -> list[Batch]:
             "training_set_sequences",
             trains,
             keys,
-            (_at_least_one_row(), gxe.ExpectColumnValuesToBeBetween(column="length", min_value=1)),
+            (
+                _at_least_one_row(),
+                *_present("oldest_target_date"),
+                gxe.ExpectColumnValuesToBeBetween(column="target_count", min_value=1),
+            ),
         ),
     ]
 
@@ -270,5 +296,5 @@ def _one_basis(rows: pl.LazyFrame) -> list[str]:
 
 
 SUITES: dict[str, Callable[..., Sequence[Batch]]] = {
-    suite.__name__: suite for suite in (events, items, item_embeddings, lte_snapshots, training_set)
+    suite.__name__: suite for suite in (events, items, item_embeddings, lte_snapshots, item_popularity, training_set)
 }

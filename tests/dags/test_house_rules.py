@@ -100,6 +100,7 @@ def test_gates_stand_between_a_table_and_the_next(dags):
         (daily, "embed_items", "check_item_embeddings", "snapshot_lte"),
         (daily, "snapshot_lte", "check_lte_snapshots", "publish_lte"),
         (training, "snapshot_anchors", "check_lte_snapshots", "build_training_set"),
+        (training, "count_popularity", "check_item_popularity", "build_training_set"),
         (training, "build_training_set", "check_training_set", "train_prefix"),
         (training, "build_training_set", "check_training_set", "train_none"),
     ):

@@ -3,21 +3,18 @@
 import datetime
 from collections import defaultdict
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyspark.sql import functions as F
 
-from jobs.build_training_set import TIE, in_order, require_snapshots, training_set
-from jobs.snapshot_lte import snapshots
-from lte_model.errors import LTEError
+from jobs.build_training_set import TIE, in_order, training_set
 from lte_model.settings import TrainingSet, Window
 from lte_model.windows import ONE_DAY, lte_window, target_window, training_dates
 from tests.jobs import events as made
-from tests.jobs.events import embedded_frame, events_frame, item_vectors
+from tests.jobs.events import embedded_frame, events_frame
 
 WINDOW = Window(lag_days=3, window_days=10)
-TRAINING = TrainingSet(anchors=3, anchor_every_days=3, test_days=4, max_length=3)
+TRAINING = TrainingSet(anchors=3, anchor_every_days=3, test_days=4, max_length=4)
 DATE = made.FIRST_DAY + datetime.timedelta(days=30)
 DATES = training_dates(DATE, TRAINING)
 KNOWN = {"e": DATES.test.start}
@@ -27,8 +24,7 @@ def built(spark, rows):
     """Rows of the training set by (split, snapshot date, user)."""
     events = events_frame(spark, rows).where(f"known_date < DATE'{DATE}'")
     items = embedded_frame(spark, KNOWN)
-    lte = snapshots(events, items, item_vectors(), DATES.snapshot_dates, WINDOW.lag_days, WINDOW.window_days)
-    frame = training_set(events, items.drop("item_index"), lte, DATES, WINDOW, TRAINING.max_length)
+    frame = training_set(events, items.drop("item_index"), DATES, WINDOW, TRAINING.max_length)
     return {(row.split, row.snapshot_date, row.user_id): row for row in frame.collect()}
 
 
@@ -38,8 +34,12 @@ def ties(spark, rows):
     return {tuple(row[:3]): row[3] for row in frame.collect()}
 
 
+def day_of(step):
+    return datetime.datetime.fromtimestamp(step[0], datetime.UTC).date()
+
+
 def expected(rows, tie):
-    """(item ids, target item, history count) by (split, snapshot date, user), one user and date at a time."""
+    """(item ids, target count, target item, history count) by (split, snapshot date, user), one user and date at a time."""
 
     def place(event):
         seconds = int(event.event_ts.timestamp())
@@ -58,14 +58,13 @@ def expected(rows, tie):
             days = target_window(date, WINDOW.lag_days)
             seen = [e for e in mine if history.start <= e.event_date < date and e.known_date < date]
             steps = sorted(
-                place(e)
-                for e in seen
-                if e.event_date in days and e.item_id in made.ITEMS and KNOWN.get(e.item_id, datetime.date.min) < date
+                place(e) for e in seen if e.item_id in made.ITEMS and KNOWN.get(e.item_id, datetime.date.min) < date
             )[-TRAINING.max_length :]
+            after_lag = sum(day_of(step) in days for step in steps)
             targets = sorted(place(e) for e in mine if target_days and e.event_date in target_days)
-            if (split == "train" and steps) or (targets and seen):
+            if (split == "train" and after_lag) or (targets and seen):
                 target = targets[0][2] if targets else None
-                found[split, date, user] = ([item for _, _, item in steps], target, len(seen))
+                found[split, date, user] = ([item for _, _, item in steps], after_lag, target, len(seen))
     return found
 
 
@@ -73,30 +72,14 @@ def expected(rows, tie):
 @given(rows=st.lists(made.events(days=32), min_size=10, max_size=80))
 def test_rows_are_those_of_the_oracle_and_nothing_leaks(spark, rows):
     found = built(spark, rows)
-    assert {key: (row.item_ids, row.target_item_id, row.history_count) for key, row in found.items()} == expected(
-        rows, ties(spark, rows)
-    )
+    assert {
+        key: (row.item_ids, row.target_count, row.target_item_id, row.history_count) for key, row in found.items()
+    } == expected(rows, ties(spark, rows))
     for (split, date, _), row in found.items():
-        assert row.oldest_event_date is None or row.oldest_event_date >= date - ONE_DAY * WINDOW.lag_days
-        assert row.newest_lte_event_date is None or row.newest_lte_event_date < date - ONE_DAY * WINDOW.lag_days
-        assert (row.vector_sum is None) == (row.event_count == 0)
+        lag_start = date - ONE_DAY * WINDOW.lag_days
+        targets = row.event_times[len(row.event_times) - row.target_count :]
+        assert row.oldest_target_date == min((time.date() for time in targets), default=None)
+        assert row.oldest_target_date is None or lag_start <= row.oldest_target_date < date
+        assert all(time.date() < lag_start for time in row.event_times[: len(row.event_times) - row.target_count])
         if split != "train":
             assert row.target_date >= date
-
-
-def test_a_missing_snapshot_is_named(spark):
-    day = DATES.anchors[0] - ONE_DAY * 8
-    events = events_frame(spark, [made.Event("u", "a", day, day)])
-    lte = snapshots(
-        events, embedded_frame(spark, {}), item_vectors(), DATES.snapshot_dates[1:], WINDOW.lag_days, WINDOW.window_days
-    )
-    with pytest.raises(LTEError, match=f"no LTE of {DATES.anchors[0]}; run jobs.snapshot_lte --date {DATE} --anchors"):
-        require_snapshots(lte, events, DATES, WINDOW, DATE)
-
-
-def test_a_snapshot_of_another_lag_is_named(spark):
-    day = DATES.anchors[0] - ONE_DAY * 8
-    events = events_frame(spark, [made.Event("u", "a", day, day)])
-    lte = snapshots(events, embedded_frame(spark, {}), item_vectors(), DATES.snapshot_dates, 4, WINDOW.window_days)
-    with pytest.raises(LTEError, match="has lag 4 and window 10, the settings say 3 and 10"):
-        require_snapshots(lte, events, DATES, WINDOW, DATE)

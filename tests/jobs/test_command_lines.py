@@ -17,6 +17,7 @@ JOBS = (
     "jobs.embed_items",
     "jobs.snapshot_lte",
     "jobs.publish_lte",
+    "jobs.count_popularity",
     "jobs.build_training_set",
     "jobs.quality.check events",
 )

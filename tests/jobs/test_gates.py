@@ -33,8 +33,8 @@ def tables(settings: Settings) -> dict[str, pl.DataFrame]:
             "user_id": "u",
             "item_ids": ["a"],
             "event_times": [event],
-            "oldest_event_date": date - ONE_DAY,
-            "newest_lte_event_date": date - lag - ONE_DAY,
+            "target_count": 1,
+            "oldest_target_date": date - ONE_DAY,
             "target_item_id": "b" if target else None,
             "target_date": target,
             "lag_days": settings.window.lag_days,
@@ -91,6 +91,15 @@ def tables(settings: Settings) -> dict[str, pl.DataFrame]:
             },
             schema_overrides={"vector_sum": pl.List(pl.Int32)},
         ),
+        "item_popularity": pl.DataFrame(
+            {
+                "snapshot_date": [DATE, DATE],
+                "item_id": ["a", "b"],
+                "events_7d": [0, 1],
+                "events_30d": [2, 1],
+                "events_window": [0, 1],
+            }
+        ),
         "training_set": pl.DataFrame(
             [example("train", anchor) for anchor in dates.anchors]
             + [
@@ -101,7 +110,7 @@ def tables(settings: Settings) -> dict[str, pl.DataFrame]:
     }
 
 
-OPTIONS = {"events": {"since": None}, "lte_snapshots": {"anchors": False}}
+OPTIONS = {"events": {"since": None}, "lte_snapshots": {"anchors": False}, "item_popularity": {"anchors": False}}
 
 
 def gate(settings: Settings, tables: dict[str, pl.DataFrame], table: str) -> None:
@@ -156,21 +165,28 @@ FAULTS = {
     "a user twice": ("lte_snapshots", "lte_snapshots", spoil("user_id", "v"), "compound_columns_to_be_unique"),
     "a sum too large for its count": ("lte_snapshots", "lte_snapshots", spoil("event_count", 1), "norm"),
     "another lag": ("lte_snapshots", "lte_snapshots", spoil("lag_days", 4), "lag_days"),
-    "a target before the anchor's days": (
+    "a target in the window of its LTE": (
         "training_set",
         "training_set",
-        spoil("oldest_event_date", datetime.date(2024, 1, 1)),
-        '"column_A": "oldest_event_date", "column_B": "sequence_start".*split=train',
+        spoil("oldest_target_date", DATE - ONE_DAY * 40),
+        '"column_A": "oldest_target_date", "column_B": "window_end".*split=train',
     ),
-    "an LTE that saw a target": (
-        "training_set",
-        "training_set",
-        spoil("newest_lte_event_date", DATE),
-        '"column_A": "window_end", "column_B": "newest_lte_event_date"',
+    "more targets than events": ("training_set", "training_set", spoil("target_count", 2), "target_count"),
+    "an item counted twice": ("item_popularity", "item_popularity", spoil("item_id", "b"), "columns_to_be_unique"),
+    "more events in a week than in a month": (
+        "item_popularity",
+        "item_popularity",
+        spoil("events_7d", 3),
+        '"column_A": "events_30d", "column_B": "events_7d".*item_id=a',
     ),
     "a test target before the cut": ("training_set", "training_set", spoil("target_date", ALWAYS, -1), "target_date"),
     "two bases": ("training_set", "training_set", spoil("basis_id", "c", -1), "basis_id"),
-    "an empty sequence to train on": ("training_set", "training_set", spoil("item_ids", []), "length"),
+    "a sequence without a target to train on": (
+        "training_set",
+        "training_set",
+        spoil("target_count", 0),
+        "target_count",
+    ),
 }
 
 
@@ -188,6 +204,12 @@ def test_a_planted_fault_stops_the_gate_and_is_named(settings, tables, fault, ca
 def test_a_missing_table_is_named(settings):
     with pytest.raises(LTEError, match="table items does not exist at .*; run the job that writes it"):
         SUITES["items"](settings, DATE)
+
+
+def test_a_date_that_was_not_counted_is_named(settings, tables):
+    tables["item_popularity"].write_delta(settings.table_path("item_popularity"))
+    with pytest.raises(LTEError, match="gate item_popularity of 2024-03-01: .* rules are broken"):
+        check(settings, "item_popularity", SUITES["item_popularity"](settings, DATE, anchors=True), DATE)
 
 
 def test_a_snapshot_that_was_not_made_is_named(settings, tables):

@@ -13,10 +13,11 @@ import polars as pl
 
 from lte_model.basis import GRID, SemanticBasis
 from lte_model.settings import Settings, TrainingSet, Window
-from lte_model.windows import Interval, lte_window, target_window, training_dates
+from lte_model.windows import Interval, TrainingDates, lte_window, target_window, training_dates
 
 TRAINING_DATE = datetime.date(2024, 12, 1)
 REPRESENTATION = "uniform"
+OTHER_REPRESENTATION = "contrary"
 COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "grey")
 KINDS = ("shirt", "dress", "shoe", "coat", "hat", "skirt", "belt", "scarf", "sock", "bag")
 
@@ -30,9 +31,10 @@ dimensions = 8
 anchors = 3
 anchor_every_days = 20
 test_days = 20
-max_length = 12
+max_length = 30
 [model]
 width = 16
+max_tokens = 12
 [training]
 epochs = 4
 batch_size = 32
@@ -109,35 +111,103 @@ def write_warehouse(
     )
     write_table(settings, "events", events, partition_by=["known_date"])
     in_basis = {item: vector for item, vector, has in zip(items["item_id"], vectors, known, strict=True) if has}
+    dates = training_dates(training_date, settings.training_set)
+    same_in_all = {
+        "lag_days": pl.lit(settings.window.lag_days, pl.Int32),
+        "window_days": pl.lit(settings.window.window_days, pl.Int32),
+        "basis_id": pl.lit(basis.basis_id),
+    }
     rows = training_rows(events, in_basis, settings.window, settings.training_set, training_date)
     write_table(
         settings,
         "training_set",
         pl.DataFrame(rows, schema=TRAINING_SET_COLUMNS).with_columns(
-            training_date=pl.lit(training_date),
-            lag_days=pl.lit(settings.window.lag_days, pl.Int32),
-            window_days=pl.lit(settings.window.window_days, pl.Int32),
-            basis_id=pl.lit(basis.basis_id),
-            representation=pl.lit(REPRESENTATION),
+            training_date=pl.lit(training_date), **same_in_all
         ),
         partition_by=["training_date", "split"],
     )
+    lte = lte_rows(events, in_basis, settings.window, dates.snapshot_dates)
+    write_table(
+        settings,
+        "lte_snapshots",
+        pl.concat(
+            pl.DataFrame(lte, schema=LTE_COLUMNS)
+            .with_columns(representation=pl.lit(name), **same_in_all)
+            # Another representation, of the same history: what it holds is its maker's affair.
+            .with_columns(pl.col("vector_sum").list.eval(sign * pl.element()))
+            for name, sign in ((REPRESENTATION, 1), (OTHER_REPRESENTATION, -1))
+        ),
+        partition_by=["basis_id", "representation", "snapshot_date"],
+    )
+    write_table(settings, "item_popularity", pl.DataFrame(popularity_rows(events, settings.window, dates)))
 
 
+LTE_COLUMNS = {
+    "user_id": pl.String,
+    "vector_sum": pl.List(pl.Int32),
+    "event_count": pl.Int32,
+    "newest_event_date": pl.Date,
+    "snapshot_date": pl.Date,
+}
 TRAINING_SET_COLUMNS = {
     "split": pl.String,
     "snapshot_date": pl.Date,
     "user_id": pl.String,
     "item_ids": pl.List(pl.String),
     "event_times": pl.List(pl.Datetime("us", "UTC")),
-    "oldest_event_date": pl.Date,
+    "target_count": pl.Int32,
+    "oldest_target_date": pl.Date,
     "target_item_id": pl.String,
     "target_date": pl.Date,
     "history_count": pl.Int32,
-    "vector_sum": pl.List(pl.Int32),
-    "event_count": pl.Int32,
-    "newest_lte_event_date": pl.Date,
 }
+
+
+History = list[tuple[str, datetime.datetime, datetime.date]]
+
+
+def histories(events: pl.DataFrame) -> dict[str, History]:
+    """(item, time, day) of every event of each user, oldest first."""
+    by_user = defaultdict(list)
+    for user, item, moment, day in events.select("user_id", "item_id", "event_ts", "event_date").sort(
+        "user_id", "event_ts", "item_id"
+    ).iter_rows():  # fmt: skip
+        by_user[user].append((item, moment, day))
+    return by_user
+
+
+def lte_rows(
+    events: pl.DataFrame, vectors: dict[str, np.ndarray], window: Window, dates: Sequence[datetime.date]
+) -> list[dict]:
+    """The uniform LTE of each user at each date."""
+    units = {item: np.rint(vector * GRID).astype(np.int64) for item, vector in vectors.items()}
+    rows = []
+    for date in dates:
+        distant = lte_window(date, window.lag_days, window.window_days)
+        for user, history in histories(events).items():
+            averaged = [event for event in history if event[2] in distant and event[0] in units]
+            if averaged:
+                rows.append(
+                    {
+                        "user_id": user,
+                        "vector_sum": sum(units[item] for item, _, _ in averaged).tolist(),
+                        "event_count": len(averaged),
+                        "newest_event_date": averaged[-1][2],
+                        "snapshot_date": date,
+                    }
+                )
+    return rows
+
+
+def popularity_rows(events: pl.DataFrame, window: Window, dates: TrainingDates) -> list[dict]:
+    """What was counted of each item before each date."""
+    counts = defaultdict(lambda: {"events_7d": 0, "events_30d": 0, "events_window": 0})
+    for date in dates.snapshot_dates:
+        for item, day in events.select("item_id", "event_date").iter_rows():
+            for name, days in (("events_7d", 7), ("events_30d", 30), ("events_window", window.window_days)):
+                if 0 < (date - day).days <= days:
+                    counts[date, item][name] += 1
+    return [{"snapshot_date": date, "item_id": item, **found} for (date, item), found in sorted(counts.items())]
 
 
 def training_rows(
@@ -149,50 +219,42 @@ def training_rows(
 ) -> list[dict]:
     """The rows of the training set, user by user."""
     dates = training_dates(training_date, options)
-    units = {item: np.rint(vector * GRID).astype(np.int64) for item, vector in vectors.items()}
-    by_user = defaultdict(list)
-    for user, item, moment, day in events.select("user_id", "item_id", "event_ts", "event_date").sort(
-        "user_id", "event_ts", "item_id"
-    ).iter_rows():  # fmt: skip
-        by_user[user].append((item, moment, day))
     rows = []
     for split, cut, targets in (
         *(("train", anchor, None) for anchor in dates.anchors),
         ("validation", dates.validation.start, dates.validation),
         ("test", dates.test.start, dates.test),
     ):
-        for user, history in by_user.items():
-            row = _case(history, cut, targets, units, window, options.max_length)
+        for user, history in histories(events).items():
+            row = _case(history, cut, targets, set(vectors), window, options.max_length)
             if row:
                 rows.append({"split": split, "snapshot_date": cut, "user_id": user, **row})
     return rows
 
 
 def _case(
-    history: Sequence[tuple[str, datetime.datetime, datetime.date]],
+    history: History,
     cut: datetime.date,
     targets: Interval | None,
-    units: dict[str, np.ndarray],
+    in_basis: set[str],
     window: Window,
     max_length: int,
 ) -> dict | None:
-    short, distant = target_window(cut, window.lag_days), lte_window(cut, window.lag_days, window.window_days)
-    sequence = [event for event in history if event[2] in short and event[0] in units][-max_length:]
+    after_lag, distant = target_window(cut, window.lag_days), lte_window(cut, window.lag_days, window.window_days)
+    seen = [event for event in history if distant.start <= event[2] < cut]
+    sequence = [event for event in seen if event[0] in in_basis][-max_length:]
+    predicted = [day for _, _, day in sequence if day in after_lag]
     target = next((event for event in history if targets and event[2] in targets), None)
-    seen = sum(distant.start <= day < cut for _, _, day in history)
-    if (targets and not (target and seen)) or (not targets and not sequence):
+    if (targets and not (target and seen)) or (not targets and not predicted):
         return None
-    averaged = [event for event in history if event[2] in distant and event[0] in units]
     return {
         "item_ids": [item for item, _, _ in sequence],
         "event_times": [moment for _, moment, _ in sequence],
-        "oldest_event_date": sequence[0][2] if sequence else None,
+        "target_count": len(predicted),
+        "oldest_target_date": min(predicted, default=None),
         "target_item_id": target[0] if target else None,
         "target_date": target[2] if target else None,
-        "history_count": seen,
-        "vector_sum": sum(units[item] for item, _, _ in averaged).tolist() if averaged else None,
-        "event_count": len(averaged),
-        "newest_lte_event_date": averaged[-1][2] if averaged else None,
+        "history_count": len(seen),
     }
 
 

@@ -1,4 +1,7 @@
+import dataclasses
 import datetime
+import math
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from lte_model.basis import GRID
 from lte_model.data import epoch_batches, open_training_set
 from lte_model.errors import LTEError
-from tests.lte_model.small_shop import REPRESENTATION, TRAINING_DATE, write_table
+from tests.lte_model.small_shop import OTHER_REPRESENTATION, REPRESENTATION, TRAINING_DATE, write_table
 
 
 @pytest.fixture(scope="module")
@@ -33,27 +36,43 @@ def change(settings, table: str, *columns: pl.Expr, where: pl.Expr | bool = True
     write_table(settings, table, changed)
 
 
+def targets_of(row: dict) -> set[str]:
+    return set(row["item_ids"][len(row["item_ids"]) - row["target_count"] :])
+
+
+def snapshots_of(shop, representation: str) -> dict:
+    frame = pl.scan_delta(shop.table_path("lte_snapshots")).filter(pl.col("representation") == representation)
+    return {(row["snapshot_date"], row["user_id"]): row for row in frame.collect().iter_rows(named=True)}
+
+
+def with_model(shop, **options):
+    return shop.model_copy(update={"model": shop.model.model_copy(update=options)})
+
+
 def test_cases_are_the_rows_of_the_table(shop, training_set):
     """Against a plain walk over the rows."""
     rows = pl.scan_delta(shop.table_path("training_set")).collect().sort("snapshot_date", "user_id")
     number = {item: row for row, item in enumerate(training_set.catalogue.item_ids)}
+    ltes = snapshots_of(shop, REPRESENTATION)
     for split in ("train", "validation", "test"):
         cases = training_set.cases(split)
         expected = [
             row
             for row in rows.filter(pl.col("split") == split).iter_rows(named=True)
-            if (set(row["item_ids"]) & set(number) if split == "train" else row["target_item_id"] in number)
+            if (targets_of(row) & set(number) if split == "train" else row["target_item_id"] in number)
         ]
         assert cases.user_ids.to_list() == [row["user_id"] for row in expected]
         for i, row in enumerate(expected):
-            found = cases.items[cases.offsets[i] : cases.offsets[i + 1]]
-            assert found.tolist() == [number[item] for item in row["item_ids"] if item in number]
+            read = row["item_ids"][len(row["item_ids"]) - row["target_count"] :]
+            assert cases.sequence(i).tolist() == [number[item] for item in read if item in number]
+            assert cases.target_counts[i] == cases.lengths[i]
             assert cases.targets[i] == (-1 if split == "train" else number[row["target_item_id"]])
-            assert cases.has_lte[i] == (row["event_count"] > 0)
-            if cases.has_lte[i]:
-                mean = np.array(row["vector_sum"]) / (row["event_count"] * GRID)
-                assert np.array_equal(cases.lte[i], mean.astype(np.float32))
-        assert {True, False} == set(cases.has_lte.tolist())  # the shop has both
+            snapshot = ltes.get((row["snapshot_date"], row["user_id"]))
+            assert cases.has_lte[i] == [snapshot is not None]
+            if snapshot:
+                mean = np.array(snapshot["vector_sum"]) / (snapshot["event_count"] * GRID)
+                assert np.array_equal(cases.lte[i, 0], mean.astype(np.float32))
+        assert {True, False} == set(cases.has_lte[:, 0].tolist())  # the shop has both
     assert (training_set.cases("test").lengths == 0).any()
 
 
@@ -86,7 +105,7 @@ def test_batches_are_padded_on_the_right_and_hold_the_newest_events(training_set
     for most in (None, 2):
         batch = cases.batch(numbers, most)
         for row, i in enumerate(numbers):
-            events = cases.items[cases.offsets[i] : cases.offsets[i + 1]].tolist()
+            events = cases.sequence(i).tolist()
             events = events if most is None else events[-most:]
             assert batch.lengths[row] == len(events)
             assert batch.items[row, : len(events)].tolist() == events
@@ -100,7 +119,7 @@ def test_the_target_is_no_part_of_the_input(own_shop):
     change(
         own_shop,
         "training_set",
-        pl.col("item_ids").list.eval(pl.element().filter(pl.element() != "i000")).alias("item_ids"),
+        pl.col("item_ids").list.eval(pl.element().replace("i000", "i001")).alias("item_ids"),
     )
     training_set = open_training_set(own_shop, TRAINING_DATE)
     cases = training_set.cases("test")
@@ -120,9 +139,9 @@ def test_the_target_is_no_part_of_the_input(own_shop):
 @settings(deadline=None)
 def test_an_epoch_holds_every_case_once(lengths, batch_size, seed, epoch):
     lengths = np.array(lengths)
-    batches = epoch_batches(lengths, batch_size, seed, epoch)
+    batches = epoch_batches(lengths, lengths, batch_size, seed, epoch)
     assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
-    again = epoch_batches(lengths, batch_size, seed, epoch)
+    again = epoch_batches(lengths, lengths, batch_size, seed, epoch)
     assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))
     budget = max(1, round(batch_size * lengths.mean()))
     assert max(lengths[batch].sum() for batch in batches) <= budget + lengths.max()
@@ -130,7 +149,7 @@ def test_an_epoch_holds_every_case_once(lengths, batch_size, seed, epoch):
 
 def test_epochs_differ_in_order_and_spare_padding():
     lengths = np.random.default_rng(0).integers(1, 51, 5000)
-    first, second = (epoch_batches(lengths, 64, 0, epoch) for epoch in (1, 2))
+    first, second = (epoch_batches(lengths, lengths, 64, 0, epoch) for epoch in (1, 2))
     assert not np.array_equal(np.concatenate(first), np.concatenate(second))
     padded = sum(len(batch) * lengths[batch].max() for batch in first)
     assert padded < 1.1 * lengths.sum()
@@ -154,7 +173,7 @@ def test_a_date_without_rows_is_named(shop):
 
 def test_two_bases_in_one_training_set_are_refused_by_name(own_shop):
     change(own_shop, "training_set", pl.lit("77c0").alias("basis_id"), where=pl.col("user_id") == "u003")
-    with pytest.raises(LTEError, match=f"mixes LTEs.*77c0 {REPRESENTATION}, lag 20, window 200"):
+    with pytest.raises(LTEError, match="mixes LTEs.*77c0, lag 20, window 200"):
         open_training_set(own_shop, TRAINING_DATE)
 
 
@@ -174,12 +193,149 @@ def test_other_cuts_than_the_settings_are_refused(shop):
 def test_a_vector_of_other_dimensions_is_refused(own_shop):
     change(
         own_shop,
-        "training_set",
+        "lte_snapshots",
         pl.col("vector_sum").list.head(3).alias("vector_sum"),
         where=pl.col("user_id") == "u003",
     )
-    with pytest.raises(LTEError, match="training_set of 2024-12-01 holds a vector of 3 dimensions among those of 8"):
+    with pytest.raises(LTEError, match="lte_snapshots, .* holds a vector of 3 dimensions among those of 8"):
         open_training_set(own_shop, TRAINING_DATE).cases("train")
+
+
+def test_a_missing_snapshot_is_named_with_the_command_that_makes_it(own_shop):
+    newest = open_training_set(own_shop, TRAINING_DATE).dates.anchors[-1]
+    frame = pl.scan_delta(own_shop.table_path("lte_snapshots")).filter(pl.col("snapshot_date") != newest).collect()
+    write_table(own_shop, "lte_snapshots", frame)
+    with pytest.raises(
+        LTEError, match=f"holds no LTE of {newest} in .*python -m jobs.snapshot_lte --date {TRAINING_DATE} --anchors"
+    ):
+        open_training_set(own_shop, TRAINING_DATE).cases("train")
+
+
+def test_a_snapshot_of_another_lag_is_named(own_shop):
+    change(own_shop, "lte_snapshots", pl.lit(19).alias("lag_days"))
+    with pytest.raises(LTEError, match="has lag 19 and window 200, the training_set of .* has 20 and 200; run"):
+        open_training_set(own_shop, TRAINING_DATE).cases("train")
+
+
+def test_representations_stand_side_by_side(shop):
+    both = with_model(shop, representations=(REPRESENTATION, OTHER_REPRESENTATION))
+    training_set = open_training_set(both, TRAINING_DATE)
+    cases = training_set.cases("test")
+    assert training_set.kind.representations == (REPRESENTATION, OTHER_REPRESENTATION)
+    assert cases.lte.shape[1] == 2 and (cases.lte[:, 0] == -cases.lte[:, 1]).all() and cases.lte.any()
+
+
+@pytest.mark.parametrize("policy", ["lagged", "newest"])
+def test_no_target_is_dated_before_the_lag_and_no_lte_holds_one(shop, policy):
+    """Invariant 1 as the model meets it: what is predicted, by the dates of the table."""
+    settings = with_model(shop, sequence=policy)
+    training_set = open_training_set(settings, TRAINING_DATE)
+    cases = training_set.cases("train")
+    rows = {(row["snapshot_date"], row["user_id"]): row for row in training_set.rows("train").collect().to_dicts()}
+    number = {item: row for row, item in enumerate(training_set.catalogue.item_ids)}
+    ltes, lag = snapshots_of(shop, REPRESENTATION), datetime.timedelta(days=shop.window.lag_days)
+    dates = sorted({date for date, _ in rows})
+    windows = cases.windows(settings.model.max_tokens - 1)
+    predicted = []
+    for i, user in enumerate(windows.user_ids):
+        date = dates[windows.dates[i]]
+        row = rows[date, user]
+        known = [(number[item], time.date()) for item, time in zip(row["item_ids"], row["event_times"], strict=True)
+                 if item in number]  # fmt: skip
+        known = known[
+            len(known) - cases.lengths[(cases.user_ids == user).to_numpy() & (cases.dates == windows.dates[i])][0] :
+        ]
+        end = int(windows.lengths[i])
+        assert windows.sequence(i).tolist() == [item for item, _ in known[:end]]
+        targets = known[end - windows.target_counts[i] : end]
+        assert targets and all(date - lag <= day < date for _, day in targets)
+        snapshot = ltes.get((date, user))
+        assert snapshot is None or snapshot["newest_event_date"] < min(day for _, day in targets)
+        predicted += [(date, user, place) for place in range(end - windows.target_counts[i], end)]
+        batch = windows.batch(np.array([i]), settings.model.max_tokens)
+        assert batch.items[0, batch.targets].tolist() == [item for item, _ in targets]
+    assert len(predicted) == len(set(predicted)) == cases.target_counts.sum()
+    assert (policy == "newest") == bool((cases.lengths > cases.target_counts).any())
+
+
+@given(
+    cases=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), min_size=1, max_size=20),
+    max_events=st.integers(1, 12),
+)
+@settings(deadline=None)
+def test_windows_predict_each_target_once_after_something(training_set, cases, max_events):
+    """`cases` are (events before the lag, targets)."""
+    ends = np.cumsum([before + targets for before, targets in cases])
+    targets = np.array([targets for _, targets in cases])
+    whole = dataclasses.replace(
+        training_set.cases("train").taken(np.zeros(len(cases), dtype=np.int64)),
+        items=np.arange(ends[-1]),
+        gaps=np.zeros(ends[-1], dtype=np.uint8),
+        starts=ends - [sum(case) for case in cases],
+        ends=ends,
+        target_counts=targets,
+    )
+    windows = whole.windows(max_events)
+    predicted = []
+    for i in range(len(windows)):
+        batch = windows.batch(np.array([i]), max_events + 1)
+        found = batch.items.reshape(-1)[batch.targets].tolist()
+        assert len(found) == windows.target_counts[i] > 0
+        # Something of the case comes before each target, but for the very first event of a case.
+        assert found[0] in whole.starts or batch.items[0, 0] < found[0]
+        predicted += found
+    expected = [event for end, count in zip(ends, targets, strict=True) for event in range(end - count, end)]
+    assert sorted(predicted) == expected
+    last = whole.windows(max_events, last_only=True)
+    assert [int(batch_end) - 1 for batch_end in last.ends] == (ends - 1).tolist() and (last.target_counts == 1).all()
+
+
+def test_gaps_lead_to_the_next_event_and_the_last_to_the_date(shop):
+    training_set = open_training_set(with_model(shop, sequence="newest"), TRAINING_DATE)
+    cases = training_set.cases("test")
+    cut = datetime.datetime.combine(training_set.dates.test.start, datetime.time(), datetime.UTC)
+    rows = {row["user_id"]: row for row in training_set.rows("test").collect().to_dicts()}
+    for i, user in enumerate(cases.user_ids):
+        known = [item in training_set.catalogue.item_ids for item in rows[user]["item_ids"]]
+        times = [time for time, has in zip(rows[user]["event_times"], known, strict=True) if has] + [cut]
+        minutes = [(after - before).total_seconds() // 60 for before, after in pairwise(times)]
+        expected = [min(int(math.log2(1 + gap)), 23) for gap in minutes]
+        assert cases.gaps[cases.starts[i] : cases.ends[i]].tolist() == expected
+
+
+def test_older_events_are_those_before_the_sequence(shop):
+    cases = open_training_set(with_model(shop, sequence="newest"), TRAINING_DATE).cases("test")
+    numbers = np.arange(len(cases))
+    batch = cases.batch(numbers, most_events=4, older_events=6)
+    for i in numbers:
+        events = cases.sequence(i).tolist()
+        assert batch.items[i, : batch.lengths[i]].tolist() == events[-4:]
+        assert batch.older[i, : batch.older_lengths[i]].tolist() == events[:-4][-6:]
+    assert (batch.older_lengths == 6).any()
+
+
+def test_popularity_is_standardised_for_each_date(shop):
+    training_set = open_training_set(with_model(shop, popularity_bias=True), TRAINING_DATE)
+    cases = training_set.cases("train")
+    assert cases.popularity.shape == (3, 3, len(training_set.catalogue))
+    np.testing.assert_allclose(cases.popularity.mean(axis=2), 0, atol=1e-5)
+    np.testing.assert_allclose(cases.popularity.std(axis=2), 1, atol=1e-4)
+    newest = pl.scan_delta(shop.table_path("item_popularity")).filter(
+        pl.col("snapshot_date") == training_set.dates.anchors[-1]
+    )
+    most, least = newest.sort("events_window", "item_id").select("item_id").collect()["item_id"][[-1, 0]]
+    place = {item: row for row, item in enumerate(training_set.catalogue.item_ids)}
+    counts = cases.popularity[2, 2]
+    assert counts[place[most]] == counts.max() > counts[place[least]]
+
+
+def test_missing_counts_are_named_with_the_command_that_makes_them(own_shop):
+    own_shop = with_model(own_shop, popularity_bias=True)
+    cut = open_training_set(own_shop, TRAINING_DATE).dates.test.start
+    frame = pl.scan_delta(own_shop.table_path("item_popularity")).filter(pl.col("snapshot_date") != cut).collect()
+    write_table(own_shop, "item_popularity", frame)
+    with pytest.raises(LTEError, match=f"no counts of {cut}; run python -m jobs.count_popularity --date 2024-12-01"):
+        open_training_set(own_shop, TRAINING_DATE).cases("test")
 
 
 def test_versions_are_those_of_the_first_look(own_shop):

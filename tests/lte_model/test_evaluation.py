@@ -10,9 +10,9 @@ from lte_model import tracking
 from lte_model.basis import GRID
 from lte_model.data import open_training_set
 from lte_model.errors import LTEError
-from lte_model.evaluation import Comparison, cohorts, evaluate, popularity, spread
+from lte_model.evaluation import SIDES, Comparison, cohorts, evaluate, popularity, spread
 from lte_model.metrics import target_ranks
-from lte_model.model import INTEGRATIONS, load_ranker
+from lte_model.model import load_ranker
 from lte_model.training import side_directory, train
 from lte_model.verdict import read_evaluation
 from tests.lte_model.small_shop import TRAINING_DATE, write_table
@@ -31,7 +31,7 @@ def evaluated(shop, tmp_path_factory):
             ),
         }
     )
-    for side in INTEGRATIONS:
+    for side in SIDES:
         train(settings, TRAINING_DATE, side)
     return settings, evaluate(settings, TRAINING_DATE)
 
@@ -50,7 +50,7 @@ def test_the_file_holds_what_was_found(evaluated):
         assert set(side["metrics"]) == {f"{name}@{k}" for name in ("ndcg", "recall", "mrr") for k in (5, 40)}
         for figure in side["metrics"].values():
             assert figure["low"] <= figure["value"] <= figure["high"]
-    for side in INTEGRATIONS:
+    for side in SIDES:
         assert [epoch["epoch"] for epoch in evaluation["curves"][side]] == [1, 2, 3, 4]
 
 
@@ -58,17 +58,11 @@ def test_the_figures_are_those_of_one_user_at_a_time(evaluated, training_set):
     """Scores every user alone, without batches and padding, and takes NDCG by its definition."""
     settings, evaluation = evaluated
     cases = training_set.cases("test")
-    for side in INTEGRATIONS:
+    for side in SIDES:
         ranker = load_ranker(side_directory(settings, TRAINING_DATE, side) / "model")
         gains = []
         for i in range(len(cases)):
-            events = cases.items[cases.offsets[i] : cases.offsets[i + 1]][-ranker.config.max_events :]
-            (scores,) = ranker.scores(
-                torch.tensor(events, dtype=torch.int64)[None],
-                torch.tensor([len(events)]),
-                torch.tensor(cases.lte[i])[None],
-                torch.tensor([bool(cases.has_lte[i])]),
-            )
+            (scores,) = ranker.scores(cases.batch(np.array([i]), ranker.config.max_events))
             better = int((scores > scores[cases.targets[i]] + 1e-5).sum())
             gains.append(1 / math.log2(2 + better) if better < 40 else 0)
         assert evaluation["sides"][side]["metrics"]["ndcg@40"]["value"] == pytest.approx(np.mean(gains), rel=1e-3)
@@ -116,11 +110,11 @@ def test_popularity_counts_no_event_that_was_not_known_before_the_cut(own_shop):
 
 def test_cohorts_are_told_by_what_the_model_reads(shop, training_set):
     cases = training_set.cases("test")
-    members = cohorts(training_set, cases, shop.training_set.max_length - 1)
+    members = cohorts(training_set, cases, shop.model.max_tokens - 1)
     by_length = np.stack([members[name] for name in ("no short sequence", "short sequence", "long sequence")])
     assert (by_length.sum(axis=0) == 1).all()
     assert (cases.lengths[members["no short sequence"]] == 0).all()
-    trained = set(training_set.cases("train").items.tolist())
+    trained = set(training_set.cases("train").items.tolist())  # lagged: every event is a target
     if "new target items" in members:
         assert not trained & set(cases.targets[members["new target items"]].tolist())
 
@@ -157,6 +151,10 @@ def test_example_users_show_what_the_tables_hold(evaluated, shop, training_set):
         .collect()
         .iter_rows(named=True)
     }
+    snapshots = pl.scan_delta(shop.table_path("lte_snapshots")).filter(
+        pl.col("representation") == "uniform", pl.col("snapshot_date") == training_set.dates.test.start
+    )
+    ltes = {row["user_id"]: row for row in snapshots.collect().iter_rows(named=True)}
     titles = dict(pl.scan_delta(shop.table_path("items")).select("item_id", "title").collect().iter_rows())
     vectors = dict(zip(training_set.catalogue.item_ids, training_set.catalogue.vectors, strict=True))
     assert len(evaluation["users"]) == 5
@@ -165,13 +163,16 @@ def test_example_users_show_what_the_tables_hold(evaluated, shop, training_set):
     cut = str(training_set.dates.test.start)
     for user in evaluation["users"]:
         row = rows[user["user_id"]]
-        assert [event["title"] for event in user["sequence"]] == [titles[item] for item in row["item_ids"]]
+        assert [event["title"] for event in user["sequence"]] == [
+            titles[item] for item in row["item_ids"][len(row["item_ids"]) - row["target_count"] :]
+        ]
         assert user["target"] == {"date": str(row["target_date"]), "title": titles[row["target_item_id"]]}
-        assert user["lte_count"] == row["event_count"] > 0
+        snapshot = ltes[user["user_id"]]
+        assert user["lte_count"] == snapshot["event_count"] > 0
         assert 0 < len(user["history"]) <= 20
         dates = [event["date"] for event in user["history"]]
-        assert dates == sorted(dates) and dates[-1] == str(row["newest_lte_event_date"]) < cut
-        lte = np.array(row["vector_sum"]) / (row["event_count"] * GRID)
+        assert dates == sorted(dates) and dates[-1] == str(snapshot["newest_event_date"]) < cut
+        lte = np.array(snapshot["vector_sum"]) / (snapshot["event_count"] * GRID)
         cosines = sorted((float(v @ lte / np.linalg.norm(lte)) for v in vectors.values()), reverse=True)
         assert [item["cosine"] for item in user["lte_neighbours"]] == pytest.approx(cosines[:10], abs=1e-3)
         assert len(user["top"]["prefix"]) == len(user["top"]["none"]) == 10
@@ -180,7 +181,7 @@ def test_example_users_show_what_the_tables_hold(evaluated, shop, training_set):
 def test_mlflow_holds_the_test_metrics(evaluated):
     settings, evaluation = evaluated
     experiment_id = tracking.configure(settings).experiment_id
-    for side in INTEGRATIONS:
+    for side in SIDES:
         (run,) = tracking.find_runs(experiment_id, TRAINING_DATE, side)
         assert run.info.run_id == evaluation["sides"][side]["run_id"]
         assert run.data.metrics["test_ndcg_at_40"] == evaluation["sides"][side]["metrics"]["ndcg@40"]["value"]

@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from lte_model import registry, tracking, verdict
 from lte_model.basis import GRID, to_vector
 from lte_model.errors import LTEError
-from lte_model.model import LTEKind, Ranker, RankerConfig, save_ranker
+from lte_model.model import Batch, LTEKind, Ranker, RankerConfig, save_ranker
 from lte_model.settings import MLflow, Settings
 from lte_model.training import MODEL_DIRECTORY, side_directory
 
@@ -53,13 +53,16 @@ def figure(value, spread):
     return {"value": value, "low": value - spread, "high": value + spread}
 
 
-def trained(settings, date, seed=0, over_none=0.2, over_popularity=0.3, kind=KIND):
+def trained(settings, date, seed=0, over_none=0.2, over_popularity=0.3, kind=KIND, **options):
     """A prefix model with random weights and its evaluation, as training and evaluation leave them."""
     torch.manual_seed(seed)
     content = torch.nn.functional.normalize(torch.randn(ITEMS, DIMENSIONS), dim=1)
     content = (content * GRID).round() / GRID
-    config = RankerConfig(items=ITEMS, dimensions=DIMENSIONS, max_tokens=6, width=16, heads=2)
+    config = RankerConfig(items=ITEMS, dimensions=DIMENSIONS, max_tokens=6, width=16, heads=2, **options)
     ranker = Ranker(config, kind, [f"item {row}" for row in range(ITEMS)], content).eval()
+    if config.popularity_bias:
+        torch.nn.init.normal_(ranker.popularity_scale)
+        ranker.popularity.normal_()
     save_ranker(ranker, side_directory(settings, date, "prefix") / MODEL_DIRECTORY)
     metrics = {name: figure(0.15, 0.02) for name in ("ndcg@10", "ndcg@500", "recall@500")}
     evaluation = {
@@ -133,15 +136,57 @@ def test_loaded_model_ranks_as_the_trained_one(settings, monkeypatch):
         ]
     ).astype({"event_count": "int32", "lag_days": "int32", "window_days": "int32"})
     ranked = model.predict(users, params={"k": 7})
-    lte = torch.from_numpy(to_vector(sums[None], np.array([2]))).expand(3, -1)
-    expected = ranker.scores(
+    lte = torch.from_numpy(to_vector(sums[None], np.array([2]))).expand(3, 1, -1)
+    batch = Batch(
         items=torch.tensor([[3, 5, 0, 0, 0], [7, 8, 9, 10, 11], [0, 0, 0, 0, 0]]),
         lengths=torch.tensor([2, 5, 0]),
         lte=lte,
-        has_lte=torch.tensor([True, False, True]),
-    ).topk(7)
+        has_lte=torch.tensor([[True], [False], [True]]),
+    )
+    expected = ranker.scores(batch).topk(7)
     assert ranked["item_ids"].tolist() == [[f"item {row}" for row in rows] for rows in expected.indices.tolist()]
     np.testing.assert_allclose(np.stack(ranked["scores"]), expected.values, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_reads_more_is_served_by_a_wider_signature(settings):
+    """Two representations, times, popularity and a memory: from the registry, it ranks as the model itself does."""
+    options = {"representations": 2, "time_features": True, "popularity_bias": True, "long_memory": "linear_attention"}
+    kind = dataclasses.replace(KIND, representation="uniform+recency")
+    ranker = trained(settings, JANUARY, kind=kind, **options)
+    registry.register(settings, JANUARY)
+    sums, other = np.arange(DIMENSIONS) * 1000, np.arange(DIMENSIONS)[::-1] * 1000
+    times = list(range(0, 700 * 60, 100 * 60))  # every 100 minutes; the query is 350 minutes after the last
+    user = {
+        "item_ids": [f"item {row}" for row in range(7)], "vector_sum": sums, "event_count": 2,
+        **dataclasses.asdict(KIND), "vector_sum_recency": other, "event_count_recency": 4,
+        "event_times": times, "query_time": times[-1] + 350 * 60,
+    }  # fmt: skip
+    ranked = registry.load(settings, registry.CHALLENGER).predict(pd.DataFrame([user]), params={"k": 5})
+    lte = [to_vector(vector[None], np.array([count])) for vector, count in ((sums, 2), (other, 4))]
+    newest = ranker.config.max_events
+    batch = Batch(
+        items=torch.arange(7 - newest, 7)[None],
+        lengths=torch.tensor([newest]),
+        lte=torch.from_numpy(np.stack(lte, axis=1)),
+        has_lte=torch.ones(1, 2, dtype=torch.bool),
+        gaps=torch.tensor([[6] * (newest - 1) + [8]]),
+        older=torch.arange(7 - newest)[None],
+        older_lengths=torch.tensor([7 - newest]),
+    )
+    expected = ranker.scores(batch).topk(5)
+    assert ranked["item_ids"].tolist() == [[f"item {row}" for row in expected.indices[0].tolist()]]
+    np.testing.assert_allclose(np.stack(ranked["scores"]), expected.values, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_two_representations_needs_both_live(settings):
+    kind = dataclasses.replace(KIND, representation="uniform+recency")
+    trained(settings, JANUARY, kind=kind, representations=2)
+    registry.register(settings, JANUARY)
+    publish(settings, KIND)
+    with pytest.raises(LTEError, match="reads the live LTEs: .*representation uniform, not recency"):
+        registry.gate(settings).require()
+    publish(settings, dataclasses.replace(KIND, representation="recency"))
+    registry.gate(settings).require()
 
 
 def test_logged_model_holds_no_pickle(settings, tmp_path):

@@ -153,15 +153,19 @@ def warehouse(tmp_path_factory):
     known = (pl.col("event_date") + pl.duration(days=1)).alias("known_date")
     frame.with_columns(known).write_delta(folder / "events")
     cases = [
-        (TRAINING_DATE, split, date, ["i1"] if k % 3 else [], k % 4)
+        (TRAINING_DATE, split, date, f"u{k}", "b", ["i0", "i1"], 1 if k % 3 else 0)
         for split, dates in (
             ("train", DATES.anchors), ("validation", [DATES.validation.start]), ("test", [DATES.test.start])
         )
         for date in dates
         for k in range(100)
     ]  # fmt: skip
-    columns = ["training_date", "split", "snapshot_date", "item_ids", "event_count"]
-    pl.DataFrame(cases, schema=columns, orient="row").write_delta(folder / "training_set")
+    columns = ["training_date", "split", "snapshot_date", "user_id", "basis_id", "item_ids", "target_count"]
+    frame = pl.DataFrame(cases, schema=columns, orient="row")
+    frame.write_delta(folder / "training_set")
+    count = pl.col("user_id").str.slice(1).cast(pl.Int32) % 4
+    lte = frame.select("snapshot_date", "user_id", "basis_id", event_count=count, representation=pl.lit("uniform"))
+    lte.unique().filter(pl.col("event_count") > 0).write_delta(folder / "lte_snapshots")
     return folder
 
 
@@ -277,7 +281,8 @@ def test_weeks_without_events_count_zero(settings, tmp_path, warehouse):
     days = [datetime.date(2025, 1, 6), datetime.date(2025, 1, 27)]
     frame = pl.DataFrame({"user_id": ["a", "b"], "item_id": ["x", "y"], "event_date": days, "known_date": days})
     frame.write_delta(tmp_path / "warehouse" / "events")
-    pl.read_delta(warehouse / "training_set").write_delta(tmp_path / "warehouse" / "training_set")
+    for table in ("training_set", "lte_snapshots"):
+        pl.read_delta(warehouse / table).write_delta(tmp_path / "warehouse" / table)
     sparse = settings.model_copy(update={"warehouse": str(tmp_path / "warehouse")})
     assert report.read_glance(sparse, TRAINING_DATE).events_per_week == (1, 0, 0, 1)
 

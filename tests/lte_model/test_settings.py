@@ -1,11 +1,15 @@
 """Settings: one file, then the environment; an unknown key is an error in one line that names it."""
 
+import dataclasses
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from lte_model.errors import LTEError
-from lte_model.settings import load_settings
+from lte_model.integrations import INTEGRATIONS
+from lte_model.model import RankerConfig
+from lte_model.settings import Model, load_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -69,3 +73,10 @@ def test_a_missing_file_is_named(tmp_path):
 def test_every_settings_file_of_the_project_loads():
     for file in (REPOSITORY / "infra" / "settings").glob("*.toml"):
         load_settings(file)
+
+
+def test_the_settings_and_the_model_know_the_same_choices():
+    fields = Model.model_fields
+    assert set(get_args(fields["integration"].annotation)) == set(INTEGRATIONS)
+    made_elsewhere = {"items", "dimensions"}
+    assert {field.name for field in dataclasses.fields(RankerConfig)} - made_elsewhere == set(fields)

@@ -1,0 +1,71 @@
+"""Counts what sold before `--date`, or before every date that the training of `--date` reads.
+
+The popularity of D counts, for each item, the events of the last 7 and 30 days and of the last W days before D, of
+those known before D: what a ranker could have known on D. An item without any event has no row.
+"""
+
+import datetime
+from collections.abc import Sequence
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.command_line import JobParser
+from jobs.session import spark_session
+from jobs.tables import EVENTS, ITEM_POPULARITY, Warehouse, dated
+from lte_model.errors import LTEError, run
+from lte_model.windows import training_dates
+
+SHORT_DAYS = (7, 30)
+
+
+def item_popularity(events: DataFrame, dates: Sequence[datetime.date], window_days: int) -> DataFrame:
+    """The rows of `item_popularity` of `dates`, in one pass over the events."""
+    longest = max(*SHORT_DAYS, window_days)
+    calendar = events.sparkSession.createDataFrame([(date,) for date in dates], "snapshot_date DATE")
+    age = F.date_diff("snapshot_date", "event_date")  # 1 is the day before
+    seen = (age >= 1) & (age <= longest) & (F.col("known_date") < F.col("snapshot_date"))
+
+    def within(days: int) -> F.Column:
+        return F.count_if(age <= days).cast("int")
+
+    return (
+        events.where(F.col("event_date") >= min(dates) - datetime.timedelta(days=longest))
+        .join(F.broadcast(calendar), seen)
+        .groupBy("snapshot_date", "item_id")
+        .agg(
+            *(within(days).alias(f"events_{days}d") for days in SHORT_DAYS),
+            within(window_days).alias("events_window"),
+        )
+    )
+
+
+def count_popularity(warehouse: Warehouse, dates: Sequence[datetime.date]) -> dict[datetime.date, int]:
+    """Runs the job for `dates`; returns the items of each. Raises `LTEError` for a date before which nothing sold."""
+    window_days = warehouse.settings.window.window_days
+    rows = item_popularity(warehouse.read(EVENTS), dates, window_days).cache()
+    items = {row.snapshot_date: row["count"] for row in rows.groupBy("snapshot_date").count().collect()}
+    empty = [str(date) for date in dates if date not in items]
+    if empty:
+        raise LTEError(
+            f"table events holds no event of the {max(*SHORT_DAYS, window_days)} days before {', '.join(empty)}; "
+            "ingest the history with jobs.ingest_events --since, or take a later date"
+        )
+    warehouse.replace(ITEM_POPULARITY, rows, dated("snapshot_date", dates))
+    rows.unpersist()
+    return {date: items[date] for date in dates}
+
+
+def main() -> None:
+    parser = JobParser(__doc__, "the snapshot date")
+    parser.add_argument("--anchors", action="store_true", help="every date that the training of --date reads instead")
+    arguments, settings, date = parser.read()
+    dates = training_dates(date, settings.training_set).snapshot_dates if arguments.anchors else (date,)
+    with spark_session(settings, "count_popularity") as spark:
+        items = count_popularity(Warehouse(spark, settings), dates)
+    for counted in dates:
+        print(f"popularity as of {counted}: {items[counted]:,} items")
+
+
+if __name__ == "__main__":
+    run(main)

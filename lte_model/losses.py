@@ -1,0 +1,158 @@
+"""Cross entropy over a catalogue: exactly, in chunks, or against a sample of it.
+
+`catalogue_cross_entropy` takes the gradient of a chunk of logits while they are still in the processor's cache, and
+keeps the gradient, not the logits: three matrix products and no logit is computed or written to memory twice. The
+memory is that of one chunk, whatever the number of targets.
+
+`sampled_cross_entropy` is for catalogues whose logits cost too much: all targets share one sample of negatives.
+
+`CatalogueLoss` says which of the two, and over which items.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_LOGITS = {"cpu": 2**19, "cuda": 2**27}
+"""Logits of one chunk: on a CPU 2 MiB, what a core's cache holds; on a GPU 512 MiB, for its matrix products are large."""
+
+
+@dataclass(frozen=True)
+class CatalogueLoss:
+    """What the loss runs over: all items, or `rows` (candidates,) of them, ascending; and all of these or a sample.
+
+    `place` (items,) is the inverse of `rows`. With `sampled` items > 0, they are drawn as `probabilities` (candidates,)
+    say, and with `corrected` the logQ correction is on.
+    """
+
+    EXACT: ClassVar["CatalogueLoss"]
+
+    rows: torch.Tensor | None = None
+    place: torch.Tensor | None = None
+    probabilities: torch.Tensor | None = None
+    sampled: int = 0
+    corrected: bool = True
+
+    @classmethod
+    def of(
+        cls, target_counts: torch.Tensor, exact_items: int, sampled_items: int, power: float, corrected: bool
+    ) -> "CatalogueLoss":
+        """The loss of a training whose targets are each item `target_counts` (items,) times.
+
+        An item that is never a target is no candidate: every step would push it down, and a new item is just that.
+        With more than `exact_items` candidates, `sampled_items` are drawn by count^`power`.
+        """
+        rows = target_counts.nonzero()[:, 0]
+        place = torch.full_like(target_counts, -1, dtype=torch.int64)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        every = len(rows) == len(target_counts)
+        loss = cls(rows=None if every else rows, place=None if every else place)
+        if len(rows) <= exact_items:
+            return loss
+        weights = target_counts[rows].double() ** power
+        return dataclasses.replace(
+            loss, probabilities=weights / weights.sum(), sampled=sampled_items, corrected=corrected
+        )
+
+    def __call__(self, hidden: torch.Tensor, table: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Summed cross entropy of `items` (M,) after the states `hidden` (M, width); `table` (items, width)."""
+        if self.rows is not None:
+            table, items = table[self.rows], self.place[items]
+        if not self.sampled:
+            return catalogue_cross_entropy(hidden, table, items)
+        log_expected = (self.probabilities * self.sampled).log().float() if self.corrected else None
+        negatives = sample_negatives(self.probabilities, self.sampled)
+        return sampled_cross_entropy(hidden, table, items, negatives, log_expected)
+
+
+CatalogueLoss.EXACT = CatalogueLoss()
+
+
+def catalogue_cross_entropy(
+    hidden: torch.Tensor, table: torch.Tensor, targets: torch.Tensor, chunk_logits: int | None = None
+) -> torch.Tensor:
+    """Summed cross entropy of `targets` (M,) under softmax(`hidden` (M, width) · `table`ᵀ (width, items)), exactly.
+
+    Products are taken in autocast's type where it is on, all else in float32.
+    """
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    rows = max(1, (chunk_logits or CHUNK_LOGITS.get(device, 2**25)) // len(table))
+    return _CatalogueCrossEntropy.apply(hidden, table, targets, rows, dtype)
+
+
+class _CatalogueCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, table, targets, rows, dtype):
+        h, e = hidden.detach().to(dtype), table.detach().to(dtype)
+        grad_hidden = torch.empty_like(h)
+        grad_table = torch.zeros(e.shape, dtype=torch.float32, device=e.device)
+        total = torch.zeros((), dtype=torch.float32, device=e.device)
+        for chunk in torch.arange(len(h)).split(rows) if len(h) else ():
+            part = slice(int(chunk[0]), int(chunk[-1]) + 1)
+            target = targets[part, None]
+            logits = (h[part] @ e.T).float()  # (rows, items)
+            of_target = logits.gather(1, target)
+            greatest = logits.amax(dim=1, keepdim=True)
+            exponentials = logits.sub_(greatest).exp_()
+            sums = exponentials.sum(dim=1, keepdim=True)
+            total += (sums.log() + greatest - of_target).sum()
+            # The gradient by the logits: probabilities, less one at the target.
+            gradient = exponentials.div_(sums).scatter_add_(1, target, torch.full_like(sums, -1.0)).to(dtype)
+            torch.mm(gradient, e, out=grad_hidden[part])
+            if dtype == torch.float32:
+                grad_table.addmm_(gradient.T, h[part])
+            else:
+                grad_table += (gradient.T @ h[part]).float()
+        ctx.save_for_backward(grad_hidden, grad_table)
+        ctx.types = hidden.dtype, table.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_total):
+        grad_hidden, grad_table = ctx.saved_tensors
+        of_hidden, of_table = ctx.types
+        return (grad_hidden * grad_total).to(of_hidden), (grad_table * grad_total).to(of_table), None, None, None
+
+
+def sampled_cross_entropy(
+    hidden: torch.Tensor,
+    table: torch.Tensor,
+    targets: torch.Tensor,
+    negatives: torch.Tensor,
+    log_expected: torch.Tensor | None = None,
+    chunk_logits: int | None = None,
+) -> torch.Tensor:
+    """Summed cross entropy of `targets` (M,) against themselves and the rows `negatives` (S,) of `table` alone.
+
+    A negative that is the target of a row is no negative of that row. `log_expected` (items,), the logarithm of how
+    often an item is expected in the sample, is taken off the negatives' logits (Bengio and Senécal, 2008: the logQ
+    correction): their sum is then that of the whole catalogue without the target, on average. The target is not drawn
+    but certain, and stays as it is.
+    """
+    rows = max(1, (chunk_logits or CHUNK_LOGITS["cuda"] // 4) // len(negatives))
+    sums = [
+        checkpoint(_sampled, *chunk, table, negatives, log_expected, use_reentrant=False)
+        for chunk in zip(hidden.split(rows), targets.split(rows), strict=True)
+    ]
+    return torch.stack(sums).sum()
+
+
+def _sampled(hidden, targets, table, negatives, log_expected):
+    of_target = (hidden * table[targets]).sum(dim=1).float()  # (rows,)
+    of_negatives = (hidden @ table[negatives].T).float()  # (rows, S)
+    if log_expected is not None:
+        of_negatives = of_negatives - log_expected[negatives]
+    of_negatives = of_negatives.masked_fill(negatives == targets[:, None], -torch.inf)
+    return functional.softplus(of_negatives.logsumexp(dim=1) - of_target).sum()
+
+
+def sample_negatives(probabilities: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` rows drawn with replacement, one row of the catalogue as likely as `probabilities` (items,) says."""
+    edges = probabilities.double().cumsum(0)
+    drawn = torch.rand(count, dtype=torch.float64, device=edges.device) * edges[-1]
+    return torch.searchsorted(edges, drawn, right=True).clamp(max=len(edges) - 1)

@@ -1,0 +1,42 @@
+"""What sold before a date, as an item bias: `item_popularity` of Delta as one small matrix for each date."""
+
+import datetime
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from lte_model.errors import LTEError
+from lte_model.model import POPULARITY_COUNTS
+
+
+def popularity_matrix(
+    counts: pl.LazyFrame, rows: pl.Enum, dates: Sequence[datetime.date], training_date: datetime.date
+) -> np.ndarray:
+    """log(1 + count) of every item at each of `dates`, (dates, counts, items) float32, each row standardised.
+
+    `counts` is table `item_popularity`; an item that it lacks sold nothing. A softmax can't see a row's mean, and
+    the unit variance lets one learned scale serve small dates and large. Raises `LTEError` for a date without counts.
+    """
+    frame = (
+        counts.filter(pl.col("snapshot_date").is_in(list(dates)))
+        .select(
+            "snapshot_date", pl.col("item_id").cast(rows, strict=False).to_physical().alias("row"), *POPULARITY_COUNTS
+        )
+        .collect()
+    )
+    missing = sorted(set(dates) - set(frame["snapshot_date"].unique()))
+    if missing:
+        raise LTEError(
+            f"item_popularity holds no counts of {', '.join(map(str, missing))}; "
+            f"run python -m jobs.count_popularity --date {training_date} --anchors"
+        )
+    matrix = np.zeros((len(dates), len(POPULARITY_COUNTS), len(rows.categories)), dtype=np.float32)
+    frame = frame.drop_nulls("row")
+    number = {date: place for place, date in enumerate(dates)}
+    date = frame["snapshot_date"].replace_strict(number, return_dtype=pl.Int64).to_numpy()
+    for place, count in enumerate(POPULARITY_COUNTS):
+        matrix[date, place, frame["row"].to_numpy()] = np.log1p(frame[count].to_numpy())
+    matrix -= matrix.mean(axis=2, keepdims=True)
+    deviation = matrix.std(axis=2, keepdims=True)
+    return matrix / np.where(deviation > 0, deviation, 1)

@@ -1,0 +1,88 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lte_model.losses import CatalogueLoss, catalogue_cross_entropy, sample_negatives, sampled_cross_entropy
+
+ITEMS, WIDTH = 11, 4
+
+
+def tensors(positions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hidden states, table and targets."""
+    random = torch.Generator().manual_seed(positions)
+    hidden = torch.randn(positions, WIDTH, generator=random, requires_grad=True)
+    table = torch.randn(ITEMS, WIDTH, generator=random, requires_grad=True)
+    return hidden, table, torch.randint(ITEMS, (positions,), generator=random)
+
+
+def assert_same_loss_and_gradients(ours, theirs, *inputs):
+    torch.testing.assert_close(ours, theirs)
+    for one, other in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@given(chunk_logits=st.integers(1, 400), positions=st.integers(1, 30))
+@settings(max_examples=25, deadline=None)
+def test_the_loss_in_chunks_is_the_loss(chunk_logits, positions):
+    hidden, table, targets = tensors(positions)
+    whole = torch.nn.functional.cross_entropy(hidden @ table.T, targets, reduction="sum")
+    assert_same_loss_and_gradients(catalogue_cross_entropy(hidden, table, targets, chunk_logits), whole, hidden, table)
+
+
+def test_great_logits_neither_overflow_nor_vanish():
+    hidden, table, targets = tensors(9)
+    whole = torch.nn.functional.cross_entropy(300 * hidden @ table.T, targets, reduction="sum")
+    assert_same_loss_and_gradients(catalogue_cross_entropy(300 * hidden, table, targets), whole, hidden, table)
+
+
+def test_no_target_is_no_loss():
+    hidden, table, targets = tensors(3)
+    loss = catalogue_cross_entropy(hidden[:0], table, targets[:0])
+    assert loss == 0 and not torch.autograd.grad(loss, table)[0].any()
+
+
+def test_an_item_that_is_never_a_target_is_no_candidate():
+    hidden, table, targets = tensors(6)
+    counts = torch.bincount(targets, minlength=ITEMS)
+    loss = CatalogueLoss.of(counts, exact_items=100, sampled_items=5, power=1.0, corrected=True)
+    seen = counts > 0
+    logits = (hidden @ table.T).masked_fill(~seen, -torch.inf)
+    whole = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    assert_same_loss_and_gradients(loss(hidden, table, targets), whole, hidden, table)
+    assert not torch.autograd.grad(loss(hidden, table, targets), table)[0][~seen].any()
+
+
+def test_the_sampled_loss_against_every_other_item_is_the_loss():
+    """All items as negatives, each once: the target among them is masked, and what is left is the softmax."""
+    hidden, table, targets = tensors(7)
+    sampled = sampled_cross_entropy(hidden, table, targets, torch.arange(ITEMS), chunk_logits=30)
+    whole = torch.nn.functional.cross_entropy(hidden @ table.T, targets, reduction="sum")
+    assert_same_loss_and_gradients(sampled, whole, hidden, table)
+
+
+def test_the_correction_makes_the_sampled_softmax_that_of_all_items():
+    """With many draws of a lopsided distribution, only the corrected loss comes near the exact one."""
+    torch.manual_seed(0)
+    hidden, table, targets = tensors(20)
+    counts = torch.arange(1, ITEMS + 1) ** 3
+    exact = catalogue_cross_entropy(hidden, table, targets).item()
+    off = {}
+    for corrected in (True, False):
+        loss = CatalogueLoss.of(counts, exact_items=5, sampled_items=20_000, power=1.0, corrected=corrected)
+        assert loss.sampled == 20_000
+        off[corrected] = abs(loss(hidden, table, targets).item() - exact) / exact
+    assert off[True] < 0.02 and off[False] > 0.5
+
+
+def test_negatives_are_drawn_as_often_as_asked():
+    torch.manual_seed(0)
+    probabilities = torch.tensor([0.0, 0.5, 0.2, 0.0, 0.3])
+    drawn = torch.bincount(sample_negatives(probabilities, 100_000), minlength=5) / 100_000
+    torch.testing.assert_close(drawn, probabilities, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("exact_items", [ITEMS, ITEMS - 1])
+def test_the_size_of_the_catalogue_decides_whether_it_is_sampled(exact_items):
+    loss = CatalogueLoss.of(torch.ones(ITEMS, dtype=torch.int64), exact_items, 3, 1.0, True)
+    assert bool(loss.sampled) == (exact_items < ITEMS)
