@@ -18,7 +18,7 @@ from lte_model.errors import LTEError
 from lte_model.model import WEIGHTS_FILE, load_ranker
 from lte_model.settings import Settings
 from lte_model.training import CHECKPOINT_FILE, read_result, side_directory, train
-from tests.lte_model.small_shop import TRAINING_DATE
+from tests.lte_model.small_shop import OTHER_REPRESENTATION, REPRESENTATION, TRAINING_DATE
 
 
 def with_training(settings: Settings, **options) -> Settings:
@@ -81,6 +81,84 @@ def test_a_killed_training_ends_in_the_same_weights(trainable_shop, uninterrupte
     assert run.info.status == "FINISHED"
     history = MlflowClient().get_metric_history(run.info.run_id, "training_loss")
     assert {(entry.step, entry.value) for entry in history} == {(e["epoch"], e["training_loss"]) for e in curve}
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(trainable_shop, tmp_path):
+    """Without chance in the model, the curve is that of one process: each batch is the same, and so is its gradient."""
+    settings_file = tmp_path / "settings.toml"
+    settings_file.write_text((Path(trainable_shop.home) / "settings.toml").read_text())
+    options = {"LTE_MODEL__DROPOUT": "0", "LTE_MODEL__ID_DROPOUT": "0", "LTE_TRAINING__EPOCHS": "2"}
+    environment = os.environ | options | {
+        "LTE_WAREHOUSE": trainable_shop.warehouse,
+        "LTE_TRAINING__THREADS": "1",
+        "LTE_TRAINING__BATCH_SIZE": "31",  # an odd one: the shares differ in size
+        "LTE_MLFLOW__TRACKING_URI": trainable_shop.mlflow.tracking_uri,
+        "LTE_MLFLOW__EXPERIMENT": trainable_shop.mlflow.experiment,
+        "LTE_MLFLOW__ARTIFACTS": trainable_shop.mlflow.artifacts,
+    }  # fmt: skip
+    results = []
+    for processes in (1, 2):
+        checkpoints = tmp_path / f"{processes}"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command += ["-m", "lte_model.training", "--date", str(TRAINING_DATE), "--integration", "prefix"]
+        done = subprocess.run(
+            [*command, "--settings", str(settings_file)],
+            env=environment | {"LTE_CHECKPOINTS": str(checkpoints)},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert f"{processes} x 1 threads" in done.stdout and done.stdout.count("\nepoch 2:") == 1
+        results.append(checkpoints / str(TRAINING_DATE) / "prefix")
+    curves = [json.loads((folder / "training.json").read_text())["curve"] for folder in results]
+    for one, two in zip(*curves, strict=True):
+        for measure in ("training_loss", "validation_ndcg@40"):
+            assert two[measure] == pytest.approx(one[measure], rel=1e-4)
+    ours, theirs = (weights(folder / "model") for folder in results)
+    for name, weight in ours.items():
+        torch.testing.assert_close(theirs[name], weight, atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("section", "options"),
+    [
+        ("training", {"loss_positions": "last"}),
+        ("training", {"exact_items": 10, "sampled_items": 30}),
+        ("training", {"exact_items": 10, "sampled_items": 30, "sampling_correction": False}),
+        ("model", {"sequence": "newest", "max_tokens": 5}),
+        ("model", {"sequence": "newest", "max_tokens": 5, "long_memory": "linear_attention", "memory_events": 20}),
+        ("model", {"popularity_bias": True, "time_features": True}),
+        ("model", {"representations": (REPRESENTATION, OTHER_REPRESENTATION), "integration": "late_fusion"}),
+    ],
+    ids=["last position", "sampled", "sampled, uncorrected", "newest", "memory", "popularity and time", "two LTEs"],
+)
+def test_every_way_to_train_learns_and_can_be_repeated(trainable_shop, tmp_path, section, options):
+    settings = with_training(trainable_shop, epochs=3)
+    settings = settings.model_copy(update={section: getattr(settings, section).model_copy(update=options)})
+    integration = options.get("integration", "prefix")
+    model = train(settings, TRAINING_DATE, integration)
+    losses = [epoch["training_loss"] for epoch in read_result(settings, TRAINING_DATE, integration)["curve"]]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.05
+    again = train(settings.model_copy(update={"checkpoints": str(tmp_path / "again")}), TRAINING_DATE, integration)
+    assert same_weights(model, again)
+    assert load_ranker(model).config.items == 80
+
+
+def test_targets_are_counted_for_each_item(shop):
+    cases = open_training_set(shop, TRAINING_DATE).cases("train").windows(5)
+    expected = np.zeros(80, dtype=int)
+    for i in range(len(cases)):
+        for item in cases.sequence(i)[-cases.target_counts[i] :]:
+            expected[item] += 1
+    assert training.target_counts_of(cases, 80).tolist() == expected.tolist()
+
+
+def test_a_side_may_have_a_name_of_its_own(trainable_shop):
+    model = train(with_training(trainable_shop, epochs=1), TRAINING_DATE, "none", side="none seed 7")
+    assert model.parent.name == "none seed 7" and load_ranker(model).config.integration == "none"
+    assert len(runs(trainable_shop, "none seed 7")) == 1
 
 
 def test_a_finished_training_is_not_done_again(trainable_shop, capsys):
