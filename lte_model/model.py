@@ -358,12 +358,14 @@ class Block(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Multi-head self-attention in which a token sees itself and what came before it."""
+    """Multi-head self-attention in which a token sees itself and what came before it.
+
+    Its weights have no dropout, its output has: torch's fused kernels take no mask of weights on a CPU.
+    """
 
     def __init__(self, config: RankerConfig):
         super().__init__()
         self.heads = config.heads
-        self.dropout = config.dropout
         self.query_key_value = nn.Linear(config.width, 3 * config.width)
         self.output = nn.Linear(config.width, config.width)
         self.output_dropout = nn.Dropout(config.dropout)
@@ -374,9 +376,7 @@ class CausalAttention(nn.Module):
             part.view(B, T, self.heads, C // self.heads).transpose(1, 2)  # (B, heads, T, C / heads)
             for part in self.query_key_value(x).split(C, dim=2)
         )
-        y = functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0
-        )
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.output_dropout(self.output(y))
 

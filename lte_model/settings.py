@@ -100,6 +100,8 @@ class Training(_Section):
     sampling_power: Share = 0.75
     sampling_correction: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What matrix products are taken in; auto is bfloat16 on a GPU and float32 on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile for the transformer's blocks; auto compiles on a GPU alone."""
     threads: Annotated[int, Field(ge=0)] = 0

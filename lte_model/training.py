@@ -204,6 +204,8 @@ class _Fit:
             self.options.sampling_power,
             self.options.sampling_correction,
         )
+        wanted = {"auto": device.type == "cuda", "float32": False, "bfloat16": True}
+        self.in_bfloat16 = wanted[self.options.precision]
         if self.options.compile == "on" or (self.options.compile == "auto" and device.type == "cuda"):
             for block in ranker.blocks:
                 block.compile(dynamic=True)
@@ -277,7 +279,7 @@ class _Fit:
             mine = group.share(batch)
             # A process whose share is empty takes part in the exchange all the same, and adds nothing.
             arguments = self._batch(mine if len(mine) else batch[:1])
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
                 loss = self.loss(arguments, self.popularity, self.objective) * bool(len(mine))
             self.optimizer.zero_grad(set_to_none=True)
             # DistributedDataParallel takes the mean over processes; this makes it the mean over all targets.

@@ -125,6 +125,7 @@ def test_two_processes_train_as_one(trainable_shop, tmp_path):
     ("section", "options"),
     [
         ("training", {"loss_positions": "last"}),
+        ("training", {"precision": "bfloat16"}),
         ("training", {"exact_items": 10, "sampled_items": 30}),
         ("training", {"exact_items": 10, "sampled_items": 30, "sampling_correction": False}),
         ("model", {"sequence": "newest", "max_tokens": 5}),
@@ -132,7 +133,16 @@ def test_two_processes_train_as_one(trainable_shop, tmp_path):
         ("model", {"popularity_bias": True, "time_features": True}),
         ("model", {"representations": (REPRESENTATION, OTHER_REPRESENTATION), "integration": "late_fusion"}),
     ],
-    ids=["last position", "sampled", "sampled, uncorrected", "newest", "memory", "popularity and time", "two LTEs"],
+    ids=[
+        "last position",
+        "bfloat16",
+        "sampled",
+        "sampled, uncorrected",
+        "newest",
+        "memory",
+        "popularity and time",
+        "two LTEs",
+    ],
 )
 def test_every_way_to_train_learns_and_can_be_repeated(trainable_shop, tmp_path, section, options):
     settings = with_training(trainable_shop, epochs=3)
