@@ -6,13 +6,22 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lte_model.basis import GRID
 from lte_model.data import epoch_batches, open_training_set
 from lte_model.errors import LTEError
-from tests.lte_model.small_shop import OTHER_REPRESENTATION, REPRESENTATION, TRAINING_DATE, write_table
+from lte_model.settings import Window, load_settings
+from tests.lte_model.small_shop import (
+    OTHER_REPRESENTATION,
+    REPRESENTATION,
+    SETTINGS,
+    TRAINING_DATE,
+    make_shop,
+    write_table,
+    write_warehouse,
+)
 
 
 @pytest.fixture(scope="module")
@@ -225,37 +234,51 @@ def test_representations_stand_side_by_side(shop):
     assert cases.lte.shape[1] == 2 and (cases.lte[:, 0] == -cases.lte[:, 1]).all() and cases.lte.any()
 
 
-@pytest.mark.parametrize("policy", ["lagged", "newest"])
-def test_no_target_is_dated_before_the_lag_and_no_lte_holds_one(shop, policy):
-    """Invariant 1 as the model meets it: what is predicted, by the dates of the table."""
-    settings = with_model(shop, sequence=policy)
-    training_set = open_training_set(settings, TRAINING_DATE)
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    seed=st.integers(0, 1000),
+    lag_days=st.integers(1, 60),
+    window_days=st.integers(20, 250),
+    max_tokens=st.integers(2, 15),
+    policy=st.sampled_from(["lagged", "newest"]),
+)
+def test_no_target_is_dated_before_the_lag_and_no_lte_holds_one(
+    tmp_path_factory, seed, lag_days, window_days, max_tokens, policy
+):
+    """Invariant 1 as the model meets it: what a batch predicts, by the dates of the events themselves."""
+    folder = tmp_path_factory.mktemp("leak")
+    (folder / "settings.toml").write_text(SETTINGS)
+    shop = with_model(load_settings(folder / "settings.toml"), sequence=policy, max_tokens=max_tokens)
+    shop = shop.model_copy(update={"window": Window(lag_days=lag_days, window_days=window_days)})
+    events, items = make_shop(users=12, seed=seed)
+    write_warehouse(shop, events, items, TRAINING_DATE)
+    training_set = open_training_set(shop, TRAINING_DATE)
     cases = training_set.cases("train")
-    rows = {(row["snapshot_date"], row["user_id"]): row for row in training_set.rows("train").collect().to_dicts()}
+    windows = cases.windows(max_tokens - 1)
+    ltes = snapshots_of(shop, REPRESENTATION)
     number = {item: row for row, item in enumerate(training_set.catalogue.item_ids)}
-    ltes, lag = snapshots_of(shop, REPRESENTATION), datetime.timedelta(days=shop.window.lag_days)
-    dates = sorted({date for date, _ in rows})
-    windows = cases.windows(settings.model.max_tokens - 1)
+    dates = sorted({date for date in training_set.rows("train").collect()["snapshot_date"]})
+    known = {}  # (row, day) of every event that a case holds, oldest first
+    for row in training_set.rows("train").collect().to_dicts():
+        steps = zip(row["item_ids"], row["event_times"], strict=True)
+        known[row["snapshot_date"], row["user_id"]] = [(number[i], t.date()) for i, t in steps if i in number]
     predicted = []
     for i, user in enumerate(windows.user_ids):
         date = dates[windows.dates[i]]
-        row = rows[date, user]
-        known = [(number[item], time.date()) for item, time in zip(row["item_ids"], row["event_times"], strict=True)
-                 if item in number]  # fmt: skip
-        known = known[
-            len(known) - cases.lengths[(cases.user_ids == user).to_numpy() & (cases.dates == windows.dates[i])][0] :
-        ]
-        end = int(windows.lengths[i])
-        assert windows.sequence(i).tolist() == [item for item, _ in known[:end]]
-        targets = known[end - windows.target_counts[i] : end]
-        assert targets and all(date - lag <= day < date for _, day in targets)
+        case = np.flatnonzero((cases.user_ids == user).to_numpy() & (cases.dates == windows.dates[i]))[0]
+        held = known[date, user][-cases.lengths[case] :]
+        place = int(windows.lengths[i])  # the window ends before this event of the case
+        targets = held[place - windows.target_counts[i] : place]
+        batch = windows.batch(np.array([i]), max_tokens)
+        assert batch.items[0, batch.targets].tolist() == [item for item, _ in targets] != []
+        assert all(date - datetime.timedelta(days=lag_days) <= day < date for _, day in targets)
         snapshot = ltes.get((date, user))
+        assert windows.has_lte[i, 0] == (snapshot is not None)
         assert snapshot is None or snapshot["newest_event_date"] < min(day for _, day in targets)
-        predicted += [(date, user, place) for place in range(end - windows.target_counts[i], end)]
-        batch = windows.batch(np.array([i]), settings.model.max_tokens)
-        assert batch.items[0, batch.targets].tolist() == [item for item, _ in targets]
+        predicted += [(date, user, event) for event in range(place - windows.target_counts[i], place)]
     assert len(predicted) == len(set(predicted)) == cases.target_counts.sum()
-    assert (policy == "newest") == bool((cases.lengths > cases.target_counts).any())
+    if policy == "lagged":
+        assert (cases.lengths == cases.target_counts).all()
 
 
 @given(
