@@ -93,6 +93,7 @@ class Cases:
     popularity: np.ndarray | None
     targets: np.ndarray
     history_counts: np.ndarray
+    seen: np.ndarray
     dropped_unknown_target: int
 
     def __len__(self) -> int:
@@ -178,7 +179,7 @@ class Cases:
         content = hashlib.sha256()
         for array in (
             self.items, self.gaps, self.starts, self.ends, self.target_counts, self.lte, self.has_lte, self.dates,
-            self.targets,
+            self.targets, self.seen,
         ):  # fmt: skip
             content.update(np.ascontiguousarray(array))
         if self.popularity is not None:
@@ -270,6 +271,7 @@ class TrainingSet:
                 f"{len(self.catalogue)} items of the catalogue ({read} rows read); ingest more days or move the date"
             )
         kept &= wanted[case]
+        seen = np.bincount(events["item"].to_numpy()[kept].astype(np.int64), minlength=len(self.catalogue)) > 0
         needed = frame["snapshot_date"].gather(np.unique(case[kept & ~after_lag])).unique().sort().to_list()
         if settings.model.sequence == "lagged":
             kept &= after_lag
@@ -297,6 +299,7 @@ class TrainingSet:
             popularity=popularity,
             targets=frame["target"].fill_null(-1).to_numpy(),
             history_counts=frame["history_count"].to_numpy(),
+            seen=seen,
             dropped_unknown_target=0 if split == "train" else read - len(frame),
         )
 

@@ -203,12 +203,13 @@ class Comparison:
 def cohorts(training_set: TrainingSet, cases: Cases, max_events: int) -> dict[str, np.ndarray]:
     """Which test users (N,) bool belong to each cohort; a user may belong to several. Empty cohorts are left out."""
     read = np.minimum(cases.lengths, max_events)
+    short = np.minimum(cases.target_counts, max_events)  # dated in [D−L, D), whatever the policy reads
     trained_on = np.zeros(len(training_set.catalogue), dtype=bool)
     trained_on[target_counts_of(training_set.cases("train"), len(trained_on)) > 0] = True
     members = {
-        "no short sequence": read == 0,
-        "short sequence": (read > 0) & (read < LONG_SEQUENCE),
-        "long sequence": read >= LONG_SEQUENCE,
+        "no short sequence": short == 0,
+        "short sequence": (short > 0) & (short < LONG_SEQUENCE),
+        "long sequence": short >= LONG_SEQUENCE,
         "history longer than the sequence": cases.history_counts > read,
         "new target items": ~trained_on[cases.targets],
     }

@@ -39,21 +39,28 @@ class CatalogueLoss:
 
     @classmethod
     def of(
-        cls, target_counts: torch.Tensor, exact_items: int, sampled_items: int, power: float, corrected: bool
+        cls,
+        candidates: torch.Tensor,
+        target_counts: torch.Tensor,
+        exact_items: int,
+        sampled_items: int,
+        power: float,
+        corrected: bool,
     ) -> "CatalogueLoss":
-        """The loss of a training whose targets are each item `target_counts` (items,) times.
+        """The loss of a training over the items that are `candidates` (items,) bool; every target must be one.
 
-        An item that is never a target is no candidate: every step would push it down, and a new item is just that.
-        With more than `exact_items` candidates, `sampled_items` are drawn by count^`power`.
+        An item that nobody has ever chosen is best no candidate: every step would push it down, and a new item is just
+        that. With more than `exact_items` candidates, `sampled_items` are drawn by (targets + 1)^`power`, where
+        `target_counts` (items,) says how often an item is a target.
         """
-        rows = target_counts.nonzero()[:, 0]
+        rows = candidates.nonzero()[:, 0]
         place = torch.full_like(target_counts, -1, dtype=torch.int64)
         place[rows] = torch.arange(len(rows), device=rows.device)
-        every = len(rows) == len(target_counts)
+        every = len(rows) == len(candidates)
         loss = cls(rows=None if every else rows, place=None if every else place)
         if len(rows) <= exact_items:
             return loss
-        weights = target_counts[rows].double() ** power
+        weights = (target_counts[rows].double() + 1) ** power
         return dataclasses.replace(
             loss, probabilities=weights / weights.sum(), sampled=sampled_items, corrected=corrected
         )

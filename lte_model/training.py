@@ -1,7 +1,7 @@
 """Trains one side of a training date: `python -m lte_model.training --date D --integration prefix|none|…`.
 
-1. The loss is the cross entropy of every target of the anchors' sequences: exact, over all items that are somebody's
-   target, or, where those are more than `training.exact_items`, against a sample of them.
+1. The loss is the cross entropy of every target of the anchors' sequences: exact, over all items that somebody has
+   chosen by then, or, where those are more than `training.exact_items`, against a sample of them.
 2. After each epoch the model is measured on the validation cut, by NDCG at the largest cutoff, and a checkpoint is
    written: model, optimizer, best weights so far, curve. It replaces the last one in one step.
 3. Training stops when `patience` epochs brought nothing better, and the best weights become the model directory.
@@ -198,6 +198,7 @@ class _Fit:
         self.optimizer = _optimizer(ranker, self.options.learning_rate, self.options.weight_decay)
         self.popularity = cases.popularity_on(device)
         self.objective = CatalogueLoss.of(
+            torch.from_numpy(cases.seen).to(device),
             torch.from_numpy(target_counts_of(cases, ranker.config.items)).to(device),
             self.options.exact_items,
             self.options.sampled_items,

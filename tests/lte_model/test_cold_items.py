@@ -52,7 +52,7 @@ def trained(shop, *, candidates: bool, id_dropout: float, seed: int = 0) -> Rank
     )
     ranker = Ranker(config, LTEKind("b", "uniform", 30, 365), [f"i{row}" for row in range(ITEMS)], content)
     counts = torch.bincount(bought.reshape(-1), minlength=ITEMS)
-    objective = CatalogueLoss.of(counts, ITEMS, 1, 1.0, True) if candidates else CatalogueLoss.EXACT
+    objective = CatalogueLoss.of(counts > 0, counts, ITEMS, 1, 1.0, True) if candidates else CatalogueLoss.EXACT
     optimizer = torch.optim.AdamW(ranker.parameters(), lr=5e-3)
     for _ in range(120):
         optimizer.zero_grad()

@@ -313,6 +313,16 @@ def test_windows_predict_each_target_once_after_something(training_set, cases, m
     assert [int(batch_end) - 1 for batch_end in last.ends] == (ends - 1).tolist() and (last.target_counts == 1).all()
 
 
+def test_an_item_of_the_history_is_seen_under_both_policies(shop):
+    """What a user once bought and nobody buys now was seen; what nobody has ever bought was not."""
+    settings = with_model(shop, sequence="lagged")
+    lagged = open_training_set(settings, TRAINING_DATE)
+    newest = open_training_set(with_model(shop, sequence="newest"), TRAINING_DATE).cases("train")
+    rows = lagged.rows("train").collect()["item_ids"].explode().unique()
+    expected = lagged.catalogue.item_ids.is_in(rows.implode()).to_list()
+    assert lagged.cases("train").seen.tolist() == newest.seen.tolist() == expected
+
+
 def test_gaps_lead_to_the_next_event_and_the_last_to_the_date(shop):
     training_set = open_training_set(with_model(shop, sequence="newest"), TRAINING_DATE)
     cases = training_set.cases("test")

@@ -42,11 +42,11 @@ def test_no_target_is_no_loss():
     assert loss == 0 and not torch.autograd.grad(loss, table)[0].any()
 
 
-def test_an_item_that_is_never_a_target_is_no_candidate():
+def test_an_item_that_is_no_candidate_is_not_pushed_down():
     hidden, table, targets = tensors(6)
     counts = torch.bincount(targets, minlength=ITEMS)
-    loss = CatalogueLoss.of(counts, exact_items=100, sampled_items=5, power=1.0, corrected=True)
     seen = counts > 0
+    loss = CatalogueLoss.of(seen, counts, exact_items=100, sampled_items=5, power=1.0, corrected=True)
     logits = (hidden @ table.T).masked_fill(~seen, -torch.inf)
     whole = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
     assert_same_loss_and_gradients(loss(hidden, table, targets), whole, hidden, table)
@@ -69,7 +69,7 @@ def test_the_correction_makes_the_sampled_softmax_that_of_all_items():
     exact = catalogue_cross_entropy(hidden, table, targets).item()
     off = {}
     for corrected in (True, False):
-        loss = CatalogueLoss.of(counts, exact_items=5, sampled_items=20_000, power=1.0, corrected=corrected)
+        loss = CatalogueLoss.of(counts > 0, counts, exact_items=5, sampled_items=20_000, power=1.0, corrected=corrected)
         assert loss.sampled == 20_000
         off[corrected] = abs(loss(hidden, table, targets).item() - exact) / exact
     assert off[True] < 0.02 and off[False] > 0.5
@@ -84,5 +84,6 @@ def test_negatives_are_drawn_as_often_as_asked():
 
 @pytest.mark.parametrize("exact_items", [ITEMS, ITEMS - 1])
 def test_the_size_of_the_catalogue_decides_whether_it_is_sampled(exact_items):
-    loss = CatalogueLoss.of(torch.ones(ITEMS, dtype=torch.int64), exact_items, 3, 1.0, True)
+    counts = torch.ones(ITEMS, dtype=torch.int64)
+    loss = CatalogueLoss.of(counts > 0, counts, exact_items, 3, 1.0, True)
     assert bool(loss.sampled) == (exact_items < ITEMS)
