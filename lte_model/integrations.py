@@ -1,12 +1,13 @@
 """How an LTE enters the ranker: one small class for each way, and nothing of the transformer.
 
-| integration | where the LTE goes | source |
-|---|---|---|
-| `none` | nowhere | the control: as many tokens at the same cost |
-| `prefix` | onto a token of its own before the first event, one for each representation | arXiv 2604.08181, "contextual prefix token" |
-| `late_fusion` | into the last hidden state, outside the transformer | the same, as its rival |
-| `feature_injection` | onto the embedding of every event of the input | the same, as its rival |
+| integration | where the LTE goes |
+|---|---|
+| `none` | nowhere: the control, with as many tokens at the same cost |
+| `prefix` | onto a token of its own before the first event, one for each representation |
+| `late_fusion` | into the last hidden state, outside the transformer |
+| `feature_injection` | onto the embedding of every event of the input |
 
+After arXiv 2604.08181, which names the three and publishes no code: the layers are ours.
 Every integration opens the sequence with the same number of *context tokens*, a learned start token for each
 representation, so that two integrations differ in what they know of the LTE and in nothing else.
 """
