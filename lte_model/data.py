@@ -280,10 +280,7 @@ class TrainingSet:
         lengths = np.bincount(case[kept], minlength=read)[wanted]
         minutes = events["minute"].to_numpy()[kept]
         dates = frame["snapshot_date"].unique().sort()
-        popularity = None
-        if settings.model.popularity_bias:
-            table = self.tables.scan("item_popularity")
-            popularity = popularity_matrix(table, rows, dates.to_list(), self.training_date)
+        popularity = self.popularity(dates.to_list()) if settings.model.popularity_bias else None
         lte, event_counts = self._ltes(frame.select("snapshot_date", "user_id"), needed)
         return Cases(
             user_ids=frame["user_id"],
@@ -302,6 +299,10 @@ class TrainingSet:
             seen=seen,
             dropped_unknown_target=0 if split == "train" else read - len(frame),
         )
+
+    def popularity(self, dates: list[datetime.date]) -> np.ndarray:
+        """What sold before each of `dates`: (dates, counts, items), as popularity.py has it."""
+        return popularity_matrix(self.tables.scan("item_popularity"), self.catalogue.rows, dates, self.training_date)
 
     def _ltes(self, cases: pl.DataFrame, needed: list[datetime.date]) -> tuple[np.ndarray, np.ndarray]:
         """The LTEs (N, representations, dimensions) of `cases` (snapshot_date, user_id) and the events in each.

@@ -112,7 +112,7 @@ def train(
     with recorded if group.is_first else contextlib.nullcontext():
         if group.is_first:
             _log_inputs(settings, training_set, config, device)
-        ranker = new_ranker(config, training_set, validation, settings.training.seed).to(device)
+        ranker = new_ranker(config, training_set, settings.training.seed).to(device)
         fit = _Fit(settings, ranker, cases, validation, device, group)
         progress = fit.run(directory / CHECKPOINT_FILE, fingerprint, checkpoint)
         if group.is_first:
@@ -143,13 +143,13 @@ def ranker_config(settings: Settings, training_set: TrainingSet, integration: st
     )
 
 
-def new_ranker(config: RankerConfig, training_set: TrainingSet, newest: Cases, seed: int) -> Ranker:
-    """An untrained ranker, which `seed` decides. Once saved, its item bias is that of the date of `newest`."""
+def new_ranker(config: RankerConfig, training_set: TrainingSet, seed: int) -> Ranker:
+    """An untrained ranker, which `seed` decides. Once saved, its item bias is that of the newest date, the test cut."""
     torch.manual_seed(seed)
     catalogue = training_set.catalogue
     ranker = Ranker(config, training_set.kind, catalogue.item_ids.to_list(), torch.from_numpy(catalogue.vectors))
-    if newest.popularity is not None:
-        ranker.popularity.copy_(torch.from_numpy(newest.popularity[-1:]))
+    if config.popularity_bias:
+        ranker.popularity.copy_(torch.from_numpy(training_set.popularity([training_set.dates.test.start])))
     return ranker
 
 
