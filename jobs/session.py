@@ -39,8 +39,6 @@ BUNDLED_WITH_SPARK = (
 _DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-    # torch and polars read these tables without a JVM, and need plain Parquet files.
-    "spark.databricks.delta.properties.defaults.enableDeletionVectors": "false",
 }
 _EVERYWHERE = {
     "spark.sql.session.timeZone": "UTC",
