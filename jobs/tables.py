@@ -99,24 +99,16 @@ LTE_SNAPSHOTS = Table(
     _LTE,
     "jobs.snapshot_lte",
     partitioned_by=("basis_id", "representation", "snapshot_date"),
-    # A run that goes on from a snapshot finds the rows of its users by their buckets.
+    # A run that goes on from a snapshot finds the rows of its users by their buckets: jobs/engine/packing.py.
     statistics=("user_bucket",),
 )
 SNAPSHOT_ACCOUNTS = Table(
     "snapshot_accounts",
     """snapshot_date DATE NOT NULL, basis_id STRING NOT NULL, representation STRING NOT NULL, lag_days INT NOT NULL,
     window_days INT NOT NULL, inputs STRING NOT NULL, events_version BIGINT NOT NULL, made_from DATE,
-    users BIGINT NOT NULL, changed_users BIGINT""",
+    users BIGINT NOT NULL""",
     "jobs.snapshot_lte",
     partitioned_by=("basis_id", "representation"),
-)
-LTE_CHANGES = Table(
-    "lte_changes",
-    """user_id STRING NOT NULL, user_bucket INT NOT NULL, change STRING NOT NULL, made_from DATE NOT NULL,
-    snapshot_date DATE NOT NULL, basis_id STRING NOT NULL, representation STRING NOT NULL""",
-    "jobs.snapshot_lte",
-    partitioned_by=("basis_id", "representation", "snapshot_date"),
-    statistics=("user_bucket",),
 )
 LTE_LIVE = Table(
     "lte_live",
@@ -125,6 +117,20 @@ LTE_LIVE = Table(
     partitioned_by=("basis_id", "representation"),
     statistics=("user_bucket",),
     deletion_vectors=True,
+)
+PUBLICATIONS = Table(
+    "publications",
+    """snapshot_date DATE NOT NULL, basis_id STRING NOT NULL, representation STRING NOT NULL, lag_days INT NOT NULL,
+    window_days INT NOT NULL, inputs STRING NOT NULL, users BIGINT NOT NULL, written_users BIGINT NOT NULL""",
+    "jobs.publish_lte",
+    partitioned_by=("basis_id", "representation"),
+)
+LTE_AUDITS = Table(
+    "lte_audits",
+    """audited_table STRING NOT NULL, audited_date DATE NOT NULL, basis_id STRING NOT NULL,
+    representation STRING NOT NULL, share DOUBLE NOT NULL, sampled_users BIGINT NOT NULL, mismatched BIGINT NOT NULL,
+    missing BIGINT NOT NULL, extra BIGINT NOT NULL""",
+    "jobs.audit_lte",
 )
 TRAINING_SET = Table(
     "training_set",
@@ -149,8 +155,9 @@ TABLES = {
         ITEM_EMBEDDINGS,
         LTE_SNAPSHOTS,
         SNAPSHOT_ACCOUNTS,
-        LTE_CHANGES,
         LTE_LIVE,
+        PUBLICATIONS,
+        LTE_AUDITS,
         TRAINING_SET,
     )
 }
@@ -178,10 +185,15 @@ class Warehouse:
                 f"CREATE TABLE IF NOT EXISTS delta.`{self.path(table)}` ({table.columns}) USING delta {table.layout}"
             )
 
+    def require(self, *tables: Table) -> None:
+        """Raises `LTEError` for a table that isn't there yet."""
+        for table in tables:
+            if not self.exists(table):
+                raise LTEError(f"table {table.name} does not exist at {self.path(table)}; run {table.written_by} first")
+
     def read(self, table: Table) -> DataFrame:
         """The table's rows. Raises `LTEError` where the table isn't there yet."""
-        if not self.exists(table):
-            raise LTEError(f"table {table.name} does not exist at {self.path(table)}; run {table.written_by} first")
+        self.require(table)
         return self.spark.read.format("delta").load(self.path(table))
 
     def replace(self, table: Table, frame: DataFrame, where: str) -> None:
