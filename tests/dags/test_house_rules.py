@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import copy
 import datetime
 import importlib
 import json
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.dag_processing.dagbag import BundleDagBag
+from airflow.sdk.exceptions import ParamValidationError
 
 from lte_model.errors import LTEError
 
@@ -21,7 +23,7 @@ DAGS = REPOSITORY / "dags"
 POOLS = json.loads((REPOSITORY / "infra/airflow/pools.json").read_text())
 CONTEXT = {
     "dag_run": SimpleNamespace(logical_date=datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)),
-    "params": {"since": "2023-01-01"},
+    "params": {"since": "2023-01-01", "from": "2024-01-01", "to": "2024-05-01", "step": 7},
 }
 
 
@@ -37,7 +39,8 @@ def _tasks(dags, kind=None):
 
 
 def test_all_dags_are_there(dags):
-    assert set(dags) == {"lte_bootstrap", "lte_daily", "lte_training", "lte_promotion"}
+    names = ("bootstrap", "daily", "backfill", "audit", "training", "promotion")
+    assert set(dags) == {f"lte_{name}" for name in names}
 
 
 def test_every_dag_is_owned_and_tagged(dags):
@@ -60,7 +63,7 @@ def test_every_task_says_what_to_do_when_it_fails(dags):
 
 def test_jobs_are_tried_again_and_gates_are_not(dags):
     for task in _tasks(dags, "BashOperator"):
-        is_gate = "quality.check" in task.bash_command or "registry gate" in task.bash_command
+        is_gate = any(word in task.bash_command for word in ("quality.check", "registry gate", "audit_lte"))
         assert task.retries == (0 if is_gate else 1), f"{task.dag_id}.{task.task_id}"
 
 
@@ -106,6 +109,44 @@ def test_gates_stand_between_a_table_and_the_next(dags):
         assert gate in dag.get_task(before).downstream_task_ids, f"{dag.dag_id}: {before} → {gate}"
         assert gate in dag.get_task(after).get_flat_relative_ids(upstream=True), f"{dag.dag_id}: {gate} → {after}"
         assert after not in dag.get_task(before).downstream_task_ids, f"{dag.dag_id}: {before} → {after}"
+
+
+def test_a_backfill_is_one_job_and_its_gate_and_leaves_what_is_live_alone(dags):
+    backfill = dags["lte_backfill"]
+    assert backfill.get_task("snapshot_range").downstream_task_ids == {"check_lte_snapshots"}
+    assert [task.pool for task in backfill.tasks] == ["lte_snapshots", "data_docs"]
+    for task in backfill.tasks:
+        command = task.render_template(task.bash_command, CONTEXT)
+        assert command.endswith(" --from 2024-01-01 --to 2024-05-01 --every 7")
+
+
+@pytest.mark.parametrize(
+    ("params", "named"),
+    [
+        ({}, "from"),
+        ({"from": "2024-01-01"}, "to"),
+        ({"from": "1.1.2024", "to": "2024-02-01"}, "from"),
+        ({"from": "2024-01-01", "to": "2024-02-30"}, "to"),
+        ({"from": "2024-01-01", "to": "2024-02-01", "step": 0}, "step"),
+        ({"from": "2024-01-01", "to": "2024-02-01", "step": 1.5}, "step"),
+        ({"from": "2024-01-01", "to": "2024-02-01", "step": "week"}, "step"),
+    ],
+)
+def test_a_backfill_without_a_range_is_refused_before_it_starts(dags, params, named):
+    with pytest.raises(ParamValidationError, match=f"Invalid input for param {named}: "):
+        filled(dags["lte_backfill"], params)
+
+
+def test_a_backfill_takes_every_date_unless_told_otherwise(dags):
+    asked = {"from": "2024-01-01", "to": "2024-02-01"}
+    assert filled(dags["lte_backfill"], asked) == asked | {"step": 1}
+
+
+def filled(dag, params):
+    """The params of a run that somebody starts with `params`."""
+    given = copy.deepcopy(dag.params)
+    given.update(params)
+    return given.validate()
 
 
 def test_promotion_waits_for_the_challenger_and_for_a_person(dags):
