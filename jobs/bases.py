@@ -60,24 +60,32 @@ class ItemVectors:
         return self.units.shape[1]
 
 
-def load_vectors(warehouse: Warehouse, basis_id: str) -> ItemVectors:
+def load_catalogue(warehouse: Warehouse, basis_id: str) -> Catalogue:
     """Every item with a vector in the basis, ordered by id. Raises `LTEError` where there is none."""
-    warehouse.require(ITEM_EMBEDDINGS, ITEMS)
-    known = pl.scan_delta(warehouse.path(ITEMS)).select("item_id", pl.col("known_date").to_physical())
-    rows = (
-        pl.scan_delta(warehouse.path(ITEM_EMBEDDINGS))
-        .filter(pl.col("basis_id") == basis_id)
-        .select("item_id", "vector")
-        .join(known, "item_id")
-        .sort("item_id")
-        .collect()
-    )
-    if rows.is_empty():
-        raise LTEError(f"table item_embeddings holds no item of basis {basis_id}; run jobs.embed_items")
+    rows = _embedded_items(warehouse, basis_id).select("item_id", "known_day").sort("item_id").collect()
+    return _catalogue(rows, basis_id)
+
+
+def load_vectors(warehouse: Warehouse, basis_id: str) -> ItemVectors:
+    """The same items with their vectors."""
+    rows = _embedded_items(warehouse, basis_id).sort("item_id").collect()
+    catalogue = _catalogue(rows, basis_id)
     dimensions = len(rows["vector"][0])
     units = np.empty((len(rows), dimensions), dtype=np.int32)
     for start in range(0, len(rows), ITEMS_AT_ONCE):
         vectors = rows["vector"][start : start + ITEMS_AT_ONCE].explode().to_numpy()
         units[start : start + ITEMS_AT_ONCE] = to_grid(vectors.reshape(-1, dimensions))
-    catalogue = Catalogue(rows["item_id"].to_arrow().cast(pa.string()), rows["known_date"].to_numpy())
     return ItemVectors(basis_id, catalogue, units)
+
+
+def _embedded_items(warehouse: Warehouse, basis_id: str) -> pl.LazyFrame:
+    warehouse.require(ITEM_EMBEDDINGS, ITEMS)
+    known = pl.scan_delta(warehouse.path(ITEMS)).select("item_id", known_day=pl.col("known_date").to_physical())
+    embeddings = pl.scan_delta(warehouse.path(ITEM_EMBEDDINGS)).filter(pl.col("basis_id") == basis_id)
+    return embeddings.select("item_id", "vector").join(known, "item_id")
+
+
+def _catalogue(rows: pl.DataFrame, basis_id: str) -> Catalogue:
+    if rows.is_empty():
+        raise LTEError(f"table item_embeddings holds no item of basis {basis_id}; run jobs.embed_items")
+    return Catalogue(rows["item_id"].to_arrow().cast(pa.string()), rows["known_day"].to_numpy())

@@ -20,10 +20,11 @@ import polars as pl
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.bases import ItemVectors, basis_in_force, load_vectors
+from jobs.bases import basis_in_force, load_vectors
 from jobs.engine.calendar import Calendar
 from jobs.engine.files import list_files
 from jobs.engine.inputs import Inputs
+from jobs.engine.packing import Catalogue
 from jobs.engine.plan import choose_plan, days_seen, needed
 from jobs.engine.run import run_engine
 from jobs.ingest_events import FEED
@@ -57,7 +58,7 @@ def snapshot_lte(warehouse: Warehouse, dates: Sequence[datetime.date], full: boo
     Raises `LTEError` for a day that is missing or partial, and where no date has an event to average.
     """
     vectors = load_vectors(warehouse, basis_in_force(warehouse))
-    inputs = read_inputs(warehouse, vectors)
+    inputs = read_inputs(warehouse, vectors.catalogue, vectors.basis_id)
     window = warehouse.settings.window
     there = {} if full else snapshots_there(warehouse, vectors.basis_id)
     plan = choose_plan(
@@ -76,7 +77,7 @@ def snapshot_lte(warehouse: Warehouse, dates: Sequence[datetime.date], full: boo
     return write_snapshots(warehouse, rows, calendar, inputs, events.version)
 
 
-def read_inputs(warehouse: Warehouse, vectors: ItemVectors) -> Inputs:
+def read_inputs(warehouse: Warehouse, catalogue: Catalogue, basis_id: str) -> Inputs:
     """The accounts of the events that are there, and the items with a vector."""
     warehouse.require(EVENTS, INGESTED_DAYS)
     accounts = (
@@ -86,7 +87,7 @@ def read_inputs(warehouse: Warehouse, vectors: ItemVectors) -> Inputs:
         .sort("known_date")
         .collect()
     )
-    return Inputs(vectors.basis_id, accounts, vectors.catalogue)
+    return Inputs(basis_id, accounts, catalogue)
 
 
 def snapshots_there(warehouse: Warehouse, basis_id: str) -> dict[datetime.date, str]:
