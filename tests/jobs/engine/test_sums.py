@@ -5,13 +5,18 @@ import random
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.engine.calendar import Calendar
+from jobs.engine.files import Listing
 from jobs.engine.packing import BUCKETS, COLUMNS, buckets_of, group_buckets, group_of, pack, unpack
+from jobs.engine.plan import needed
 from jobs.engine.sums import ROWS, snapshot_rows
 from lte_model.basis import MAX_EVENTS
 from lte_model.errors import LTEError
@@ -29,15 +34,33 @@ dates_near = st.lists(st.dates(DATE - 20 * ONE_DAY, DATE + 12 * ONE_DAY), min_si
 )
 
 
+def listing_of(tables):
+    """The parts as a table's log would list them as files."""
+    ranges = [
+        {
+            f"{end}.{column}": function(table[column]).as_py()
+            for column in ("event_date", "known_date")
+            for end, function in (("min", pc.min), ("max", pc.max))
+        }
+        for table in tables
+    ]
+    files = [{"path": str(number), "num_records": len(table)} for number, table in enumerate(tables)]
+    schema = {f"{end}.{column}": pl.Date for end in ("min", "max") for column in ("event_date", "known_date")}
+    schema |= {"path": pl.String, "num_records": pl.Int64}
+    return Listing(0, "", pl.DataFrame([file | span for file, span in zip(files, ranges, strict=True)], schema))
+
+
 def rows_made(rows, calendar, vectors, base=None, parts=1, groups=1):
     """The rows, as a table, that the engine makes of `rows` in so many parts and groups."""
+    tables = [events_table(rows[part::parts]).select(COLUMNS) for part in range(parts)]
+    files, condition = needed(listing_of(tables), calendar, vectors.catalogue)
     blobs = [[] for _ in range(groups)]
-    for part in range(parts):
-        table = events_table(rows[part::parts]).select(COLUMNS)
+    for part in files.files["path"]:
+        table = tables[int(part)]
         for column in ("user_id", "item_id"):
             encoded = table[column].dictionary_encode()
             table = table.set_column(table.schema.get_field_index(column), column, encoded)
-        for group, blob in pack(table, calendar, vectors.catalogue, groups):
+        for group, blob in pack(ds.dataset(table).to_table(filter=condition), calendar, vectors.catalogue, groups):
             blobs[group].append(unpack(blob))
     batches = []
     for group, of_group in enumerate(blobs):
