@@ -5,6 +5,7 @@ import ast
 import copy
 import datetime
 import importlib
+import itertools
 import json
 import shlex
 import sys
@@ -16,6 +17,8 @@ import pytest
 from airflow.dag_processing.dagbag import BundleDagBag
 from airflow.sdk.exceptions import ParamValidationError
 
+from jobs.erase_users import FILES, TABLES_WITH_USERS
+from jobs.tables import TABLES
 from lte_model.errors import LTEError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,7 +26,13 @@ DAGS = REPOSITORY / "dags"
 POOLS = json.loads((REPOSITORY / "infra/airflow/pools.json").read_text())
 CONTEXT = {
     "dag_run": SimpleNamespace(logical_date=datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)),
-    "params": {"since": "2023-01-01", "from": "2024-01-01", "to": "2024-05-01", "step": 7},
+    "params": {
+        "since": "2023-01-01",
+        "from": "2024-01-01",
+        "to": "2024-05-01",
+        "step": 7,
+        "users": "/lists/of 1 May.txt",
+    },
 }
 
 
@@ -39,7 +48,7 @@ def _tasks(dags, kind=None):
 
 
 def test_all_dags_are_there(dags):
-    names = ("bootstrap", "daily", "backfill", "audit", "training", "promotion")
+    names = ("bootstrap", "daily", "backfill", "audit", "training", "promotion", "maintenance", "erasure")
     assert set(dags) == {f"lte_{name}" for name in names}
 
 
@@ -83,8 +92,36 @@ def test_a_table_has_one_pool(dags):
     """Two DAGs that write the same table wait for each other."""
     pools = {}
     for task in _tasks(dags, "BashOperator"):
-        pools.setdefault(task.bash_command.split()[2], set()).add(task.pool)
-    assert {module: found for module, found in pools.items() if len(found) > 1} == {}
+        pools.setdefault(_written(task), set()).add(task.pool)
+    assert {written: found for written, found in pools.items() if len(found) > 1} == {}
+
+
+def _written(task):
+    """The table or the files that a command names, else its module, which has one table."""
+    words = shlex.split(task.bash_command)
+    named = [after for word, after in itertools.pairwise(words) if word in ("--table", "--files")]
+    return named[0] if named else words[2]
+
+
+def test_the_pool_of_a_table_is_that_of_the_job_that_writes_it(dags):
+    module_pool = {task.bash_command.split()[2]: task.pool for task in _tasks(dags, "BashOperator")}
+    for task in dags["lte_maintenance"].tasks:
+        for module in TABLES[_written(task)].written_by.split(" and "):
+            assert task.pool == module_pool[module], task.task_id
+
+
+def test_every_table_is_maintained_and_every_one_that_names_users_is_erased_from(dags):
+    assert [_written(task) for task in dags["lte_maintenance"].tasks] == list(TABLES)
+    erasure = dags["lte_erasure"]
+    in_order = erasure.topological_sort()
+    assert [_written(task) for task in in_order[: len(TABLES_WITH_USERS)]] == list(TABLES_WITH_USERS)
+    assert {_written(task) for task in in_order[len(TABLES_WITH_USERS) : -1]} == set(FILES)
+    assert in_order[-1].task_id == "list_models"
+    command = in_order[0].render_template(in_order[0].bash_command, CONTEXT)
+    assert shlex.split(command)[3:5] == ["--users", "/lists/of 1 May.txt"]
+    for path in ("", "/lists/'; rm -r /"):
+        with pytest.raises(ParamValidationError, match="Invalid input for param users"):
+            filled(erasure, {"users": path})
 
 
 def test_dates_can_be_run_in_any_order(dags):
