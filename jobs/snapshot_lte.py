@@ -11,7 +11,6 @@ known before D. The job
 The rows are the same bits either way. How they are computed: jobs/engine.
 """
 
-import argparse
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bases import basis_in_force, load_vectors
+from jobs.command_line import JobParser
 from jobs.engine.calendar import Calendar
 from jobs.engine.files import list_files
 from jobs.engine.inputs import Inputs
@@ -31,8 +31,7 @@ from jobs.ingest_events import FEED
 from jobs.session import spark_session
 from jobs.tables import EVENTS, INGESTED_DAYS, LTE_SNAPSHOTS, SNAPSHOT_ACCOUNTS, Warehouse, dated, sql_text
 from lte_model.errors import LTEError, run
-from lte_model.settings import Settings, load_settings
-from lte_model.windows import every, parse_date, parse_run_date, training_dates
+from lte_model.windows import training_dates
 
 REPRESENTATION = "uniform"
 
@@ -140,33 +139,15 @@ def write_snapshots(
     return accounts
 
 
-def dates_of(arguments: argparse.Namespace, settings: Settings) -> tuple[datetime.date, ...]:
-    """The snapshot dates that the command line asks for."""
-    if arguments.start or arguments.end:
-        if not (arguments.start and arguments.end) or arguments.date:
-            raise LTEError("give --from and --to together, without --date")
-        dates = every(arguments.every, parse_date(arguments.start), parse_run_date(arguments.end))
-        if not dates:
-            raise LTEError(f"no date lies in [{arguments.start}, {arguments.end}); give --from before --to")
-        return dates
-    if not arguments.date:
-        raise LTEError("give --date, or --from and --to")
-    date = parse_run_date(arguments.date)
-    return training_dates(date, settings.training_set).snapshot_dates if arguments.anchors else (date,)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--date", help="the snapshot date")
+    parser = JobParser(__doc__, "the snapshot date", ranges=True)
     parser.add_argument("--anchors", action="store_true", help="every date that the training of --date reads instead")
-    parser.add_argument("--from", dest="start", help="the first snapshot date of a range")
-    parser.add_argument("--to", dest="end", help="the day after the range")
-    parser.add_argument("--every", type=int, default=1, help="days from one snapshot date of the range to the next")
     parser.add_argument("--full", action="store_true", help="read all days, even where a snapshot is near")
-    parser.add_argument("--settings")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
-    dates = dates_of(arguments, settings)
+    arguments, settings, dates = parser.read_dates()
+    if arguments.anchors:
+        if arguments.start:
+            raise LTEError("--anchors are those of one training; give --date, not a range")
+        dates = training_dates(*dates, settings.training_set).snapshot_dates
     with spark_session(settings, "snapshot_lte") as spark:
         accounts = snapshot_lte(Warehouse(spark, settings), dates, arguments.full)
     for account in accounts:
