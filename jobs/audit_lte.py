@@ -20,6 +20,7 @@ from pyspark.sql import functions as F
 
 from jobs.bases import basis_in_force
 from jobs.command_line import JobParser
+from jobs.publish_lte import newest_publication
 from jobs.session import spark_session
 from jobs.snapshot_lte import REPRESENTATION, uniform_lte_of
 from jobs.tables import (
@@ -147,20 +148,21 @@ def compared(found: DataFrame, expected: DataFrame) -> DataFrame:
 def audit_lte(warehouse: Warehouse, date: datetime.date, share: float = SHARE, live: bool = False) -> Audit:
     """Runs the job: audits, and keeps the counts in `lte_audits`.
 
-    Raises `LTEError` where the table holds no LTE of `date`, and where no user falls into the share.
+    Raises `LTEError` where the table holds no LTE of `date`, where another date is live, and where no user falls into
+    the share.
     """
     basis_id = basis_in_force(warehouse)
     table = LTE_LIVE if live else LTE_SNAPSHOTS
-    of_basis = warehouse.read(table).where(uniform_lte_of(basis_id))
-    rows = of_basis if live else of_basis.where(f"snapshot_date = {sql_date(date)}")
-    newest = rows.agg(F.max("snapshot_date")).first()[0]
-    if newest is None:
-        raise LTEError(
-            f"table {table.name} holds no {REPRESENTATION} LTE of {date} in basis {basis_id}; "
-            f"run {table.written_by} --date {date}"
-        )
-    if newest > date:
-        raise LTEError(f"the LTE of {newest} is live, which is after {date}; audit it with --date {newest}")
+    rows = warehouse.read(table).where(uniform_lte_of(basis_id))
+    if live:
+        require_live(warehouse, basis_id, date)
+    else:
+        rows = rows.where(f"snapshot_date = {sql_date(date)}")
+        if rows.isEmpty():
+            raise LTEError(
+                f"table {table.name} holds no {REPRESENTATION} LTE of {date} in basis {basis_id}; "
+                f"run {table.written_by} --date {date}"
+            )
 
     window = warehouse.settings.window
     expected = recomputed(
@@ -183,6 +185,18 @@ def audit_lte(warehouse: Warehouse, date: datetime.date, share: float = SHARE, l
     audit = Audit(table.name, date, row.users, **counts, first=tuple(_named(*one) for one in row.first))
     record(warehouse, audit, basis_id, share)
     return audit
+
+
+def require_live(warehouse: Warehouse, basis_id: str, date: datetime.date) -> None:
+    """Raises `LTEError` where another date is live, or none: a row of `lte_live` doesn't say, but since when it is so."""
+    published = newest_publication(warehouse, basis_id)
+    if published is None:
+        raise LTEError(f"no LTE of basis {basis_id} is live; run jobs.publish_lte --date {date}")
+    if published.date != date:
+        raise LTEError(
+            f"the LTE of {published.date} is live, not that of {date}; audit it with --date {published.date}, or run "
+            f"jobs.publish_lte --date {date} first"
+        )
 
 
 def _named(user_id: str, differing: str, finding: str) -> str:
