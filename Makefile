@@ -39,6 +39,9 @@ up: .cache/prepared  ## Airflow, MLflow and the pages on loopback until Ctrl-C [
 test: .cache/prepared  ## all tests [ARGS="-m 'not e2e'"]
 	$(BIN)/python -m pytest $(ARGS)
 
+test-kills: .cache/prepared  ## kill jobs at random instants, run them again, compare every table [KILLS=30 SEED= JSON=]
+	@$(BIN)/python -m tests.jobs.kills --kills $(or $(KILLS),30) $(if $(SEED),--seed $(SEED)) $(if $(JSON),--json '$(JSON)')
+
 lint: $(VENV)/installed  ## ruff
 	$(BIN)/ruff check .
 
@@ -47,4 +50,4 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup demo up test lint clean
+.PHONY: help setup demo up test test-kills lint clean

@@ -25,6 +25,19 @@ CHALLENGER = Asset("lte_challenger")
 REPORTS_URL = conf.get("lte", "reports_url", fallback="")
 """Where people open the reports. `[lte]` is our section of airflow.cfg; see infra/airflow/README.md."""
 
+WRITTEN_TOGETHER = {
+    "events": "quarantine",
+    "items": "quarantine",
+    "ingested_days": "quarantine",
+    "snapshot_accounts": "lte_snapshots",
+    "publications": "lte_live",
+}
+
+
+def pool_of(table: str) -> str:
+    """The pool of a table: its own name, or that of the table with which a job writes it."""
+    return WRITTEN_TOGETHER.get(table, table)
+
 
 def feed_end() -> datetime.datetime | None:
     """The last logical date that the shop's feed reaches; None where the feed is live.

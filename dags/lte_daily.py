@@ -3,10 +3,10 @@ The run of logical date D makes the LTE that may be used on D, and puts it live.
 
 | task | reads | writes |
 |---|---|---|
-| ingest | the feed: rows that became known on D−1 | `events`, `items`, `quarantine` |
+| ingest | the feed: rows that became known on D−1, and on days that no run has brought | `events`, `items`, `quarantine` |
 | embed_items | items new to the basis | `item_embeddings` |
-| snapshot_lte | events dated in [D−L−W, D−L) | `lte_snapshots`, partition D |
-| publish_lte | the newest snapshot of each user | `lte_live` |
+| snapshot_lte | the nearest snapshot, and the events that make the difference | `lte_snapshots`, partition D |
+| publish_lte | the rows of users whose LTE may have changed | `lte_live`, `publications` |
 
 **First** run `lte_bootstrap`, once. **Backfill** any range of dates, in any order: each run writes the rows of
 its date alone, and the same rows each time. An older date never takes the place of a newer one in `lte_live`.
@@ -67,7 +67,7 @@ with DAG(
         "snapshot_lte",
         f"jobs.snapshot_lte --date {DATE}",
         writes="lte_snapshots",
-        on_failure="The rows of this date are as they were. Clear the task. Out of memory: `[spark]` in the settings.",
+        on_failure="A day is missing, or partial? The log names it, and the command that brings it. Then clear the task.",
     )
     check_lte_snapshots = gate(
         "check_lte_snapshots",

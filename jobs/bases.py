@@ -3,13 +3,17 @@
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
-from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.tables import ITEM_EMBEDDINGS, SEMANTIC_BASES, Warehouse, sql_text
+from jobs.engine.packing import Catalogue
+from jobs.tables import ITEM_EMBEDDINGS, ITEMS, SEMANTIC_BASES, Warehouse
 from lte_model.basis import SemanticBasis, to_grid
 from lte_model.errors import LTEError
+
+ITEMS_AT_ONCE = 2**16
+"""Items whose vectors are brought to the grid at a time."""
 
 
 def basis_in_force(warehouse: Warehouse) -> str:
@@ -44,10 +48,11 @@ def load_basis(warehouse: Warehouse, basis_id: str) -> SemanticBasis:
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """The vectors of one basis: `units` (items, dimensions) int32 in grid units, row i for `item_ids[i]`."""
+    """The vectors of one basis: row i of `units` (items, dimensions), int32 in grid units, is that of the catalogue's
+    item i."""
 
     basis_id: str
-    item_ids: pa.Array
+    catalogue: Catalogue
     units: np.ndarray
 
     @property
@@ -55,20 +60,32 @@ class ItemVectors:
         return self.units.shape[1]
 
 
+def load_catalogue(warehouse: Warehouse, basis_id: str) -> Catalogue:
+    """Every item with a vector in the basis, ordered by id. Raises `LTEError` where there is none."""
+    rows = _embedded_items(warehouse, basis_id).select("item_id", "known_day").sort("item_id").collect()
+    return _catalogue(rows, basis_id)
+
+
 def load_vectors(warehouse: Warehouse, basis_id: str) -> ItemVectors:
-    """Every vector of the basis, ordered by item. Raises `LTEError` where there is none."""
-    embeddings = warehouse.read(ITEM_EMBEDDINGS).where(f"basis_id = {sql_text(basis_id)}")
-    table = embeddings.select("item_id", "vector").toArrow().sort_by("item_id").combine_chunks()
-    if not table.num_rows:
+    """The same items with their vectors."""
+    rows = _embedded_items(warehouse, basis_id).sort("item_id").collect()
+    catalogue = _catalogue(rows, basis_id)
+    dimensions = len(rows["vector"][0])
+    units = np.empty((len(rows), dimensions), dtype=np.int32)
+    for start in range(0, len(rows), ITEMS_AT_ONCE):
+        vectors = rows["vector"][start : start + ITEMS_AT_ONCE].explode().to_numpy()
+        units[start : start + ITEMS_AT_ONCE] = to_grid(vectors.reshape(-1, dimensions))
+    return ItemVectors(basis_id, catalogue, units)
+
+
+def _embedded_items(warehouse: Warehouse, basis_id: str) -> pl.LazyFrame:
+    warehouse.require(ITEM_EMBEDDINGS, ITEMS)
+    known = pl.scan_delta(warehouse.path(ITEMS)).select("item_id", known_day=pl.col("known_date").to_physical())
+    embeddings = pl.scan_delta(warehouse.path(ITEM_EMBEDDINGS)).filter(pl.col("basis_id") == basis_id)
+    return embeddings.select("item_id", "vector").join(known, "item_id")
+
+
+def _catalogue(rows: pl.DataFrame, basis_id: str) -> Catalogue:
+    if rows.is_empty():
         raise LTEError(f"table item_embeddings holds no item of basis {basis_id}; run jobs.embed_items")
-    vectors = table["vector"].combine_chunks()
-    flat = vectors.flatten().to_numpy(zero_copy_only=False)
-    return ItemVectors(basis_id, table["item_id"].combine_chunks(), to_grid(flat.reshape(table.num_rows, -1)))
-
-
-def embedded_items(warehouse: Warehouse, vectors: ItemVectors, items: DataFrame) -> DataFrame:
-    """(item_id, item_index, item_known_date) of the items that have a vector; `item_index` is its row."""
-    index = warehouse.spark.createDataFrame(
-        pa.table({"item_id": vectors.item_ids, "item_index": pa.array(range(len(vectors.item_ids)), pa.int32())})
-    )
-    return index.join(items.select("item_id", F.col("known_date").alias("item_known_date")), "item_id")
+    return Catalogue(rows["item_id"].to_arrow().cast(pa.string()), rows["known_day"].to_numpy())

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from jobs.sources import CORRUPT, SOURCE_FILE
 from jobs.tables import INGESTED_DAYS, QUARANTINE, Warehouse, sql_date, sql_text
 from lte_model.errors import LTEError
-from lte_model.windows import ONE_DAY, Interval
+from lte_model.windows import ONE_DAY, Interval, every
 
 DAY = "_day"
 REASON = "_reason"
@@ -50,6 +50,25 @@ def days_known(date: datetime.date, since: datetime.date | None) -> Interval:
     if since is not None and since >= date:
         raise LTEError(f"--since {since} is not before --date {date}; give an earlier day")
     return Interval(since or date - ONE_DAY, date)
+
+
+def with_missing_days(warehouse: Warehouse, feed: str, days: Interval) -> Interval:
+    """`days`, begun earlier where a day before them has no account: from the first such day on.
+
+    So that runs may come in any order, or be left out: whichever is first brings all that its date may see.
+    """
+    if not warehouse.exists(INGESTED_DAYS):
+        return days
+    missing = missing_days(warehouse.read(INGESTED_DAYS), feed, days.start)
+    return Interval(min(missing, default=days.start), days.end)
+
+
+def missing_days(accounts: DataFrame, feed: str, before: datetime.date) -> list[datetime.date]:
+    """The days between the feed's first account and `before` that have none, ascending."""
+    rows = accounts.where((F.col("feed") == feed) & (F.col("known_date") < before)).select("known_date").collect()
+    ingested = {row.known_date for row in rows}
+    first = min(ingested, default=before)
+    return [day for day in every(1, first, before) if day not in ingested]
 
 
 def distinct_rows(rows: DataFrame, feed_columns: Sequence[str]) -> DataFrame:
@@ -108,19 +127,33 @@ def write_feed(
 
 
 def _accounts(feed: str, rows: DataFrame, classified: DataFrame, days: Interval) -> DataFrame:
-    """The table `ingested_days` for `days`: one row a day, also for a day without rows."""
-    kept, quarantined, duplicates = (
+    """The table `ingested_days` for `days`: one row a day, also for a day without rows.
+
+    `content_hash` is the same for the same kept rows in any order; a snapshot knows by it whether what it read is
+    still what there is.
+    """
+    content = [name for name in classified.columns if name not in (DAY, COPIES, SOURCE_FILE, RAW_ROW, REASON)]
+    of_row = F.xxhash64(*content).cast("decimal(20, 0)")
+    kept, quarantined, duplicates, content_hash = (
         F.sum(F.when(F.col(REASON).isNull(), 1).otherwise(0)).alias("rows_kept"),
         F.sum(F.when(F.col(REASON).isNotNull(), 1).otherwise(0)).alias("rows_quarantined"),
         F.sum(F.col(COPIES) - 1).alias("exact_duplicates"),
+        F.sum(F.when(F.col(REASON).isNull(), of_row)).alias("content_hash"),
     )
     calendar = rows.sparkSession.range(days.days).select(
         F.date_add(F.lit(days.start), F.col("id").cast("int")).alias(DAY)
     )
     return (
         calendar.join(rows.groupBy(DAY).agg(F.count("*").alias("rows_read")), DAY, "left")
-        .join(classified.groupBy(DAY).agg(kept, quarantined, duplicates), DAY, "left")
+        .join(classified.groupBy(DAY).agg(kept, quarantined, duplicates, content_hash), DAY, "left")
         .na.fill(0)
-        .select(F.lit(feed).alias("feed"), F.col(DAY).alias("known_date"), *[field.name for field in fields(Account)])
+        .select(
+            F.lit(feed).alias("feed"),
+            F.col(DAY).alias("known_date"),
+            F.lit(days.end).alias("ingested_for"),
+            *[field.name for field in fields(Account)],
+            F.lit(0).cast("bigint").alias("rows_erased"),
+            F.col("content_hash").cast("decimal(38, 0)").alias("content_hash"),
+        )
         .coalesce(1)
     )

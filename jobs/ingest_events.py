@@ -1,14 +1,28 @@
 """Brings the events that became known on the day before `--date` from the shop's feed into the table `events`.
 
-`--since` brings all that became known from that day on: the first load of a shop's history. An event became known on
-its `known_date` where the feed has that column, else on the day it is dated. Rows without either count on the last day.
+`--since` brings all that became known from that day on: the first load of a shop's history. Days before it that no run
+has brought yet come along, so that runs may be started in any order, and after a gap.
+
+An event became known on its `known_date` where the feed has that column, else on the day it is dated. Rows without
+either count on the last day.
 """
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.command_line import JobParser
-from jobs.ingest import COPIES, DAY, RAW_ROW, REASON, Account, days_known, distinct_rows, first_reason, write_feed
+from jobs.ingest import (
+    COPIES,
+    DAY,
+    RAW_ROW,
+    REASON,
+    Account,
+    days_known,
+    distinct_rows,
+    first_reason,
+    with_missing_days,
+    write_feed,
+)
 from jobs.session import spark_session
 from jobs.sources import (
     CORRUPT,
@@ -86,7 +100,7 @@ def classify(rows: DataFrame) -> DataFrame:
 def ingest_events(warehouse: Warehouse, settings: Settings, days: Interval) -> Account:
     """Runs the job for the days on which events became known. Raises `LTEError` where those days are empty."""
     source = settings.sources.events
-    feed = read_source(warehouse.spark, source, days.end - ONE_DAY)
+    feed = read_source(warehouse.spark, source, days)
     require_columns(feed, source, TYPES, REQUIRED)
     rows = rows_of(feed, days)
     with reading(source):
@@ -111,7 +125,9 @@ def main() -> None:
     arguments, settings, date = parser.read()
     days = days_known(date, parse_date(arguments.since) if arguments.since else None)
     with spark_session(settings, "ingest_events") as spark:
-        account = ingest_events(Warehouse(spark, settings), settings, days)
+        warehouse = Warehouse(spark, settings)
+        days = with_missing_days(warehouse, FEED, days)
+        account = ingest_events(warehouse, settings, days)
     print(f"events known in {days}: {account}")
 
 

@@ -97,7 +97,7 @@ def ingest_items(warehouse: Warehouse, settings: Settings, date: datetime.date) 
     """Runs the job for `date`. Raises `LTEError` where the catalogue holds no row known before it."""
     source = settings.sources.items
     days = days_known(date, None)
-    feed = read_source(warehouse.spark, source, days.start)
+    feed = read_source(warehouse.spark, source, days)
     require_columns(feed, source, TYPES, REQUIRED)
     warehouse.create(ITEMS)
     known_by_default = ALWAYS if warehouse.read(ITEMS).isEmpty() else days.start

@@ -39,13 +39,17 @@ BUNDLED_WITH_SPARK = (
 _DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-    # torch and polars read these tables without a JVM, and need plain Parquet files.
-    "spark.databricks.delta.properties.defaults.enableDeletionVectors": "false",
 }
 _EVERYWHERE = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.ui.showConsoleProgress": "false",
+    # Vectors don't repeat, and a row group is what a reader of some days or users can skip.
+    "spark.hadoop.parquet.enable.dictionary#vector_sum.list.element": "false",
+    "spark.hadoop.parquet.enable.dictionary#vector.list.element": "false",
+    "spark.hadoop.parquet.block.size": str(16 * 2**20),
+    # A sweep's rows go to the files of their dates as they come, where Spark would sort them by date first.
+    "spark.sql.maxConcurrentOutputFileWriters": "64",
 }
 _LOCAL = {
     "spark.driver.host": "127.0.0.1",

@@ -1,13 +1,13 @@
 """Reading a shop's feed: Parquet, CSV, JSON lines or Delta; a path, any Hadoop URL, or a table of the catalogue.
 
 A source in the settings is `table:shop.events`, or a path or URL. `{date}` in a path stands for the day on which the
-rows became known, for feeds that are delivered as a file or folder a day. A folder is read as Delta where it holds a
-Delta log, else by the ending of its name, else as Parquet.
+rows became known, for feeds that are delivered as a file or folder a day: every day that is asked for must be there.
+A folder is read as Delta where it holds a Delta log, else by the ending of its name, else as Parquet.
 """
 
-import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
@@ -16,8 +16,10 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from lte_model.errors import LTEError
+from lte_model.windows import Interval, every
 
 CATALOGUE = "table:"
+DATE = "{date}"
 SOURCE_FILE = "_source_file"
 CORRUPT = "_corrupt_row"
 
@@ -26,38 +28,42 @@ NUMBER = (T.StringType, T.DoubleType, T.FloatType, T.IntegerType, T.LongType, T.
 TIME = (T.StringType, T.TimestampType, T.TimestampNTZType, T.DateType)
 
 
-def read_source(spark: SparkSession, source: str, date: datetime.date) -> DataFrame:
-    """The feed's rows as they are, and two columns of ours.
+def read_source(spark: SparkSession, source: str, days: Interval) -> DataFrame:
+    """The feed's rows as they are, of the files of `days` where it has files a day, and two columns of ours.
 
     `_source_file` is the file of the row; `_corrupt_row` is the text of a CSV or JSON line that could not be taken
     apart, else null. Raises `LTEError` where the source isn't there or can't be read.
     """
-    place = source.replace("{date}", date.isoformat())
-    with reading(place):
-        if place.startswith(CATALOGUE):
-            return spark.table(place.removeprefix(CATALOGUE)).withColumns(
-                {SOURCE_FILE: F.lit(place), CORRUPT: F.lit(None).cast("string")}
+    if DATE in source:
+        places = [source.replace(DATE, day.isoformat()) for day in every(1, days.start, days.end)]
+    else:
+        places = [source]
+    with reading(source):
+        if source.startswith(CATALOGUE):
+            return spark.table(source.removeprefix(CATALOGUE)).withColumns(
+                {SOURCE_FILE: F.lit(source), CORRUPT: F.lit(None).cast("string")}
             )
-        frame = _read_files(spark, place)
+        frame = _read_files(spark, places)
         if CORRUPT not in frame.columns:
             frame = frame.withColumn(CORRUPT, F.lit(None).cast("string"))
         return frame.withColumn(SOURCE_FILE, F.col("_metadata.file_path"))
 
 
-def _read_files(spark: SparkSession, place: str) -> DataFrame:
-    name = place.rstrip("/").removesuffix(".gz")
-    if _holds_delta_log(spark, place):
-        return spark.read.format("delta").load(place)
+def _read_files(spark: SparkSession, places: list[str]) -> DataFrame:
+    name = places[0].rstrip("/").removesuffix(".gz")
+    if _holds_delta_log(spark, places[0]):
+        tables = [spark.read.format("delta").load(place) for place in places]
+        return reduce(lambda one, other: one.unionByName(other, allowMissingColumns=True), tables)
     if name.endswith(".csv"):
         # As RFC 4180 has it: a quote inside quotes is doubled, and a quoted field may run over lines.
         lines = spark.read.options(header=True, escape='"', multiLine=True, columnNameOfCorruptRecord=CORRUPT)
-        header = lines.csv(place).schema
+        header = lines.csv(places[0]).schema
         # Only a schema that has the column keeps the lines that don't fit the header.
-        return lines.schema(T.StructType([*header.fields, T.StructField(CORRUPT, T.StringType())])).csv(place)
+        return lines.schema(T.StructType([*header.fields, T.StructField(CORRUPT, T.StringType())])).csv(places)
     if name.endswith((".json", ".jsonl")):
         # Numbers as text too: an id such as 007 must not lose its zeros to a guess.
-        return spark.read.options(columnNameOfCorruptRecord=CORRUPT, primitivesAsString=True).json(place)
-    return spark.read.parquet(place)
+        return spark.read.options(columnNameOfCorruptRecord=CORRUPT, primitivesAsString=True).json(places)
+    return spark.read.option("mergeSchema", len(places) > 1).parquet(*places)
 
 
 def _holds_delta_log(spark: SparkSession, place: str) -> bool:

@@ -127,6 +127,19 @@ class Gates(_Section):
     max_unknown_item_share: Share = 0.05
 
 
+class Maintenance(_Section):
+    """What the weekly maintenance keeps: every snapshot of the last `daily_snapshots_days`, before them those that a
+    training reads; a file for `retention_days` after no version of today needs it, and longer where a registered
+    model names its version. A partition with more than `small_files` files below `small_file_mb` is written anew in
+    files of about `target_file_mb`."""
+
+    daily_snapshots_days: Days = 30
+    retention_days: Days = 30
+    small_files: Count = 4
+    small_file_mb: Count = 16
+    target_file_mb: Count = 128
+
+
 class Spark(_Section):
     """`conf` goes to Spark as it is; `jars` is a folder of jars for the driver's and the executors' class path."""
 
@@ -154,6 +167,7 @@ class Settings(_Section):
     evaluation: Evaluation = Evaluation()
     mlflow: MLflow = MLflow()
     gates: Gates = Gates()
+    maintenance: Maintenance = Maintenance()
     spark: Spark = Spark()
 
     def table_path(self, table: str) -> str:

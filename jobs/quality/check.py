@@ -1,7 +1,9 @@
 """The gate of one table and date: exits with 2 where a rule is broken, and says which rule and which rows.
 
     python -m jobs.quality.check lte_snapshots --date 2024-12-30
+    python -m jobs.quality.check lte_snapshots --from 2024-01-01 --to 2025-01-01 --every 7
 
+A range is one gate after the other, oldest date first, up to the first that is broken: the memory is that of a date.
 Every run is kept: its results as JSON, and as a page of the Data Docs. Runs without a JVM.
 """
 
@@ -147,19 +149,24 @@ def check(settings: Settings, table: str, batches: Sequence[Batch], date: dateti
 
 
 def main() -> None:
-    parser = JobParser(__doc__, "the date of the run whose rows are checked")
+    parser = JobParser(__doc__, "the date of the run whose rows are checked", ranges=True)
     parser.add_argument("table", choices=sorted(SUITES))
     parser.add_argument("--since", help="events: check every day from this one up to --date")
     parser.add_argument(
         "--anchors", action="store_true", help="lte_snapshots, item_popularity: check what the training of --date reads"
     )
-    arguments, settings, date = parser.read()
+    arguments, settings, dates = parser.read_dates()
+    if arguments.start and arguments.table != "lte_snapshots":
+        raise LTEError(f"a range is for the gate of lte_snapshots; give --date to check {arguments.table}")
+    if arguments.start and arguments.anchors:
+        raise LTEError("--anchors are those of one training; give --date, not a range")
     options = {}
     if arguments.table == "events":
         options["since"] = parse_date(arguments.since) if arguments.since else None
     if arguments.table == "lte_snapshots":
         options["anchors"] = arguments.anchors
-    check(settings, arguments.table, SUITES[arguments.table](settings, date, **options), date)
+    for date in dates:
+        check(settings, arguments.table, SUITES[arguments.table](settings, date, **options), date)
 
 
 if __name__ == "__main__":

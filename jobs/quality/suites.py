@@ -54,8 +54,8 @@ def _later(column: str, than: str, or_equal: bool = False) -> Expectation:
 
 
 def events(settings: Settings, date: datetime.date, since: datetime.date | None) -> list[Batch]:
-    """The events that became known on the day before `date`, or since `since`, and the account of those days."""
-    first = since or date - ONE_DAY
+    """The events of the days that the run of `date` brought, or of those since `since`, and the account of them."""
+    first = since or _first_day_brought(settings, date)
     of_the_days = pl.col("known_date").is_between(first, date, closed="left")
     known_items = scan(settings, "items").select("item_id", item_known=pl.lit(True))
     rows = (
@@ -107,6 +107,13 @@ def events(settings: Settings, date: datetime.date, since: datetime.date | None)
             ),
         ),
     ]
+
+
+def _first_day_brought(settings: Settings, date: datetime.date) -> datetime.date:
+    """The day before `date`, or an earlier one if the run of `date` made up for days that were missing."""
+    of_run = (pl.col("feed") == "events") & (pl.col("ingested_for") == date)
+    days = scan(settings, "ingested_days").filter(of_run).select(pl.col("known_date").min()).collect()
+    return days.item() or date - ONE_DAY
 
 
 def items(settings: Settings, date: datetime.date) -> list[Batch]:

@@ -2,8 +2,10 @@
 
 import argparse
 import ast
+import copy
 import datetime
 import importlib
+import itertools
 import json
 import shlex
 import sys
@@ -13,7 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.dag_processing.dagbag import BundleDagBag
+from airflow.sdk.exceptions import ParamValidationError
 
+from jobs.erase_users import FILES, TABLES_WITH_USERS
+from jobs.tables import TABLES
 from lte_model.errors import LTEError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -21,7 +26,13 @@ DAGS = REPOSITORY / "dags"
 POOLS = json.loads((REPOSITORY / "infra/airflow/pools.json").read_text())
 CONTEXT = {
     "dag_run": SimpleNamespace(logical_date=datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)),
-    "params": {"since": "2023-01-01"},
+    "params": {
+        "since": "2023-01-01",
+        "from": "2024-01-01",
+        "to": "2024-05-01",
+        "step": 7,
+        "users": "/lists/of 1 May.txt",
+    },
 }
 
 
@@ -37,7 +48,8 @@ def _tasks(dags, kind=None):
 
 
 def test_all_dags_are_there(dags):
-    assert set(dags) == {"lte_bootstrap", "lte_daily", "lte_training", "lte_promotion"}
+    names = ("bootstrap", "daily", "backfill", "audit", "training", "promotion", "maintenance", "erasure")
+    assert set(dags) == {f"lte_{name}" for name in names}
 
 
 def test_every_dag_is_owned_and_tagged(dags):
@@ -60,7 +72,7 @@ def test_every_task_says_what_to_do_when_it_fails(dags):
 
 def test_jobs_are_tried_again_and_gates_are_not(dags):
     for task in _tasks(dags, "BashOperator"):
-        is_gate = "quality.check" in task.bash_command or "registry gate" in task.bash_command
+        is_gate = any(word in task.bash_command for word in ("quality.check", "registry gate", "audit_lte"))
         assert task.retries == (0 if is_gate else 1), f"{task.dag_id}.{task.task_id}"
 
 
@@ -80,8 +92,36 @@ def test_a_table_has_one_pool(dags):
     """Two DAGs that write the same table wait for each other."""
     pools = {}
     for task in _tasks(dags, "BashOperator"):
-        pools.setdefault(task.bash_command.split()[2], set()).add(task.pool)
-    assert {module: found for module, found in pools.items() if len(found) > 1} == {}
+        pools.setdefault(_written(task), set()).add(task.pool)
+    assert {written: found for written, found in pools.items() if len(found) > 1} == {}
+
+
+def _written(task):
+    """The table or the files that a command names, else its module, which has one table."""
+    words = shlex.split(task.bash_command)
+    named = [after for word, after in itertools.pairwise(words) if word in ("--table", "--files")]
+    return named[0] if named else words[2]
+
+
+def test_the_pool_of_a_table_is_that_of_the_job_that_writes_it(dags):
+    module_pool = {task.bash_command.split()[2]: task.pool for task in _tasks(dags, "BashOperator")}
+    for task in dags["lte_maintenance"].tasks:
+        for module in TABLES[_written(task)].written_by.split(" and "):
+            assert task.pool == module_pool[module], task.task_id
+
+
+def test_every_table_is_maintained_and_every_one_that_names_users_is_erased_from(dags):
+    assert [_written(task) for task in dags["lte_maintenance"].tasks] == list(TABLES)
+    erasure = dags["lte_erasure"]
+    in_order = erasure.topological_sort()
+    assert [_written(task) for task in in_order[: len(TABLES_WITH_USERS)]] == list(TABLES_WITH_USERS)
+    assert {_written(task) for task in in_order[len(TABLES_WITH_USERS) : -1]} == set(FILES)
+    assert in_order[-1].task_id == "list_models"
+    command = in_order[0].render_template(in_order[0].bash_command, CONTEXT)
+    assert shlex.split(command)[3:5] == ["--users", "/lists/of 1 May.txt"]
+    for path in ("", "/lists/'; rm -r /"):
+        with pytest.raises(ParamValidationError, match="Invalid input for param users"):
+            filled(erasure, {"users": path})
 
 
 def test_dates_can_be_run_in_any_order(dags):
@@ -107,6 +147,44 @@ def test_gates_stand_between_a_table_and_the_next(dags):
         assert gate in dag.get_task(before).downstream_task_ids, f"{dag.dag_id}: {before} → {gate}"
         assert gate in dag.get_task(after).get_flat_relative_ids(upstream=True), f"{dag.dag_id}: {gate} → {after}"
         assert after not in dag.get_task(before).downstream_task_ids, f"{dag.dag_id}: {before} → {after}"
+
+
+def test_a_backfill_is_one_job_and_its_gate_and_leaves_what_is_live_alone(dags):
+    backfill = dags["lte_backfill"]
+    assert backfill.get_task("snapshot_range").downstream_task_ids == {"check_lte_snapshots"}
+    assert [task.pool for task in backfill.tasks] == ["lte_snapshots", "data_docs"]
+    for task in backfill.tasks:
+        command = task.render_template(task.bash_command, CONTEXT)
+        assert command.endswith(" --from 2024-01-01 --to 2024-05-01 --every 7")
+
+
+@pytest.mark.parametrize(
+    ("params", "named"),
+    [
+        ({}, "from"),
+        ({"from": "2024-01-01"}, "to"),
+        ({"from": "1.1.2024", "to": "2024-02-01"}, "from"),
+        ({"from": "2024-01-01", "to": "2024-02-30"}, "to"),
+        ({"from": "2024-01-01", "to": "2024-02-01", "step": 0}, "step"),
+        ({"from": "2024-01-01", "to": "2024-02-01", "step": 1.5}, "step"),
+        ({"from": "2024-01-01", "to": "2024-02-01", "step": "week"}, "step"),
+    ],
+)
+def test_a_backfill_without_a_range_is_refused_before_it_starts(dags, params, named):
+    with pytest.raises(ParamValidationError, match=f"Invalid input for param {named}: "):
+        filled(dags["lte_backfill"], params)
+
+
+def test_a_backfill_takes_every_date_unless_told_otherwise(dags):
+    asked = {"from": "2024-01-01", "to": "2024-02-01"}
+    assert filled(dags["lte_backfill"], asked) == asked | {"step": 1}
+
+
+def filled(dag, params):
+    """The params of a run that somebody starts with `params`."""
+    given = copy.deepcopy(dag.params)
+    given.update(params)
+    return given.validate()
 
 
 def test_promotion_waits_for_the_challenger_and_for_a_person(dags):

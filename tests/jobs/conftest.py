@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pyspark.sql import SparkSession
 from jobs.session import spark_session
 from jobs.tables import Warehouse
 from lte_model.settings import Settings, load_settings
+from tests.jobs import small_tables
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAY = datetime.date(2024, 3, 1)
@@ -72,3 +74,28 @@ def new_warehouse(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory)
         return Warehouse(spark, small_settings(tmp_path_factory.mktemp("warehouse")))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def template(spark, tmp_path_factory):
+    """The folder of a warehouse with one basis, five items and a month of events, some of which became known late."""
+    warehouse = Warehouse(spark, small_settings(tmp_path_factory.mktemp("template")))
+    small_tables.fill(warehouse, small_tables.FEED)
+    return warehouse.settings.warehouse
+
+
+@pytest.fixture
+def new_filled(template, new_warehouse):
+    """Makes a copy of the template: a Delta table can be copied, for its log names files by their place in it."""
+
+    def make():
+        warehouse = new_warehouse()
+        shutil.copytree(template, warehouse.settings.warehouse)
+        return warehouse
+
+    return make
+
+
+@pytest.fixture
+def filled(new_filled):
+    return new_filled()

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from pyspark.sql import DataFrame, SparkSession
 
 from jobs.bases import ItemVectors
+from jobs.engine.calendar import EPOCH, day_number
+from jobs.engine.packing import Catalogue
 from lte_model.windows import lte_window
 
 FIRST_DAY = datetime.date(2024, 2, 1)
@@ -45,9 +47,9 @@ def events(draw: st.DrawFn, days: int = 40) -> Event:
     )
 
 
-def events_frame(spark: SparkSession, rows: Iterable[Event]) -> DataFrame:
+def events_table(rows: Iterable[Event]) -> pa.Table:
     rows = list(rows)
-    table = pa.table(
+    return pa.table(
         {
             "user_id": pa.array([row.user_id for row in rows], pa.string()),
             "item_id": pa.array([row.item_id for row in rows], pa.string()),
@@ -56,20 +58,19 @@ def events_frame(spark: SparkSession, rows: Iterable[Event]) -> DataFrame:
             "known_date": pa.array([row.known_date for row in rows], pa.date32()),
         }
     )
-    return spark.createDataFrame(table)
 
 
-def item_vectors(dimensions: int = 3) -> ItemVectors:
-    """A vector on the grid for each of ITEMS, with the ends of its range among them."""
+def events_frame(spark: SparkSession, rows: Iterable[Event]) -> DataFrame:
+    return spark.createDataFrame(events_table(rows))
+
+
+def item_vectors(dimensions: int = 3, known: dict[str, datetime.date] | None = None) -> ItemVectors:
+    """A vector on the grid for each of ITEMS, with the ends of its range among them; known from the start but for
+    those in `known`."""
     units = np.random.default_rng(0).integers(-(2**14), 2**14, (len(ITEMS), dimensions), endpoint=True, dtype=np.int32)
     units[0], units[1] = 2**14, -(2**14)
-    return ItemVectors("basis", pa.array(ITEMS), units)
-
-
-def embedded_frame(spark: SparkSession, known: dict[str, datetime.date]) -> DataFrame:
-    """`embedded_items` of ITEMS, known from the start but for those in `known`."""
-    rows = [(item, index, known.get(item, datetime.date(1970, 1, 1))) for index, item in enumerate(ITEMS)]
-    return spark.createDataFrame(rows, "item_id STRING, item_index INT, item_known_date DATE")
+    known_day = [day_number((known or {}).get(item, EPOCH)) for item in ITEMS]
+    return ItemVectors("basis", Catalogue(pa.array(ITEMS), np.array(known_day, dtype=np.int32)), units)
 
 
 Rows = dict[tuple[datetime.date, str], tuple[tuple[int, ...], int, datetime.date]]
@@ -78,20 +79,20 @@ Rows = dict[tuple[datetime.date, str], tuple[tuple[int, ...], int, datetime.date
 def oracle(
     rows: Iterable[Event],
     vectors: ItemVectors,
-    known: dict[str, datetime.date],
     dates: Sequence[datetime.date],
     lag_days: int,
     window_days: int,
 ) -> Rows:
     """(vector sum, event count, newest event date) of each (snapshot date, user), one event at a time."""
-    index = {item: row for row, item in enumerate(vectors.item_ids.to_pylist())}
+    index = {item: row for row, item in enumerate(vectors.catalogue.item_ids.to_pylist())}
+    known_day = dict(zip(index, vectors.catalogue.known_day.tolist(), strict=True))
     rows = list(rows)
     found: Rows = {}
     for date in dates:
         window = lte_window(date, lag_days, window_days)
         of_user: dict[str, list[Event]] = defaultdict(list)
         for event in rows:
-            known_item = event.item_id in index and known.get(event.item_id, datetime.date.min) < date
+            known_item = event.item_id in index and known_day[event.item_id] < day_number(date)
             if event.event_date in window and event.known_date < date and known_item:
                 of_user[event.user_id].append(event)
         for user, mine in of_user.items():

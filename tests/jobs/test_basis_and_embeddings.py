@@ -78,7 +78,7 @@ def test_an_item_of_unknown_words_has_no_vector_and_is_named(shop):
     warehouse, deliver = shop
     deliver({"item_id": "odd", "title": "zzz", "brand": None, "known_date": "2024-01-01"})
     assert embed_items(warehouse, DATE)[1:] == (16, ["odd"])
-    assert "odd" not in load_vectors(warehouse, basis_in_force(warehouse)).item_ids.to_pylist()
+    assert "odd" not in load_vectors(warehouse, basis_in_force(warehouse)).catalogue.item_ids.to_pylist()
 
 
 def test_two_bases_leave_a_choice_open(shop):

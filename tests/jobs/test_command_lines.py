@@ -19,6 +19,7 @@ JOBS = (
     "jobs.publish_lte",
     "jobs.count_popularity",
     "jobs.build_training_set",
+    "jobs.audit_lte",
     "jobs.quality.check events",
 )
 
@@ -66,6 +67,12 @@ def test_an_unknown_setting_is_refused(tmp_path):
 )
 def test_dates_that_make_no_range_are_refused(tmp_path, options, message):
     assert message in error_of(run(f"jobs.snapshot_lte {options}", tmp_path))
+
+
+@pytest.mark.parametrize("share", ["0", "nan"])
+def test_a_share_of_the_users_that_is_none_is_refused(tmp_path, share):
+    error = error_of(run(f"jobs.audit_lte --date 2024-03-01 --share={share}", tmp_path))
+    assert "is no share of the users; give more than 0 and at most 1" in error
 
 
 @pytest.mark.spark

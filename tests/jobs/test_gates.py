@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from jobs.quality.check import check
+from jobs.quality.check import check, main
 from jobs.quality.suites import SUITES
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
@@ -199,6 +199,46 @@ def test_a_planted_fault_stops_the_gate_and_is_named(settings, tables, fault, ca
     assert re.search(said, capsys.readouterr().out), fault
     page = Path(settings.data_docs, "site", "gates.html").read_text()
     assert "FAILED" in page and "http" not in page
+
+
+def check_range(monkeypatch, settings, tables, options):
+    """The command line of the gate, in this process."""
+    for name, frame in tables.items():
+        frame.write_delta(settings.table_path(name))
+    arguments = [*options.split(), "--settings", str(Path(settings.home, "settings.toml"))]
+    monkeypatch.setattr("sys.argv", ["check", *arguments])
+    main()
+
+
+def test_a_range_is_checked_date_by_date_up_to_a_broken_one(settings, tables, monkeypatch, capsys):
+    good = tables["lte_snapshots"]
+    dates = pl.col("snapshot_date", "newest_event_date")
+    tables["lte_snapshots"] = pl.concat(
+        [good, good.with_columns(dates + datetime.timedelta(days=2)), good.head(1)]  # the first date has a user twice
+    )
+    with pytest.raises(LTEError, match=f"gate lte_snapshots of {DATE}: 1 of .*columns_to_be_unique"):
+        check_range(monkeypatch, settings, tables, "lte_snapshots --from 2024-03-01 --to 2024-03-05 --every 2")
+    assert "2024-03-03" not in capsys.readouterr().out
+    check_range(monkeypatch, settings, {}, "lte_snapshots --from 2024-03-03 --to 2024-03-05 --every 2")
+    assert "gate lte_snapshots of 2024-03-03: 13 rules hold" in capsys.readouterr().out
+    with pytest.raises(LTEError, match="gate lte_snapshots of 2024-03-04: .* expect_table_row_count"):
+        check_range(monkeypatch, settings, {}, "lte_snapshots --from 2024-03-03 --to 2024-03-05")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("events --from 2024-03-01 --to 2024-03-05", "a range is for the gate of lte_snapshots; give --date"),
+        ("lte_snapshots --from 2024-03-01 --to 2024-03-05 --anchors", "--anchors are those of one training"),
+        ("lte_snapshots --from 2024-03-05 --to 2024-03-01", "no date lies in .2024-03-05, 2024-03-01"),
+        ("lte_snapshots --from 2024-03-01 --to 2024-03-05 --every 0", "a step of 0 days does not advance"),
+        ("lte_snapshots --to 2024-03-05", "give --from and --to together, without --date"),
+        ("lte_snapshots", "give --date, or --from and --to"),
+    ],
+)
+def test_a_range_that_is_none_is_refused(settings, monkeypatch, options, said):
+    with pytest.raises(LTEError, match=said):
+        check_range(monkeypatch, settings, {}, options)
 
 
 def test_a_missing_table_is_named(settings):

@@ -1,68 +1,62 @@
-"""`publish_lte`: exactly the newest published snapshot is live, in any order of dates."""
+"""`publish_lte`: exactly the newest published snapshot is live, in any order of dates, and no more is written than that."""
 
-import datetime
-from itertools import permutations
+import random
 
 import pytest
 
 from jobs.publish_lte import publish_lte
-from jobs.tables import LTE_LIVE, LTE_SNAPSHOTS, SEMANTIC_BASES
+from jobs.snapshot_lte import snapshot_lte
+from jobs.tables import LTE_LIVE
 from lte_model.errors import LTEError
 from lte_model.windows import ONE_DAY
-
-DATE = datetime.date(2024, 3, 1)
-DATES = [DATE + ONE_DAY * n for n in range(3)]
-
-
-def fill(warehouse):
-    """A basis, and a snapshot of each date: user `left` only has the first, `u` has them all."""
-    spark = warehouse.spark
-    warehouse.replace(
-        SEMANTIC_BASES,
-        spark.sql(
-            "SELECT 'b' AS basis_id, 'hashed-text' AS encoder, 1 AS dimensions, '{title}' AS text_template, "
-            "DATE'2024-01-01' AS fitted_on, 1L AS fitted_items, CAST('' AS BINARY) AS state"
-        ),
-        "true",
-    )
-    rows = [("left", DATES[0])] + [("u", date) for date in DATES]
-    frame = spark.createDataFrame(rows, "user_id STRING, snapshot_date DATE").selectExpr(
-        "*",
-        "array(day(snapshot_date)) AS vector_sum",
-        "1 AS event_count",
-        "date_sub(snapshot_date, 4) AS newest_event_date",
-        "3 AS lag_days",
-        "10 AS window_days",
-        "'b' AS basis_id",
-        "'uniform' AS representation",
-    )
-    warehouse.replace(LTE_SNAPSHOTS, frame, "true")
+from tests.jobs import events as made
+from tests.jobs.events import oracle
+from tests.jobs.small_tables import DATE, FEED, LAG, VECTORS, WINDOW, ingest
 
 
 def live(warehouse):
-    return {row.user_id: row.snapshot_date for row in warehouse.read(LTE_LIVE).collect()}
+    """{user: (vector sum, event count, newest event date)} of the live rows."""
+    rows = warehouse.read(LTE_LIVE).collect()
+    assert len(rows) == len({row.user_id for row in rows})
+    return {row.user_id: (tuple(row.vector_sum), row.event_count, row.newest_event_date) for row in rows}
 
 
-def test_the_newest_snapshot_is_live_in_any_order(new_warehouse):
-    for order in list(permutations(DATES))[2::3]:
-        warehouse = new_warehouse()
-        fill(warehouse)
-        published = [publish_lte(warehouse, date)[0] for date in order]
-        assert published == [max(order[: n + 1]) for n in range(3)]
-        assert live(warehouse) == {"u": DATES[-1]}
+def expected(date, feed=FEED):
+    return {user: row for (_, user), row in oracle(feed, VECTORS, [date], LAG, WINDOW).items()}
 
 
-def test_publishing_again_changes_no_row(warehouse):
-    fill(warehouse)
-    publish_lte(warehouse, DATES[0])
-    before = sorted(map(str, warehouse.read(LTE_LIVE).collect()))
-    publish_lte(warehouse, DATES[0])
-    assert sorted(map(str, warehouse.read(LTE_LIVE).collect())) == before
-    assert live(warehouse) == {"left": DATES[0], "u": DATES[0]}
+def test_the_newest_published_snapshot_is_live_in_any_order(filled):
+    dates = [DATE + ONE_DAY * days for days in (2, 0, 3, 3, 1, 9)]
+    snapshot_lte(filled, dates)
+    for number, date in enumerate(dates):
+        newest = max(dates[: number + 1])
+        assert publish_lte(filled, date).date == newest
+        assert live(filled) == expected(newest)
 
 
-def test_a_date_without_a_snapshot_is_named(warehouse):
-    fill(warehouse)
-    with pytest.raises(LTEError, match="holds no uniform LTE of 2024-04-01 in basis b; run jobs.snapshot_lte"):
-        publish_lte(warehouse, datetime.date(2024, 4, 1))
-    assert not warehouse.exists(LTE_LIVE)
+def test_only_the_rows_that_changed_are_written(filled):
+    yesterday = DATE - ONE_DAY
+    snapshot_lte(filled, [yesterday, DATE])
+    assert publish_lte(filled, yesterday).written_users == len(expected(yesterday))
+    before, after = expected(yesterday), expected(DATE)
+    changed = {user for user in before | after if before.get(user) != after.get(user)}
+    assert publish_lte(filled, DATE).written_users == len(changed) < len(after)
+    dates = {row.user_id: row.snapshot_date for row in filled.read(LTE_LIVE).collect()}
+    assert dates == {user: DATE if user in changed else yesterday for user in after}
+    assert publish_lte(filled, DATE).written_users == 0
+
+
+def test_all_rows_are_written_where_what_is_live_was_made_from_other_events(filled):
+    snapshot_lte(filled, [DATE])
+    publish_lte(filled, DATE)
+    corrected = random.Random(0).sample(FEED, len(FEED) - 40)
+    ingest(filled, corrected, made.FIRST_DAY, made.FIRST_DAY + 50 * ONE_DAY)
+    snapshot_lte(filled, [DATE + ONE_DAY])
+    publish_lte(filled, DATE + ONE_DAY)
+    assert live(filled) == expected(DATE + ONE_DAY, corrected)
+
+
+def test_a_date_without_a_snapshot_is_named(filled):
+    with pytest.raises(LTEError, match=f"holds no uniform LTE of {DATE} in basis basis; run jobs.snapshot_lte"):
+        publish_lte(filled, DATE)
+    assert not filled.exists(LTE_LIVE)

@@ -1,55 +1,124 @@
-"""A public data set through the ordinary path: ingested whole, and its snapshot equal to plain integer sums."""
+"""A public data set through the ordinary path: ingested whole, and every snapshot equal to plain integer sums."""
 
 import datetime
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
+from jobs.bases import basis_in_force, load_vectors
 from jobs.embed_items import embed_items
+from jobs.engine.calendar import Calendar
+from jobs.engine.files import list_files, read_pieces
+from jobs.engine.packing import COLUMNS, pack, unpack
+from jobs.engine.plan import needed
+from jobs.engine.sums import ROWS, snapshot_rows
 from jobs.fit_basis import fit_basis, register
 from jobs.ingest_events import ingest_events
 from jobs.ingest_items import ingest_items
 from jobs.snapshot_lte import snapshot_lte
-from jobs.tables import SEMANTIC_BASES
-from lte_model.basis import to_grid
+from jobs.tables import EVENTS, LTE_SNAPSHOTS, SEMANTIC_BASES, Warehouse
 from lte_model.settings import Window
-from lte_model.windows import Interval, lte_window
-from tests.jobs.conftest import REPOSITORY
+from lte_model.windows import ONE_DAY, Interval, every, lte_window
+from tests.jobs.conftest import REPOSITORY, small_settings
 from tests.jobs.feeds import reads
 
 DATA = Path(os.environ.get("REAL_DATA", REPOSITORY.parent / "shared" / "data"), "online_retail")
-DATE = datetime.date(2011, 12, 10)
-WINDOW = Window(lag_days=30, window_days=365)
+FIRST_EVENT, LAST = datetime.date(2010, 12, 1), datetime.date(2011, 12, 10)
+WINDOW = Window(lag_days=30, window_days=300)
+DATES = every(1, FIRST_EVENT + 31 * ONE_DAY, LAST)
+"""Every day that has a snapshot; the window is short of the year, so that events leave it too."""
 
 pytestmark = pytest.mark.skipif(
     not DATA.is_dir(), reason=f"the data set online_retail is not at {DATA}; name its folder's parent in REAL_DATA"
 )
 
 
-def test_a_year_of_a_real_shop_is_kept_and_summed_exactly(warehouse):
+@pytest.fixture(scope="module")
+def shop(spark, tmp_path_factory):
+    """The warehouse of the shop: its year ingested, its items embedded."""
+    warehouse = Warehouse(spark, small_settings(tmp_path_factory.mktemp("real")))
     reads(warehouse, events=DATA / "events.parquet", items=DATA / "items.parquet")
     warehouse.settings = warehouse.settings.model_copy(update={"window": WINDOW})
-    ingest_items(warehouse, warehouse.settings, DATE)
-    account = ingest_events(warehouse, warehouse.settings, Interval(datetime.date(2010, 12, 1), DATE))
+    ingest_items(warehouse, warehouse.settings, LAST)
+    account = ingest_events(warehouse, warehouse.settings, Interval(datetime.date(2010, 12, 1), LAST))
     assert (account.rows_read, account.rows_kept) == (386_326, 386_326)
     warehouse.create(SEMANTIC_BASES)
-    basis, fitted_items = fit_basis(warehouse, DATE)
-    register(warehouse, basis, DATE, fitted_items)
-    embed_items(warehouse, DATE)
-    snapshot_lte(warehouse, [DATE])
+    basis, fitted_items = fit_basis(warehouse, LAST)
+    register(warehouse, basis, LAST, fitted_items)
+    embed_items(warehouse, LAST)
+    return warehouse
 
-    embeddings = pl.scan_delta(warehouse.settings.table_path("item_embeddings")).collect().sort("item_id")
-    units = to_grid(np.array(embeddings["vector"].to_list()))
-    window = lte_window(DATE, WINDOW.lag_days, WINDOW.window_days)
-    rows = (
-        pl.read_parquet(DATA / "events.parquet")
-        .filter(pl.col("event_ts").dt.date().is_between(window.start, window.end, closed="left"))
-        .join(embeddings.select("item_id").with_row_index("row"), on="item_id")
+
+@pytest.fixture(scope="module")
+def sums_by_day(shop):
+    """(sums, counts) of each user and date by plain arithmetic: running totals over the days, then differences."""
+    catalogue, units = (
+        load_vectors(shop, basis_in_force(shop)).catalogue,
+        load_vectors(shop, basis_in_force(shop)).units,
     )
-    snapshot = pl.scan_delta(warehouse.settings.table_path("lte_snapshots")).collect()
-    found = {user: (vector, count) for user, vector, count in snapshot["user_id", "vector_sum", "event_count"].rows()}
-    users = rows.group_by("user_id").agg("row").rows()
-    assert found == {user: (units[mine].sum(axis=0).tolist(), len(mine)) for user, mine in users}
+    items = pl.DataFrame({"item_id": pl.Series(catalogue.item_ids), "item": range(len(catalogue))})
+    events = (
+        pl.read_parquet(DATA / "events.parquet")
+        .join(items, on="item_id")
+        .with_columns(day=(pl.col("event_ts").dt.date() - FIRST_EVENT).dt.total_days())
+    )
+    users = events["user_id"].unique().sort()
+    user = events["user_id"].cast(pl.Enum(users)).to_physical().to_numpy()
+    days = (DATES[-1] - FIRST_EVENT).days + 1
+    totals = np.zeros((days, len(users), units.shape[1] + 1), dtype=np.int64)
+    added = np.column_stack((units[events["item"].to_numpy()], np.ones(len(events), dtype=np.int64)))
+    np.add.at(totals, (events["day"].to_numpy(), user), added)
+    totals = np.concatenate((np.zeros_like(totals[:1]), totals.cumsum(axis=0)))
+
+    def of(date):
+        window = lte_window(date, WINDOW.lag_days, WINDOW.window_days)
+        start, end = (min(max((day - FIRST_EVENT).days, 0), days) for day in (window.start, window.end))
+        inside = totals[end] - totals[start]
+        return {
+            users[int(row)]: (inside[row, :-1].tolist(), int(inside[row, -1])) for row in np.flatnonzero(inside[:, -1])
+        }
+
+    return of
+
+
+def rows_of(date, frame):
+    rows = frame.filter(pl.col("snapshot_date") == date).select("user_id", "vector_sum", "event_count")
+    return {user: (vector, count) for user, vector, count in rows.rows()}
+
+
+def test_one_sweep_makes_the_exact_snapshot_of_every_day_of_the_year(shop, sums_by_day):
+    snapshot_lte(shop, DATES, full=True)
+    snapshots = pl.scan_delta(shop.path(LTE_SNAPSHOTS)).collect()
+    assert snapshots["snapshot_date"].n_unique() == len(DATES)
+    for date in DATES:
+        assert rows_of(date, snapshots) == sums_by_day(date), date
+
+
+def test_going_on_from_day_to_day_makes_the_same(shop, sums_by_day):
+    """Every day from the day before, forth through the year and back, by the engine without its Spark."""
+    vectors = load_vectors(shop, basis_in_force(shop))
+    events = list_files(shop.path(EVENTS))
+
+    def made(calendar, base):
+        files, condition = needed(events, calendar, vectors.catalogue)
+        pieces = [piece for part in files.parts(at_least=1) for piece in part]
+        tables = read_pieces(pieces, COLUMNS, condition, dictionaries=("user_id", "item_id"))
+        blobs = [unpack(blob) for table in tables for _, blob in pack(table, calendar, vectors.catalogue, groups=1)]
+        return pa.Table.from_batches(list(snapshot_rows(blobs, base, vectors.units, calendar)), ROWS)
+
+    lag_and_window = (WINDOW.lag_days, WINDOW.window_days)
+    rows = made(Calendar((DATES[0],), *lag_and_window), None)
+    there = {DATES[0]: rows}
+    for yesterday, today in pairwise(DATES):
+        rows = there[today] = made(Calendar((yesterday, today), *lag_and_window, base=0), rows)
+        assert rows_of(today, pl.DataFrame(rows)) == sums_by_day(today), today
+    for date in DATES[::60]:
+        later = date + 7 * ONE_DAY
+        if later in there:
+            back = made(Calendar((date, later), *lag_and_window, base=1), there[later])
+            assert back.sort_by("user_id").equals(there[date].sort_by("user_id")), date

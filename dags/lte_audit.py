@@ -1,0 +1,42 @@
+"""# lte_audit
+Recomputes the long-term embeddings of one user in a hundred from the raw tables, and compares them, number by number,
+with the snapshot of logical date D and with what is live. 0 mismatched, 0 missing, 0 extra is the only good answer.
+
+**Schedule:** Mondays, 06:00 UTC, when `lte_daily` has published that day's; or trigger it with a logical date that
+`lte_daily` has made. Each date samples other users. The counts are kept in table `lte_audits`.
+
+**When it fails** for findings, the log names the first users and what differs. Rows were changed by hand, or events,
+items or vectors were changed after the snapshot was made; `lte_snapshots` alone wrong points to the snapshot's job,
+`lte_live` alone wrong to publishing. Find the cause before anything is made again: a new snapshot hides it. Then clear
+`snapshot_lte` in the run of `lte_daily` of D, and this task.
+
+**When it fails** because there is no LTE of D, `lte_daily` has not run: see there.
+"""
+
+from airflow.sdk import DAG
+
+from commands import DATE, OWNER, feed_end, gate
+
+with DAG(
+    "lte_audit",
+    description="A sample of the snapshot and of what is live, recomputed from the raw tables",
+    schedule="0 6 * * MON",
+    end_date=feed_end(),
+    catchup=False,
+    max_active_runs=1,
+    default_args=OWNER,
+    tags=["lte", "audit"],
+    doc_md=__doc__,
+):
+    gate(
+        "audit_snapshot",
+        f"jobs.audit_lte --date {DATE}",
+        on_failure="The log names the first users. See the notes of this DAG before anything is made again.",
+        pool="lte_audits",
+    )
+    gate(
+        "audit_live",
+        f"jobs.audit_lte --date {DATE} --live",
+        on_failure="A later date is live? Audit that one. Else the log names the first users: see the notes of the DAG.",
+        pool="lte_audits",
+    )

@@ -1,0 +1,250 @@
+"""Audits a share of the users in the snapshot of `--date`, or with `--live` in `lte_live`, against the raw tables.
+
+The long-term embeddings of the sampled users are recomputed from events, items and item vectors by the plainest SQL
+there is, one component at a time, which has nothing in common with the engine; and only integers are compared. Sampled
+are users of the table and users of the window alike, so that a row too few or too many is found:
+
+    mismatched   the row's sum, count or newest date isn't that of the user's events
+    missing      the user has events in the window, and no row
+    extra        a row whose user has no event in the window, or has another row
+
+None of them is the only good answer. Which users are sampled depends on the user and the date alone: the same date
+audits the same users again, and another date others.
+"""
+
+import datetime
+from dataclasses import dataclass
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from jobs.bases import basis_in_force
+from jobs.command_line import JobParser
+from jobs.publish_lte import newest_publication
+from jobs.session import spark_session
+from jobs.snapshot_lte import REPRESENTATION, uniform_lte_of
+from jobs.tables import (
+    EVENTS,
+    ITEM_EMBEDDINGS,
+    ITEMS,
+    LTE_AUDITS,
+    LTE_LIVE,
+    LTE_SNAPSHOTS,
+    Warehouse,
+    sql_date,
+    sql_text,
+)
+from lte_model.basis import GRID
+from lte_model.errors import LTEError, run
+from lte_model.windows import Interval, lte_window
+
+SHARE = 0.01
+SHARES = 2**20
+"""The sample is a number of that many equal shares of all users."""
+
+FINDINGS = ("mismatched", "missing", "extra")
+USERS_NAMED = 5
+
+COMPARED = ("vector_sum", "event_count", "newest_event_date")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found. `first` names some of the users, and isn't kept: a table of audits outlives its users."""
+
+    table: str
+    date: datetime.date
+    sampled_users: int
+    mismatched: int
+    missing: int
+    extra: int
+    first: tuple[str, ...]
+
+    @property
+    def clean(self) -> bool:
+        return self.mismatched == self.missing == self.extra == 0
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{getattr(self, kind):,} {kind} ({self.rate(kind):.2%})" for kind in FINDINGS)
+        return f"{self.sampled_users:,} users of {self.table} of {self.date} audited: {counts}"
+
+    def rate(self, finding: str) -> float:
+        return getattr(self, finding) / self.sampled_users
+
+
+def sampled(date: datetime.date, share: float) -> Column:
+    """Whether a row's user is in the sample of `date`."""
+    return F.pmod(F.xxhash64("user_id", F.lit(date)), F.lit(SHARES)) < round(share * SHARES)
+
+
+def recomputed(
+    events: DataFrame, items: DataFrame, embeddings: DataFrame, window: Interval, date: datetime.date
+) -> DataFrame:
+    """(user_id, vector_sum, event_count, newest_event_date) of the events dated in `window` and known before `date`,
+    of items known before `date` too. `embeddings` are those of one basis. A user without such events has no row."""
+    return events.sparkSession.sql(
+        f"""
+        WITH components AS (
+            SELECT user_id, event_date, position, CAST(component * {GRID} AS BIGINT) AS units
+            FROM {{events}} AS event
+            JOIN {{items}} AS item ON item.item_id = event.item_id
+            JOIN {{embeddings}} AS embedding ON embedding.item_id = event.item_id
+            LATERAL VIEW posexplode(vector) AS position, component
+            WHERE event_date >= {sql_date(window.start)} AND event_date < {sql_date(window.end)}
+              AND event.known_date < {sql_date(date)} AND item.known_date < {sql_date(date)}
+        ),
+        sums AS (
+            SELECT user_id, position, SUM(units) AS units, COUNT(*) AS event_count, MAX(event_date) AS newest_event_date
+            FROM components
+            GROUP BY user_id, position
+        )
+        SELECT
+            user_id,
+            transform(array_sort(collect_list(struct(position, units))), one -> one.units) AS vector_sum,
+            MAX(event_count) AS event_count,
+            MAX(newest_event_date) AS newest_event_date
+        FROM sums
+        GROUP BY user_id
+        """,
+        events=events,
+        items=items,
+        embeddings=embeddings,
+    )
+
+
+def compared(found: DataFrame, expected: DataFrame) -> DataFrame:
+    """(user_id, finding, differing) of every user of either frame; `finding` is null where the rows are equal.
+
+    `differing` are the columns of a mismatch. A second row of one user is extra.
+    """
+    differing = ", ".join(f"IF(found.{name} <=> expected.{name}, NULL, '{name}')" for name in COMPARED)
+    return found.sparkSession.sql(
+        f"""
+        WITH pairs AS (
+            SELECT user_id, is_found, is_expected, concat_ws(', ', {differing}) AS differing
+            FROM (
+                SELECT user_id, CAST(vector_sum AS ARRAY<BIGINT>) AS vector_sum, event_count, newest_event_date,
+                       ROW_NUMBER() OVER (PARTITION BY user_id ORDER BY newest_event_date) AS row, TRUE AS is_found
+                FROM {{found}}
+            ) AS found
+            FULL OUTER JOIN (SELECT *, 1 AS row, TRUE AS is_expected FROM {{expected}}) AS expected
+            USING (user_id, row)
+        )
+        SELECT
+            user_id,
+            differing,
+            CASE
+                WHEN is_expected IS NULL THEN 'extra'
+                WHEN is_found IS NULL THEN 'missing'
+                WHEN differing <> '' THEN 'mismatched'
+            END AS finding
+        FROM pairs
+        """,
+        found=found,
+        expected=expected,
+    )
+
+
+def audit_lte(warehouse: Warehouse, date: datetime.date, share: float = SHARE, live: bool = False) -> Audit:
+    """Runs the job: audits, and keeps the counts in `lte_audits`.
+
+    Raises `LTEError` where the table holds no LTE of `date`, where another date is live, and where no user falls into
+    the share.
+    """
+    basis_id = basis_in_force(warehouse)
+    table = LTE_LIVE if live else LTE_SNAPSHOTS
+    rows = warehouse.read(table).where(uniform_lte_of(basis_id))
+    if live:
+        require_live(warehouse, basis_id, date)
+    else:
+        rows = rows.where(f"snapshot_date = {sql_date(date)}")
+        if rows.isEmpty():
+            raise LTEError(
+                f"table {table.name} holds no {REPRESENTATION} LTE of {date} in basis {basis_id}; "
+                f"run {table.written_by} --date {date}"
+            )
+
+    window = warehouse.settings.window
+    expected = recomputed(
+        warehouse.read(EVENTS).where(sampled(date, share)),
+        warehouse.read(ITEMS),
+        warehouse.read(ITEM_EMBEDDINGS).where(f"basis_id = {sql_text(basis_id)}"),
+        lte_window(date, window.lag_days, window.window_days),
+        date,
+    )
+    found = compared(rows.where(sampled(date, share)), expected)
+    first = F.sort_array(F.collect_list(F.when(F.col("finding").isNotNull(), F.struct(*found.columns))))
+    row = found.agg(
+        F.count_distinct("user_id").alias("users"),
+        *[F.count_if(F.col("finding") == finding).alias(finding) for finding in FINDINGS],
+        F.slice(first, 1, USERS_NAMED).alias("first"),
+    ).first()
+    if not row.users:
+        raise LTEError(f"no user of {table.name} of {date} falls into a share of {share:g}; give a greater --share")
+    counts = {finding: row[finding] for finding in FINDINGS}
+    audit = Audit(table.name, date, row.users, **counts, first=tuple(_named(*one) for one in row.first))
+    record(warehouse, audit, basis_id, share)
+    return audit
+
+
+def require_live(warehouse: Warehouse, basis_id: str, date: datetime.date) -> None:
+    """Raises `LTEError` where another date is live, or none: a row of `lte_live` doesn't say, but since when it is so."""
+    published = newest_publication(warehouse, basis_id)
+    if published is None:
+        raise LTEError(f"no LTE of basis {basis_id} is live; run jobs.publish_lte --date {date}")
+    if published.date != date:
+        raise LTEError(
+            f"the LTE of {published.date} is live, not that of {date}; audit it with --date {published.date}, or run "
+            f"jobs.publish_lte --date {date} first"
+        )
+
+
+def _named(user_id: str, differing: str, finding: str) -> str:
+    return f"user {user_id!r} {finding}{f' in {differing}' if finding == 'mismatched' else ''}"
+
+
+def record(warehouse: Warehouse, audit: Audit, basis_id: str, share: float) -> None:
+    """Keeps the counts, in the place of those of an earlier audit of the same table and date."""
+    row = {
+        "audited_table": audit.table,
+        "audited_date": audit.date,
+        "basis_id": basis_id,
+        "representation": REPRESENTATION,
+        "share": float(share),
+        "sampled_users": audit.sampled_users,
+        **{finding: getattr(audit, finding) for finding in FINDINGS},
+    }
+    warehouse.create(LTE_AUDITS)
+    frame = warehouse.spark.createDataFrame([row], warehouse.read(LTE_AUDITS).schema)
+    warehouse.replace(
+        LTE_AUDITS,
+        frame,
+        f"{uniform_lte_of(basis_id)} AND audited_table = {sql_text(audit.table)} "
+        f"AND audited_date = {sql_date(audit.date)}",
+    )
+
+
+def require_clean(audit: Audit) -> None:
+    """Raises `LTEError`, with the first users, for an audit that found anything."""
+    if not audit.clean:
+        raise LTEError(
+            f"{audit}; first: {'; '.join(audit.first)}. Its rows were changed, or its events, items or vectors were "
+            "after it was made: find out which, and serve and train nothing of it until then"
+        )
+
+
+def main() -> None:
+    parser = JobParser(__doc__, "the snapshot date; with --live the date that is live")
+    parser.add_argument("--share", type=float, default=SHARE, help=f"share of the users to audit (default: {SHARE})")
+    parser.add_argument("--live", action="store_true", help="audit lte_live instead of lte_snapshots")
+    arguments, settings, date = parser.read()
+    if not 0 < arguments.share <= 1:
+        raise LTEError(f"--share {arguments.share:g} is no share of the users; give more than 0 and at most 1")
+    with spark_session(settings, "audit_lte") as spark:
+        audit = audit_lte(Warehouse(spark, settings), date, arguments.share, arguments.live)
+    require_clean(audit)
+    print(audit)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,111 @@
+"""Which Parquet files hold the rows of some days, read from the table's log, and cut into parts of about equal work.
+
+Tasks read the files by Arrow: rows never pass through the JVM. It needs no more than Delta promises of a table
+without deletion vectors and column mapping.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.fs
+from deltalake import DeltaTable
+
+from lte_model.windows import Interval
+
+PART_BYTES = 128 * 2**20
+"""Compressed bytes of a part: what a task holds at once."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The row groups of one file whose number is `number` in `of` equal shares."""
+
+    path: str
+    number: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of one version of a Delta table: path, size_bytes, num_records and the columns' ranges."""
+
+    version: int
+    root: str
+    files: pl.DataFrame
+
+    @property
+    def records(self) -> int:
+        return int(self.files["num_records"].sum())
+
+    def where(self, condition: pl.Expr) -> "Listing":
+        return Listing(self.version, self.root, self.files.filter(condition))
+
+    def of(self, partition: Mapping[str, str]) -> "Listing":
+        """The files of one partition."""
+        return self.where(
+            pl.all_horizontal(
+                pl.col(f"partition.{column}").cast(pl.String) == value for column, value in partition.items()
+            )
+        )
+
+    def parts(self, at_least: int) -> list[list[Piece]]:
+        """The files in parts of at most `PART_BYTES`, and in `at_least` parts where there is enough to share out."""
+        total = int(self.files["size_bytes"].sum())
+        share = max(1, min(PART_BYTES, -(-total // at_least)))
+        pieces = []
+        for path, size in self.files.select("path", "size_bytes").iter_rows():
+            cuts = max(1, round(size / share))
+            pieces += [(Piece(f"{self.root}/{path}", number, cuts), size / cuts) for number in range(cuts)]
+        parts: list[list[Piece]] = []
+        filled = share
+        for piece, size in pieces:
+            if filled + size / 2 > share:
+                parts.append([])
+                filled = 0
+            parts[-1].append(piece)
+            filled += size
+        return parts
+
+
+def list_files(path: str) -> Listing:
+    """The files of the newest version of the table at `path`."""
+    table = DeltaTable(path)
+    return Listing(table.version(), path.rstrip("/"), pl.DataFrame(pa.table(table.get_add_actions(flatten=True))))
+
+
+def overlaps(column: str, days: Interval) -> pl.Expr:
+    """Files that may hold rows whose `column` lies in `days`; a file without statistics may."""
+    low, high = pl.col(f"min.{column}"), pl.col(f"max.{column}")
+    return ((high >= days.start) & (low < days.end)).fill_null(True)
+
+
+def read_pieces(
+    pieces: Sequence[Piece], columns: Sequence[str], condition: pc.Expression, dictionaries: Sequence[str] = ()
+) -> Iterator[pa.Table]:
+    """The rows of each piece that match; columns in `dictionaries` come dictionary-encoded, as they lie in the file."""
+    form = ds.ParquetFileFormat(read_options=ds.ParquetReadOptions(dictionary_columns=set(dictionaries)))
+    for piece in pieces:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(_uri(piece.path))
+        whole = form.make_fragment(path, filesystem)
+        groups = whole.metadata.num_row_groups
+        chosen = range(groups * piece.number // piece.of, groups * (piece.number + 1) // piece.of)
+        fragment = form.make_fragment(path, filesystem, row_groups=list(chosen))
+        if chosen:
+            yield fragment.to_table(columns=list(columns), filter=condition, use_threads=False)
+
+
+def in_days(column: str, days: Interval) -> pc.Expression:
+    """Rows whose `column` lies in `days`."""
+    return (pc.field(column) >= pa.scalar(days.start, pa.date32())) & (
+        pc.field(column) < pa.scalar(days.end, pa.date32())
+    )
+
+
+def _uri(path: str) -> str:
+    """Hadoop's names of the S3 file system are not Arrow's."""
+    scheme, colon, rest = path.partition("://")
+    return f"s3://{rest}" if colon and scheme in ("s3a", "s3n") else path

@@ -1,0 +1,111 @@
+"""How a run gets to its dates: from which snapshot it goes on, and which rows of `events` it must read for that.
+
+From the base b to the date D, b < D, what moves are the events dated in [b−L, D−L), which enter, those dated in
+[b−L−W, D−L−W), which leave, those of any day that became known in [b, D), and those of items that did. A base that is
+later than D saves less: the newest event that is left of each user is found among all days of the window.
+"""
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.engine.calendar import Calendar, day_number
+from jobs.engine.files import Listing, in_days, overlaps
+from jobs.engine.packing import Catalogue
+from lte_model.settings import Window
+from lte_model.windows import Interval
+
+FORWARD_REACH = 1 / 2
+BACKWARD_REACH = 1 / 8
+"""How far, in windows, a base may lie before its dates or behind: reading all days anew is cheaper beyond."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The calendar of a run, and in words how it makes its dates."""
+
+    calendar: Calendar
+    reason: str
+
+
+def choose_plan(
+    dates: Sequence[datetime.date],
+    window: Window,
+    there: Mapping[datetime.date, str],
+    inputs_hash: Callable[[datetime.date], str],
+) -> Plan:
+    """The plan for `dates`, ascending.
+
+    `there` has the snapshots that are there: the hash of the inputs that each was made from. One whose hash isn't
+    `inputs_hash` of its date any more is no base.
+    """
+    first, last = dates[0], dates[-1]
+    made = f"LTE of {first}" if first == last else f"{len(dates)} LTEs from {first} to {last}"
+    near = [
+        date
+        for date in there
+        if datetime.timedelta(0) < first - date <= window.window_days * FORWARD_REACH * datetime.timedelta(1)
+    ]
+    if len(dates) == 1:
+        reach = window.window_days * BACKWARD_REACH * datetime.timedelta(1)
+        near += [date for date in there if datetime.timedelta(0) < date - first <= reach]
+    # The nearest before; where there is none, the nearest behind.
+    near.sort(key=lambda date: (date > first, abs(date - first)))
+    changed = []
+    for base in near:
+        if inputs_hash(base) != there[base]:
+            changed.append(base)
+            continue
+        both = tuple(sorted((*dates, base)))
+        calendar = Calendar(both, window.lag_days, window.window_days, base=both.index(base))
+        return Plan(calendar, f"{made}: incremental, from the snapshot of {base}")
+    calendar = Calendar(tuple(dates), window.lag_days, window.window_days)
+    if changed:
+        why = f"the snapshot of {changed[0]} was made from other events, items, lag or window than there are now"
+    else:
+        why = "there is no snapshot near it to go on from"
+    return Plan(calendar, f"{made}: in full, for {why}")
+
+
+def days_seen(calendar: Calendar) -> Interval:
+    """The known days that the dates of the calendar may see."""
+    return Interval(calendar.window(calendar.dates[0]).start, calendar.dates[-1])
+
+
+def needed(events: Listing, calendar: Calendar, catalogue: Catalogue) -> tuple[Listing, pc.Expression]:
+    """The files that may hold events which the calendar's moves add or take, and the condition on their rows."""
+    first, last = (calendar.window(date) for date in (calendar.dates[0], calendar.dates[-1]))
+    whole = Interval(first.start, last.end)
+    known = (calendar.dates[0], calendar.dates[-1])
+    if calendar.base is None or calendar.backward:
+        before = pc.field("known_date") < pa.scalar(known[1], pa.date32())
+        return events.where(overlaps("event_date", whole)), in_days("event_date", whole) & before
+    newly_known = Interval(*known)
+    moved = {
+        "event_date": (Interval(first.start, last.start), Interval(first.end, last.end)),
+        "known_date": (newly_known,),
+    }
+    files = pl.any_horizontal(overlaps(column, days) for column, spans in moved.items() for days in spans)
+    condition = _any([in_days(column, days) for column, spans in moved.items() for days in spans])
+    new_items = catalogue.item_ids.take(_numbers(catalogue.known_day, newly_known))
+    if len(new_items):
+        files |= overlaps("event_date", whole)
+        condition |= pc.field("item_id").isin(new_items)
+    inside = overlaps("event_date", whole)
+    return events.where(files & inside), condition & in_days("event_date", whole)
+
+
+def _numbers(known_day: np.ndarray, days: Interval) -> pa.Array:
+    return pa.array(np.flatnonzero((known_day >= day_number(days.start)) & (known_day < day_number(days.end))))
+
+
+def _any(conditions: Sequence[pc.Expression]) -> pc.Expression:
+    *others, last = conditions
+    for condition in others:
+        last |= condition
+    return last

@@ -1,0 +1,109 @@
+"""The engine on Spark: two stages of tasks, and one shuffle of blobs between them.
+
+Files that tasks share, the items and their vectors, are shipped to each machine once and mapped into memory, so that
+they take the memory of one copy however many tasks run there.
+"""
+
+import atexit
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark import SparkFiles, TaskContext
+from pyspark.sql import DataFrame, SparkSession
+
+from jobs.bases import ItemVectors
+from jobs.engine.calendar import Calendar
+from jobs.engine.files import Listing, read_pieces
+from jobs.engine.packing import COLUMNS, Catalogue, group_buckets, pack, unpack
+from jobs.engine.sums import ROWS, snapshot_rows
+
+EVENTS_OF_A_GROUP = 5_000_000
+USERS_OF_A_GROUP = 50_000
+"""About what a task of the second stage holds at once, at most."""
+
+_ROWS = (
+    "user_id STRING, user_bucket INT, vector_sum ARRAY<INT>, event_count INT, newest_event_date DATE, "
+    "snapshot_date DATE"
+)
+_BASE_COLUMNS = ROWS.names[:-1]
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """The items and their vectors as files that every task finds on its machine."""
+
+    items: str
+    units: str
+
+    @staticmethod
+    def ship(spark: SparkSession, vectors: ItemVectors) -> "Shipped":
+        name = uuid.uuid4().hex
+        shipped = Shipped(f"{name}.arrow", f"{name}.npy")
+        table = pa.table({"item_id": vectors.catalogue.item_ids, "known_day": vectors.catalogue.known_day})
+        folder = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the driver serves them as long as it lives
+        with pa.OSFile(str(folder / shipped.items), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        np.save(folder / shipped.units, vectors.units)
+        for file in (shipped.items, shipped.units):
+            spark.sparkContext.addFile(str(folder / file))
+        return shipped
+
+    def catalogue(self) -> Catalogue:
+        table = pa.ipc.open_file(pa.memory_map(SparkFiles.get(self.items))).read_all().combine_chunks()
+        return Catalogue(table["item_id"].combine_chunks(), table["known_day"].to_numpy())
+
+    def matrix(self) -> np.ndarray:
+        return np.load(SparkFiles.get(self.units), mmap_mode="r")
+
+
+def run_engine(
+    spark: SparkSession,
+    events: Listing,
+    condition: pc.Expression,
+    base: Listing | None,
+    vectors: ItemVectors,
+    calendar: Calendar,
+) -> DataFrame:
+    """The rows that the calendar makes: (user_id, user_bucket, vector_sum, event_count, newest_event_date,
+    snapshot_date), computed when they are written.
+
+    `condition` says which rows of `events` are wanted; `base` has the files of the base's partition.
+    """
+    tasks = spark.sparkContext.defaultParallelism
+    parts = events.parts(at_least=tasks)
+    users = base.records if base else 0
+    groups = max(tasks, -(-events.records // EVENTS_OF_A_GROUP), -(-users // USERS_OF_A_GROUP))
+    shipped = Shipped.ship(spark, vectors)
+
+    def pack_part(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        catalogue = shipped.catalogue()
+        for batch in batches:
+            for part in batch["id"].to_pylist():
+                for table in read_pieces(parts[part], COLUMNS, condition, dictionaries=("user_id", "item_id")):
+                    for group, blob in pack(table, calendar, catalogue, groups):
+                        yield pa.RecordBatch.from_pydict({"group": pa.array([group], pa.int32()), "blob": [blob]})
+
+    def sum_group(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        blobs = [unpack(blob.as_buffer()) for batch in batches for blob in batch["blob"]]
+        group = group_buckets(TaskContext.get().partitionId(), groups)
+        yield from snapshot_rows(blobs, _rows_of_base(base, group), shipped.matrix(), calendar)
+
+    blobs = spark.range(0, len(parts), 1, max(1, len(parts))).mapInArrow(pack_part, "group INT, blob BINARY")
+    return blobs.repartitionById(groups, "group").mapInArrow(sum_group, _ROWS)
+
+
+def _rows_of_base(base: Listing | None, buckets: range) -> pa.Table | None:
+    if base is None:
+        return None
+    inside = (pc.field("user_bucket") >= buckets.start) & (pc.field("user_bucket") < buckets.stop)
+    pieces = [piece for part in base.parts(at_least=1) for piece in part]
+    tables = list(read_pieces(pieces, _BASE_COLUMNS, inside))
+    return pa.concat_tables(tables) if tables else None

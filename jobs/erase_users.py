@@ -1,0 +1,371 @@
+"""Erases the users of a list from every table, and from the files that trainings and gates leave for people to read.
+
+    python -m jobs.erase_users --users FILE                    everything, in the order below
+    python -m jobs.erase_users --users FILE --table events     one table
+    python -m jobs.erase_users --users FILE --files reports    reports and their copies in MLflow; or data_docs
+    python -m jobs.erase_users --models                        lists the models that past erasures concern
+
+FILE has a user id per line, UTF-8; space around an id is no part of it, as in the feed. For each table that can name
+a user:
+
+1. `events` alone: the accounts of its days are told how many of their rows go (`ingested_days.rows_erased`).
+2. `training_set` alone: the registered models that were trained on one of the users get a tag that says so.
+3. The rows go, by a merge with the list: a condition on ids would put them into the table's log for good.
+4. Every file that names one of the users and isn't part of the newest version goes, whoever may still want it.
+   Erasure beats the protection of table versions: a registered model may then name a version that can't be read any
+   more. It is listed, and says so in its tags.
+
+The tables come in the order of the pipeline: what is erased first can't be made again from what is erased later. A
+second run, or a run after a kill at any instant, ends in the same. It reads and writes nothing of the shop's feed:
+take the users out of that first, or the next ingest of their days brings them back.
+"""
+
+import argparse
+import datetime
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+from delta.tables import DeltaTable
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from jobs.ingest_events import FEED
+from jobs.quality.erasure import erase_from_gates
+from jobs.session import spark_session
+from jobs.table_files import DataFile, configured, data_files, is_readable, purge, stale_files
+from jobs.tables import EVENTS, INGESTED_DAYS, QUARANTINE, TABLES, TRAINING_SET, Table, Warehouse, sql_text
+from lte_model import lineage
+from lte_model.erasure import erase_from_artifacts, erase_from_reports
+from lte_model.errors import LTEError, run
+from lte_model.lineage import RegisteredVersion
+from lte_model.settings import Settings, load_settings
+from lte_model.windows import today
+
+TABLES_WITH_USERS = {
+    name: table for name, table in TABLES.items() if table == QUARANTINE or "user_id STRING" in table.columns
+}
+"""The tables that can name a user, in the order of the pipeline."""
+
+FILES: dict[str, tuple[Callable[[Settings, frozenset[str]], list[str]], ...]] = {
+    "reports": (erase_from_reports, erase_from_artifacts),
+    "data_docs": (erase_from_gates,),
+}
+"""What is erased from beside the tables, by the name of its pool."""
+
+_FILE_BY_FILE = {
+    "spark.sql.files.maxPartitionBytes": str(128 * 2**20),
+    "spark.sql.files.openCostInBytes": str(128 * 2**20),
+    "spark.databricks.delta.merge.repartitionBeforeWrite.enabled": "false",
+}
+"""A task reads one file, and what it keeps is one file again: of the same days, of the same buckets of users."""
+
+DAYS_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What an erasure took from a table. `unreadable` are the versions named by models that can't be read any more,
+    `trained` the registered models that were trained on the users and how many of them, where it is known."""
+
+    table: str
+    rows: int
+    files: int
+    unreadable: tuple[int, ...] = ()
+    trained: tuple[tuple[RegisteredVersion, int | None], ...] = ()
+    training_dates: tuple[datetime.date, ...] = ()
+
+
+def read_users(file: str) -> frozenset[str]:
+    """The ids of the list. Raises `LTEError` where there is none."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LTEError(f"the list of users {file} can't be read: {error}; give a text file, an id per line") from None
+    # As the ingest trims them.
+    users = frozenset(line.strip(" ") for line in lines) - {""}
+    if not users:
+        raise LTEError(f"the list of users {file} is empty; give an id per line")
+    return users
+
+
+def erase_from_table(warehouse: Warehouse, table: Table, users: frozenset[str]) -> Erased:
+    """Runs the job for one table. Raises `LTEError` where the table's log can name users, where the accounts of
+    `events` don't add up, and where files stay that should have gone."""
+    if not warehouse.exists(table):
+        return Erased(table.name, 0, 0)
+    _require_silent_log(warehouse, table)
+    versions = lineage.registered_versions(warehouse.settings)
+    trained, training_dates = (), ()
+    if table == TRAINING_SET:
+        training_dates = _training_dates(warehouse, users)
+        trained = tuple(_trained_on(warehouse, versions, users))
+        for version, _ in trained:
+            if lineage.ERASED_TAG not in version.tags:
+                lineage.leave_tag(warehouse.settings, version, lineage.ERASED_TAG, str(today()))
+    rows = _delete_rows(warehouse, table, users)
+    files = _purge(warehouse, table, users)
+    unreadable = _unreadable(warehouse, table, versions)
+    return Erased(table.name, rows, files, unreadable, trained, training_dates)
+
+
+def _require_silent_log(warehouse: Warehouse, table: Table) -> None:
+    """The log notes the range of a column's values unless the table says of which columns alone it shall."""
+    detail = DeltaTable.forPath(warehouse.spark, warehouse.path(table)).detail().first()
+    noted = detail.properties.get("delta.dataSkippingStatsColumns")
+    if noted is None or {"user_id", "row"} & {column.strip() for column in noted.split(",")}:
+        raise LTEError(
+            f"the log of table {table.name} notes ranges of user ids, and they can't be erased from it; move the "
+            f"table away, write it anew with {table.written_by}, and delete the old one"
+        )
+
+
+def _ids(warehouse: Warehouse, users: frozenset[str]) -> DataFrame:
+    """One column, `user_id`: small, so that a join with it leaves the rows of a table where they are."""
+    frame = warehouse.spark.createDataFrame(pa.table({"user_id": pa.array(sorted(users), pa.string())}))
+    return F.broadcast(frame)
+
+
+def _delete_rows(warehouse: Warehouse, table: Table, users: frozenset[str]) -> int:
+    """Deletes the users' rows in one commit; returns how many there were."""
+    if table == QUARANTINE:
+        theirs = rows_that_name(warehouse.read(table), warehouse, users)
+        key = ("feed", "known_date", "row")
+    else:
+        theirs = warehouse.read(table).join(_ids(warehouse, users), "user_id", "left_semi")
+        key = ("user_id",)
+    theirs = theirs.select(*key).cache()
+    rows = theirs.count()
+    if rows:
+        if table == EVENTS:
+            _correct_accounts(warehouse, users)
+        merge = (
+            DeltaTable.forPath(warehouse.spark, warehouse.path(table))
+            .alias("table")
+            .merge(
+                F.broadcast(theirs.distinct()).alias("erased"),
+                " AND ".join(f"table.{column} = erased.{column}" for column in key),
+            )
+            .whenMatchedDelete()
+        )
+        with configured(warehouse.spark, _FILE_BY_FILE):
+            merge.execute()
+    theirs.unpersist()
+    return rows
+
+
+def rows_that_name(quarantine: DataFrame, warehouse: Warehouse, users: frozenset[str]) -> DataFrame:
+    """The rows of `quarantine` whose raw row is of one of the users: by its `user_id`, or, where that can't be found,
+    by any mention of the id, as it is or as JSON and CSV write it."""
+    named = F.trim(F.get_json_object("row", "$.user_id"))
+    texts = sorted(
+        {text for user in users for text in (user, json.dumps(user)[1:-1], json.dumps(user, ensure_ascii=False)[1:-1])}
+        | {user.replace('"', '""') for user in users}
+    )
+    written = warehouse.spark.createDataFrame(pa.table({"text": pa.array(texts, pa.string())}))
+    by_id = quarantine.join(_ids(warehouse, users), named == F.col("user_id"), "left_semi")
+    mentioned = F.contains("row", "text")
+    by_mention = quarantine.where(named.isNull()).join(F.broadcast(written), mentioned, "left_semi")
+    return by_id.unionAll(by_mention)
+
+
+def _correct_accounts(warehouse: Warehouse, users: frozenset[str]) -> None:
+    """Adds the users' rows to `rows_erased` of their days, before the rows go.
+
+    A day's account is right already where a run that was killed after this step corrected it. Raises `LTEError` for
+    days whose account fits neither way.
+    """
+    theirs = _ids(warehouse, users).withColumn("erased", F.lit(1))
+    days = (
+        warehouse.read(EVENTS)
+        .join(theirs, "user_id", "left")
+        .groupBy("known_date")
+        .agg(F.count("*").alias("rows"), F.count("erased").alias("erased"))
+        .where("erased > 0")
+    )
+    accounts = warehouse.read(INGESTED_DAYS).where(F.col("feed") == FEED)
+    accounted = accounts.select("known_date", (F.col("rows_kept") - F.col("rows_erased")).alias("accounted"))
+    found = days.join(accounted, "known_date", "left").orderBy("known_date").collect()
+    wrong = [day.known_date for day in found if day.accounted not in (day.rows, day.rows - day.erased)]
+    if wrong:
+        more = f" and {len(wrong) - DAYS_NAMED} more days" if len(wrong) > DAYS_NAMED else ""
+        raise LTEError(
+            f"the accounts of {', '.join(map(str, wrong[:DAYS_NAMED]))}{more} don't count the rows that table events "
+            "holds of them: an ingest, or an erasure with another list, was broken off. Run that again, then this; "
+            f"jobs.ingest_events --since {wrong[0]} brings days anew"
+        )
+    due = [(day.known_date, day.erased) for day in found if day.accounted == day.rows]
+    if due:
+        (
+            DeltaTable.forPath(warehouse.spark, warehouse.path(INGESTED_DAYS))
+            .alias("account")
+            .merge(
+                warehouse.spark.createDataFrame(due, "known_date DATE, erased BIGINT").alias("day"),
+                f"account.feed = {sql_text(FEED)} AND account.known_date = day.known_date",
+            )
+            .whenMatchedUpdate(set={"rows_erased": "account.rows_erased + day.erased"})
+            .execute()
+        )
+
+
+def _purge(warehouse: Warehouse, table: Table, users: frozenset[str]) -> int:
+    """Purges the table if a file that it doesn't need names one of the users; returns how many files went.
+
+    Raises `LTEError` where such a file stays.
+    """
+    before = data_files(warehouse, table)
+    # With deletion vectors the files of the newest version may hold rows that it no longer has.
+    suspects = before if table.deletion_vectors else stale_files(warehouse, table, before)
+    if not _name_a_user(warehouse, table, suspects, users):
+        return 0
+    purge(warehouse, table)
+    after = data_files(warehouse, table)
+    left = [file.name for file in stale_files(warehouse, table, after) if file.name.endswith(".parquet")]
+    if left:
+        raise LTEError(
+            f"{len(left)} files of table {table.name} that it no longer needs are still there, first {left[0]}; "
+            "another job wrote meanwhile? Run the erasure again"
+        )
+    return len({file.name for file in before} - {file.name for file in after})
+
+
+def _name_a_user(warehouse: Warehouse, table: Table, files: Sequence[DataFile], users: frozenset[str]) -> bool:
+    """Whether a row of the files is of one of the users, were it deleted or never part of a version."""
+    paths = [file.path for file in files if file.name.endswith(".parquet")]
+    if not paths:
+        return False
+    column = "row" if table == QUARANTINE else "user_id"
+    # The path of a file tells its partition too; what is looked for is in the file.
+    rows = warehouse.spark.read.schema(f"{column} STRING").option("recursiveFileLookup", True).parquet(*paths)
+    try:
+        if table == QUARANTINE:
+            return not rows_that_name(rows, warehouse, users).isEmpty()
+        return not rows.join(_ids(warehouse, users), "user_id", "left_semi").isEmpty()
+    except (PySparkException, Py4JError):
+        return True  # a job was killed while it wrote the file: what is in it can't be told
+
+
+def _unreadable(warehouse: Warehouse, table: Table, versions: list[RegisteredVersion]) -> tuple[int, ...]:
+    """The versions of the table that registered models name and that can't be read; each model's tags say so."""
+    named = lineage.tables_in_use(versions).get(table.name, {})
+    there = data_files(warehouse, table) if named else []
+    lost = sorted(number for number in named if not is_readable(warehouse, table, number, there))
+    for version in versions:
+        numbers = [number for number in version.tables.get(table.name, ()) if number in lost]
+        if numbers:
+            tag = f"{lineage.UNREADABLE_TAG}{table.name}"
+            lineage.leave_tag(warehouse.settings, version, tag, ", ".join(map(str, numbers)))
+    return tuple(lost)
+
+
+def _training_dates(warehouse: Warehouse, users: frozenset[str]) -> tuple[datetime.date, ...]:
+    """The training dates of whose training set the users are part, ascending."""
+    rows = warehouse.read(TRAINING_SET).join(_ids(warehouse, users), "user_id", "left_semi")
+    return tuple(sorted(row.training_date for row in rows.select("training_date").distinct().collect()))
+
+
+def _trained_on(
+    warehouse: Warehouse, versions: list[RegisteredVersion], users: frozenset[str]
+) -> list[tuple[RegisteredVersion, int | None]]:
+    """The registered versions whose training set held some of the users, and how many; None where no row is left to
+    tell by. Looked at is the table version that the model names, or, where it can't be read, the newest."""
+    there = data_files(warehouse, TRAINING_SET)
+    found = []
+    for version in versions:
+        named = [
+            number
+            for number in version.tables.get(TRAINING_SET.name, ())
+            if is_readable(warehouse, TRAINING_SET, number, there)
+        ]
+        per_number = [_users_of(warehouse, number, version, users) for number in named or [None]]
+        known = [count for count in per_number if count is not None]
+        if max(known, default=None) != 0:
+            found.append((version, max(known, default=None)))
+    return found
+
+
+def _users_of(
+    warehouse: Warehouse, number: int | None, version: RegisteredVersion, users: frozenset[str]
+) -> int | None:
+    """How many of the users a version of the training set holds for the model's date; None if it has no such rows."""
+    rows = pl.scan_delta(warehouse.path(TRAINING_SET), version=number).filter(
+        pl.col("training_date") == version.training_date
+    )
+    counted = rows.select(
+        pl.len().alias("rows"),
+        pl.col("user_id").filter(pl.col("user_id").is_in(sorted(users))).n_unique().alias("users"),
+    )
+    row = counted.collect().row(0, named=True)
+    return row["users"] if row["rows"] else None
+
+
+def describe(erased: Sequence[Erased]) -> list[str]:
+    """What was erased from the tables, as lines for a person; no line names a user."""
+    if not any(of_table.rows or of_table.files for of_table in erased):
+        lines = [f"no file of {', '.join(of_table.table for of_table in erased)} names one of these users"]
+    else:
+        lines = [f"{'table':<16} {'rows removed':>14} {'files removed':>14}"]
+        lines += [f"{of_table.table:<16} {of_table.rows:>14,} {of_table.files:>14,}" for of_table in erased]
+    for of_table in erased:
+        if of_table.training_dates:
+            dates = ", ".join(map(str, of_table.training_dates))
+            lines.append(f"they were part of the training sets of {dates}")
+        for version, users in of_table.trained:
+            of_date = f"{version}, training of {version.training_date},"
+            if users is None:
+                lines.append(f"{of_date} may have been trained on them: no row of its training set is left to tell by")
+            else:
+                lines.append(f"{of_date} was trained on {users:,} of them: train anew, and promote that")
+        if of_table.unreadable:
+            numbers = ", ".join(map(str, of_table.unreadable))
+            lines.append(
+                f"{of_table.table}: versions named by registered models that can't be read any more: {numbers}"
+            )
+    return lines
+
+
+def describe_files(what: str, changed: Sequence[str]) -> list[str]:
+    return [f"{what}: {len(changed)} files changed or deleted", *[f"  {file}" for file in changed]]
+
+
+def describe_models(settings: Settings) -> list[str]:
+    """The registered models that erasures of any day concern."""
+    lines = lineage.erasures(lineage.registered_versions(settings))
+    return lines or ["no registered model was trained on an erased user, as far as is known"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--users", metavar="FILE", help="the list: a user id per line")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--table", choices=list(TABLES_WITH_USERS), help="erase from this table alone")
+    part.add_argument("--files", choices=list(FILES), help="erase from these files alone")
+    part.add_argument("--models", action="store_true", help="erase nothing; list the models that erasures concern")
+    parser.add_argument("--settings", help="settings file (default: the one that LTE_SETTINGS names)")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.settings)
+    if not arguments.models:
+        if not arguments.users:
+            raise LTEError("give --users, the file with the list of users")
+        users = read_users(arguments.users)
+        print(f"erasing {len(users):,} users")
+        if not arguments.files:
+            tables = [TABLES[arguments.table]] if arguments.table else TABLES_WITH_USERS.values()
+            with spark_session(settings, "erase_users") as spark:
+                erased = [erase_from_table(Warehouse(spark, settings), table, users) for table in tables]
+            print(*describe(erased), sep="\n")
+        if not arguments.table:
+            for what in [arguments.files] if arguments.files else FILES:
+                changed = [line for erase in FILES[what] for line in erase(settings, users)]
+                print(*describe_files(what, changed), sep="\n")
+    if not (arguments.table or arguments.files):
+        print(*describe_models(settings), sep="\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,231 @@
+"""Keeps the tables small and fast to read: thins old snapshots, compacts small files, deletes files of the past.
+
+For each table, or for `--table` alone:
+
+1. `delta.deletedFileRetentionDuration` and `delta.logRetentionDuration` are set to `maintenance.retention_days`, or
+   longer, to what the oldest version of the table that a registered model names needs. First, for any later commit
+   may delete commits that are past the second.
+2. `lte_snapshots` alone: of the dates more than `maintenance.daily_snapshots_days` before `--date`, those stay that
+   a row of `training_set`, or the training of a registered model, names. The others go, and their accounts before
+   them: an account without its snapshot would say that it can be gone on from.
+3. A partition with many small files is written anew. Snapshots of the daily period are left as they are: their files
+   are cut by users, for the run that goes on from them.
+4. What no version has read for the retention is deleted. The files of a version that a registered model names stay,
+   whatever the retention says.
+
+A second run for the same date finds nothing to do.
+"""
+
+import datetime
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+from delta.tables import DeltaTable
+
+from jobs.command_line import JobParser
+from jobs.session import spark_session
+from jobs.table_files import configured, data_files, files_of_version, is_readable, stale_files, vacuum
+from jobs.tables import LTE_SNAPSHOTS, SNAPSHOT_ACCOUNTS, TABLES, TRAINING_SET, Table, Warehouse, dated, sql_text
+from lte_model import lineage
+from lte_model.errors import run
+from lte_model.lineage import RegisteredVersion
+from lte_model.settings import Settings
+from lte_model.windows import ONE_DAY, training_dates
+
+MARGIN_DAYS = 30
+"""How long no maintenance may run without a named version coming to the end of its time."""
+
+MB = 2**20
+
+
+@dataclass(frozen=True)
+class Maintained:
+    """What was done to a table: files and bytes in its folder before and after, rows thinned, how long removed files
+    stay, and the versions that registered models name, each with its models, still readable or not."""
+
+    table: str
+    files: tuple[int, int]
+    size: tuple[int, int]
+    retention_days: int
+    thinned_dates: int = 0
+    thinned_rows: int = 0
+    compacted: int = 0
+    readable: tuple[tuple[int, str], ...] = ()
+    unreadable: tuple[tuple[int, str], ...] = ()
+
+
+def maintain(
+    warehouse: Warehouse, table: Table, date: datetime.date, versions: list[RegisteredVersion]
+) -> Maintained | None:
+    """Runs the job for one table; None where the table isn't there. `versions` are the registered models."""
+    if not warehouse.exists(table):
+        return None
+    options = warehouse.settings.maintenance
+    before = data_files(warehouse, table)
+    named = lineage.tables_in_use(versions).get(table.name, {})
+    kept = [number for number in sorted(named) if is_readable(warehouse, table, number, before)]
+    retention_days = max(options.retention_days, _days_needed(warehouse, table, kept))
+    _set_retention(warehouse, table, retention_days)
+
+    daily_from = date - ONE_DAY * options.daily_snapshots_days
+    thinned, rows = thin_snapshots(warehouse, daily_from, versions) if table == LTE_SNAPSHOTS else ([], 0)
+    compacted = _compact(warehouse, table, daily_from)
+    _vacuum(warehouse, table, kept, retention_days)
+
+    after = data_files(warehouse, table)
+    models = {number: ", ".join(map(str, by)) for number, by in named.items()}
+    still = {number: is_readable(warehouse, table, number, after) for number in named}
+    return Maintained(
+        table.name,
+        files=(len(before), len(after)),
+        size=(sum(file.size for file in before), sum(file.size for file in after)),
+        retention_days=retention_days,
+        thinned_dates=len(thinned),
+        thinned_rows=rows,
+        compacted=compacted,
+        readable=tuple((number, models[number]) for number in sorted(named) if still[number]),
+        unreadable=tuple((number, models[number]) for number in sorted(named) if not still[number]),
+    )
+
+
+def _days_needed(warehouse: Warehouse, table: Table, kept: Sequence[int]) -> int:
+    """The days for which removed files and commits must stay, so that the versions `kept` can be read for
+    `MARGIN_DAYS` more: their age, for whatever of theirs was removed was removed since."""
+    if not kept:
+        return 0
+    commits = DeltaTable.forPath(warehouse.spark, warehouse.path(table)).history().select("version", "timestamp")
+    made = {row.version: row.timestamp for row in commits.collect()}
+    oldest = min(made.get(number, min(made.values())) for number in kept)
+    age = datetime.datetime.now() - oldest  # PySpark's timestamps are local times
+    return math.ceil(age / ONE_DAY) + MARGIN_DAYS
+
+
+def _set_retention(warehouse: Warehouse, table: Table, days: int) -> None:
+    """Sets both properties in one commit, unless they are what they should be. Delta refuses a log that is shorter
+    than the retention of files."""
+    wanted = {
+        f"delta.{name}": f"interval {days} days" for name in ("logRetentionDuration", "deletedFileRetentionDuration")
+    }
+    detail = DeltaTable.forPath(warehouse.spark, warehouse.path(table)).detail().first()
+    if any(detail.properties.get(key) != value for key, value in wanted.items()):
+        listed = ", ".join(f"{sql_text(key)} = {sql_text(value)}" for key, value in wanted.items())
+        warehouse.spark.sql(f"ALTER TABLE delta.`{warehouse.path(table)}` SET TBLPROPERTIES ({listed})")
+
+
+def thin_snapshots(
+    warehouse: Warehouse, daily_from: datetime.date, versions: list[RegisteredVersion]
+) -> tuple[list[datetime.date], int]:
+    """Deletes the snapshots that nothing keeps, and first their accounts; returns their dates and rows."""
+    tables = [table for table in (SNAPSHOT_ACCOUNTS, LTE_SNAPSHOTS) if warehouse.exists(table)]
+    there = {date for table in tables for date in _dates(warehouse, table)}
+    trained = set(_dates(warehouse, TRAINING_SET)) if warehouse.exists(TRAINING_SET) else set()
+    gone = dates_to_thin(there, daily_from, trained | named_dates(versions, warehouse.settings))
+    rows = 0
+    if gone:
+        condition = dated("snapshot_date", gone)
+        rows = warehouse.read(LTE_SNAPSHOTS).where(condition).count()
+        for table in tables:
+            warehouse.spark.sql(f"DELETE FROM delta.`{warehouse.path(table)}` WHERE {condition}")
+    return gone, rows
+
+
+def dates_to_thin(
+    there: Iterable[datetime.date], daily_from: datetime.date, trained: Iterable[datetime.date]
+) -> list[datetime.date]:
+    """The dates before `daily_from` that no training reads, ascending."""
+    return sorted(date for date in set(there) - set(trained) if date < daily_from)
+
+
+def named_dates(versions: Iterable[RegisteredVersion], settings: Settings) -> set[datetime.date]:
+    """The snapshot dates that the trainings of the registered versions read, as the settings have them."""
+    return {
+        date
+        for version in versions
+        if version.training_date
+        for date in training_dates(version.training_date, settings.training_set).snapshot_dates
+    }
+
+
+def _dates(warehouse: Warehouse, table: Table) -> list[datetime.date]:
+    return [row.snapshot_date for row in warehouse.read(table).select("snapshot_date").distinct().collect()]
+
+
+def _compact(warehouse: Warehouse, table: Table, daily_from: datetime.date) -> int:
+    """Writes partitions with many small files anew; returns how many."""
+    options = warehouse.settings.maintenance
+    crowded = crowded_partitions(files_of_version(warehouse, table), options.small_file_mb * MB, options.small_files)
+    if "snapshot_date" in table.partitioned_by:
+        crowded = crowded.filter(pl.col("partition.snapshot_date").cast(pl.Date) < daily_from)
+    if crowded.is_empty():
+        return 0
+    target = str(options.target_file_mb * MB)
+    sizes = {
+        "spark.databricks.delta.optimize.minFileSize": str(options.small_file_mb * MB),
+        "spark.databricks.delta.optimize.maxFileSize": target,
+        # A clustered table is written anew in cubes of this size. Delta's 100 GB would write all of it every time.
+        "spark.databricks.delta.optimize.clustering.mergeStrategy.minCubeSize.threshold": target,
+        "spark.databricks.delta.optimize.clustering.mergeStrategy.minCubeSize.targetCubeSize": target,
+    }
+    partitions = [
+        " AND ".join(
+            f"CAST({column} AS STRING) = {sql_text(str(row[f'partition.{column}']))}" for column in table.partitioned_by
+        )
+        for row in crowded.to_dicts()
+    ]
+    where = f" WHERE {' OR '.join(f'({partition})' for partition in partitions)}" if table.partitioned_by else ""
+    with configured(warehouse.spark, sizes):
+        warehouse.spark.sql(f"OPTIMIZE delta.`{warehouse.path(table)}`{where}")
+    return len(crowded)
+
+
+def crowded_partitions(files: pl.DataFrame, small: int, most: int) -> pl.DataFrame:
+    """The partitions of the files (name, size, partition.…) that have more than `most` files below `small` bytes."""
+    partition = [column for column in files.columns if column.startswith("partition.")]
+    few = files.filter(pl.col("size") < small)
+    return few.group_by(partition or pl.lit(0).alias("table")).len().filter(pl.col("len") > most).sort(pl.all())
+
+
+def _vacuum(warehouse: Warehouse, table: Table, kept: Sequence[int], retention_days: int) -> None:
+    there = data_files(warehouse, table)
+    needed = {name for number in kept for name in files_of_version(warehouse, table, number)["name"]}
+    oldest = datetime.datetime.now(datetime.UTC) - ONE_DAY * retention_days
+    candidates = [
+        file
+        for file in stale_files(warehouse, table, there)
+        if file.name not in needed
+        and file.modified < oldest.timestamp() * 1000
+        # Which deletion vectors a version of the past needs isn't listed.
+        and (not kept or file.name.endswith(".parquet"))
+    ]
+    if candidates:
+        vacuum(warehouse, table, candidates)
+
+
+def describe(done: Maintained) -> list[str]:
+    """What was done to a table, as lines for a person."""
+    files, size = done.files, [f"{size / MB:,.1f} MB" for size in done.size]
+    changed = f"{files[0]:,} → {files[1]:,} files, {size[0]} → {size[1]}; {done.compacted:,} partitions compacted"
+    lines = [f"{done.table}: {changed}; removed files stay for {done.retention_days} days"]
+    if done.thinned_dates:
+        lines.append(f"  thinned: {done.thinned_dates:,} snapshot dates, {done.thinned_rows:,} rows")
+    lines += [f"  version {number} is kept readable: named by {models}" for number, models in done.readable]
+    lines += [f"  version {number} can't be read any more: named by {models}" for number, models in done.unreadable]
+    return lines
+
+
+def main() -> None:
+    parser = JobParser(__doc__, "the day from which the age of a snapshot counts")
+    parser.add_argument("--table", choices=list(TABLES), help="maintain this table alone")
+    arguments, settings, date = parser.read()
+    versions = lineage.registered_versions(settings)
+    with spark_session(settings, "maintain_tables") as spark:
+        warehouse = Warehouse(spark, settings)
+        for table in [TABLES[arguments.table]] if arguments.table else TABLES.values():
+            done = maintain(warehouse, table, date, versions)
+            print(*(describe(done) if done else [f"{table.name}: not there yet"]), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

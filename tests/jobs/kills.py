@@ -1,0 +1,402 @@
+"""Kill tests: SIGKILL of a job at a random instant, then the job again. The tables must equal those of an undisturbed run.
+
+    python -m tests.jobs.kills --kills 30 --seed 7 --json kills.json
+
+1. Every job of two dates runs undisturbed, and the warehouse is kept as it was before and after each.
+2. A victim, a process with a JVM of its own, rehearses its job on a copy, says READY, and runs it on another copy. The
+   rehearsal loads the JVM's classes: without it most kills would come before the first write.
+3. After a random part of the time that the job took undisturbed, all processes of the victim get SIGKILL at once.
+4. The job runs again, in a session of ours, on what the victim left behind; and every row of every table is compared.
+
+The next victim gets ready while the last one's tables are compared.
+"""
+
+import argparse
+import collections
+import datetime
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import polars as pl
+import psutil
+from deltalake import DeltaTable
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from jobs.demo_shop import ShopSpec, write_demo_shop
+from jobs.embed_items import embed_items
+from jobs.fit_basis import fit_basis, register
+from jobs.ingest import days_known, with_missing_days
+from jobs.ingest_events import FEED, ingest_events
+from jobs.ingest_items import ingest_items
+from jobs.publish_lte import publish_lte
+from jobs.session import spark_session
+from jobs.snapshot_lte import snapshot_lte
+from jobs.tables import SEMANTIC_BASES, Warehouse
+from lte_model.errors import LTEError, run
+from lte_model.settings import Settings, load_settings
+from lte_model.windows import ONE_DAY
+from tests.jobs.conftest import REPOSITORY, small_settings
+
+FIRST = datetime.date(2024, 7, 1)
+SECOND = FIRST + 7 * ONE_DAY
+SINCE = FIRST - 40 * ONE_DAY
+SHOP = ShopSpec(users=150, items=400, events_per_user=120, bot_weight=5)
+
+READY, DONE = "READY", "DONE"
+START_SECONDS = 180
+"""How long a victim may take until it is ready."""
+
+NOT_COMPARED = ("written_users",)
+"""What may differ: how many rows the last run of `publish_lte` had to write, which is none where it was done already."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A job for one date. `kind` is what kills are counted by."""
+
+    kind: str
+    date: datetime.date
+    run: Callable[[Warehouse, datetime.date], object]
+
+    def __str__(self) -> str:
+        return f"{self.kind} for {self.date}"
+
+
+def _ingest_events(warehouse: Warehouse, date: datetime.date) -> None:
+    days = with_missing_days(warehouse, FEED, days_known(date, SINCE if date == FIRST else None))
+    ingest_events(warehouse, warehouse.settings, days)
+
+
+def _fit_basis(warehouse: Warehouse, date: datetime.date) -> None:
+    warehouse.create(SEMANTIC_BASES)
+    basis, fitted_items = fit_basis(warehouse, date)
+    register(warehouse, basis, date, fitted_items)
+
+
+def _ingest_items(warehouse: Warehouse, date: datetime.date) -> None:
+    ingest_items(warehouse, warehouse.settings, date)
+
+
+def _snapshot_lte(warehouse: Warehouse, date: datetime.date) -> None:
+    snapshot_lte(warehouse, [date])
+
+
+STEPS = (
+    Step("ingest_items", FIRST, _ingest_items),
+    Step("ingest_events", FIRST, _ingest_events),
+    Step("fit_basis", FIRST, _fit_basis),
+    Step("embed_items", FIRST, embed_items),
+    Step("snapshot_lte, full", FIRST, _snapshot_lte),
+    Step("publish_lte", FIRST, publish_lte),
+    Step("ingest_items", SECOND, _ingest_items),
+    Step("ingest_events", SECOND, _ingest_events),
+    Step("embed_items", SECOND, embed_items),
+    Step("snapshot_lte, incremental", SECOND, _snapshot_lte),
+    Step("publish_lte", SECOND, publish_lte),
+)
+KINDS = tuple(dict.fromkeys(step.kind for step in STEPS if step.kind != "fit_basis"))
+
+
+class Outcome(StrEnum):
+    """When a kill hit, by what the victim left behind."""
+
+    BEFORE = "before any write"
+    FILES = "files without a commit"
+    COMMITS = "some commits"
+    AFTER = "after the end"
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill, and what was wrong with the tables after the job had run again: nothing, if all is well."""
+
+    step: Step
+    after_seconds: float
+    outcome: Outcome
+    wrong: str | None
+
+    def __str__(self) -> str:
+        verdict = f"NOT THE SAME: {self.wrong}" if self.wrong else "same tables"
+        return f"{self.step}: killed after {self.after_seconds:.2f} s, {self.outcome}; run again: {verdict}"
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """The undisturbed run: `states[n]` is the warehouse before step n, and `seconds[n]` what step n took."""
+
+    settings: Path
+    states: tuple[Path, ...]
+    seconds: tuple[float, ...]
+
+    def copy(self, number: int, home: Path) -> Path:
+        """An installation in `home` with the warehouse as it was before the step; returns its settings file."""
+        home.mkdir(parents=True)
+        shutil.copytree(self.states[number], home / "warehouse")
+        return Path(shutil.copy(self.settings, home / "settings.toml"))
+
+
+def run_undisturbed(spark: SparkSession, folder: Path) -> Undisturbed:
+    """Runs every step once, on the demo shop's feed."""
+    write_demo_shop(SHOP, folder / "shop")
+    small_settings(folder)
+    file = folder / "settings.toml"
+    sources = "".join(f'\n{name} = "{folder / "shop" / name}.parquet"' for name in ("events", "items"))
+    text = file.read_text().replace("window_days = 10", "window_days = 30")
+    file.write_text(f"{text}\n[sources]{sources}\n")
+    warehouse = Warehouse(spark, load_settings(file))
+    place = Path(warehouse.settings.warehouse)
+    place.mkdir()
+    states, seconds = [], []
+    for number, step in enumerate(STEPS):
+        states.append(Path(shutil.copytree(place, folder / "states" / str(number))))
+        begin = time.perf_counter()
+        step.run(warehouse, step.date)
+        seconds.append(time.perf_counter() - begin)
+    states.append(place)
+    return Undisturbed(file, tuple(states), tuple(seconds))
+
+
+def plan(kills: int, seed: int) -> list[tuple[int, float]]:
+    """(number of the step, share of its time) of each kill. No kind comes again before all others have."""
+    generator = random.Random(seed)
+    chosen: list[tuple[int, float]] = []
+    while len(chosen) < kills:
+        for kind in generator.sample(KINDS, len(KINDS)):
+            of_kind = [number for number, step in enumerate(STEPS) if step.kind == kind]
+            chosen.append((generator.choice(of_kind), generator.random()))
+    return chosen[:kills]
+
+
+class Victim:
+    """A process that is about to run a step, and will not live to see its end, or not for long."""
+
+    def __init__(self, undisturbed: Undisturbed, number: int, home: Path):
+        self.home = home
+        self.settings = undisturbed.copy(number, home / "ours")
+        rehearsal = undisturbed.copy(number, home / "rehearsal")
+        self.before = files_of(self.settings.parent / "warehouse")
+        self.errors = (home / "stderr").open("w+")
+        scratch = home / "scratch"
+        scratch.mkdir()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.jobs.kills", "--victim", str(number), str(rehearsal), str(self.settings)],
+            cwd=REPOSITORY,
+            env=os.environ | {"TMPDIR": str(scratch), "SPARK_LOCAL_DIRS": str(scratch)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_until_ready(self) -> None:
+        """Raises `LTEError` for a victim that dies of itself."""
+        watchdog = threading.Timer(START_SECONDS, self.kill)
+        watchdog.start()
+        ready = any(line.startswith(READY) for line in self.process.stdout)
+        watchdog.cancel()
+        if not ready:
+            self.errors.seek(0)
+            raise LTEError(f"a victim died before it was killed: {self.errors.read()[-2000:]}")
+
+    def kill(self) -> None:
+        """SIGKILL to the victim's process group, Python and JVM, and to Python's workers, which have one of their own.
+
+        Returns when all of them are gone.
+        """
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            family = psutil.Process(self.process.pid).children(recursive=True)
+            os.killpg(self.process.pid, signal.SIGKILL)
+            for process in family:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(family, timeout=60)
+        self.process.wait()
+
+    def outcome(self) -> Outcome:
+        """When the kill hit."""
+        if DONE in self.process.stdout.read().split():
+            return Outcome.AFTER
+        new = files_of(self.settings.parent / "warehouse") - self.before
+        if not new:
+            return Outcome.BEFORE
+        return Outcome.COMMITS if any(is_commit(file) for file in new) else Outcome.FILES
+
+    def bury(self) -> None:
+        self.kill()
+        self.errors.close()
+        shutil.rmtree(self.home)
+
+
+def files_of(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def is_commit(file: str) -> bool:
+    """Whether a file is a version of a Delta table: 20 digits in its log."""
+    path = Path(file)
+    return path.parent.name == "_delta_log" and path.suffix == ".json" and path.stem.isdigit() and len(path.stem) == 20
+
+
+def rows_of(warehouse: Path) -> dict[str, list[str]]:
+    """All rows of every table, as text, in an order of their own. Read without Spark, whose caches know the past."""
+    return {
+        folder.name: sorted(
+            repr(row) for row in pl.scan_delta(str(folder)).collect().drop(NOT_COMPARED, strict=False).rows()
+        )
+        for folder in sorted(warehouse.iterdir())
+        if DeltaTable.is_deltatable(str(folder))
+    }
+
+
+def difference(found: dict[str, list[str]], expected: dict[str, list[str]]) -> str | None:
+    """Where the tables first differ, in words; None where they don't."""
+    if found.keys() != expected.keys():
+        return f"the tables are {', '.join(found)}, not {', '.join(expected)}"
+    for table, rows in expected.items():
+        lost = list((collections.Counter(rows) - collections.Counter(found[table])).elements())
+        added = list((collections.Counter(found[table]) - collections.Counter(rows)).elements())
+        if lost or added:
+            return f"table {table} lost {len(lost)} rows {lost[:2]} and has {len(added)} others {added[:2]}"
+    return None
+
+
+def kill_jobs(spark: SparkSession, kills: int, seed: int, folder: Path) -> Iterator[Kill]:
+    """Kills that many jobs, one after the other, and tells of each."""
+    undisturbed = run_undisturbed(spark, folder)
+    planned = plan(kills, seed)
+
+    def victim_of(number: int) -> Victim:
+        return Victim(undisturbed, planned[number][0], folder / "victims" / str(number))
+
+    with the_victims() as alive:
+        alive.append(victim_of(0))
+        for number, (step_number, share) in enumerate(planned):
+            step, victim = STEPS[step_number], alive[0]
+            victim.wait_until_ready()
+            seconds = share * undisturbed.seconds[step_number]
+            time.sleep(seconds)
+            victim.kill()
+            if number + 1 < kills:
+                alive.append(victim_of(number + 1))
+            outcome = victim.outcome()
+            wrong = run_again(spark, step, load_settings(victim.settings), undisturbed.states[step_number + 1])
+            alive.pop(0).bury()
+            yield Kill(step, seconds, outcome, wrong)
+
+
+@contextmanager
+def the_victims() -> Iterator[list[Victim]]:
+    """The victims that are alive; none is, afterwards."""
+    alive: list[Victim] = []
+    try:
+        yield alive
+    finally:
+        for victim in alive:
+            victim.bury()
+
+
+def run_again(spark: SparkSession, step: Step, settings: Settings, expected: Path) -> str | None:
+    """What is wrong after the step has run again; None where nothing is."""
+    try:
+        step.run(Warehouse(spark, settings), step.date)
+    except (LTEError, PySparkException, Py4JError) as error:
+        return f"{type(error).__name__}: {error}"[:1000]
+    return difference(rows_of(Path(settings.warehouse)), rows_of(expected))
+
+
+def be_victim(number: int, rehearsal: str, settings: str) -> None:
+    """Runs a step, and waits to be killed."""
+    step = STEPS[number]
+    with spark_session(load_settings(settings), step.kind) as spark:
+        for home, said in ((rehearsal, READY), (settings, DONE)):
+            begin = time.perf_counter()
+            step.run(Warehouse(spark, load_settings(home)), step.date)
+            print(f"\n{said} {time.perf_counter() - begin}", flush=True)
+        sys.stdin.read()
+
+
+def counts_of(kills: Sequence[Kill]) -> dict[str, dict[Outcome, int]]:
+    """How many kills of each kind of job, and of all, hit when."""
+    counts = {kind: dict.fromkeys(Outcome, 0) for kind in (*KINDS, "all")}
+    for kill in kills:
+        counts[kill.step.kind][kill.outcome] += 1
+        counts["all"][kill.outcome] += 1
+    return counts
+
+
+def table_of(kills: Sequence[Kill]) -> str:
+    """The counts as text."""
+    width = max(map(len, KINDS))
+    lines = ["  ".join([" " * width, *Outcome, "kills"])]
+    for kind, counts in counts_of(kills).items():
+        cells = [f"{counts[outcome]:{len(outcome)}}" for outcome in Outcome]
+        lines.append("  ".join([f"{kind:{width}}", *cells, f"{sum(counts.values()):5}"]))
+    return "\n".join(lines)
+
+
+def rows_for_json(kills: Sequence[Kill], seed: int, seconds: float) -> list[dict[str, object]]:
+    """The counts as rows of measure, side, value and unit."""
+    rows = [
+        {"measure": f"kills {outcome}", "side": kind, "value": count, "unit": "kills"}
+        for kind, counts in counts_of(kills).items()
+        for outcome, count in counts.items()
+    ]
+    wrong = sum(kill.wrong is not None for kill in kills)
+    return rows + [
+        {"measure": "kills", "side": "all", "value": len(kills), "unit": "kills"},
+        {"measure": "tables not the same after the job ran again", "side": "all", "value": wrong, "unit": "kills"},
+        {"measure": "seed", "side": "all", "value": seed, "unit": ""},
+        {"measure": "duration", "side": "all", "value": round(seconds, 1), "unit": "s"},
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, help="of the jobs and the instants (default: a new one)")
+    parser.add_argument("--json", type=Path, help="write the counts to this file")
+    parser.add_argument("--victim", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.victim:
+        number, rehearsal, settings = arguments.victim
+        be_victim(int(number), rehearsal, settings)
+        return
+    if arguments.kills < 1:
+        raise LTEError(f"--kills {arguments.kills} kills nothing; give 1 or more")
+    seed = random.randrange(10_000) if arguments.seed is None else arguments.seed
+    print(f"{arguments.kills} kills, seed {seed}", flush=True)
+    begin = time.perf_counter()
+    kills = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with spark_session(small_settings(folder), "kills") as spark:
+            for kill in kill_jobs(spark, arguments.kills, seed, folder):
+                kills.append(kill)
+                print(f"{len(kills):3}. {kill}", flush=True)
+    seconds = time.perf_counter() - begin
+    print(f"\n{table_of(kills)}\n\n{len(kills)} kills in {seconds:.0f} s, seed {seed}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows_for_json(kills, seed, seconds), indent=1) + "\n")
+    wrong = [kill for kill in kills if kill.wrong]
+    if wrong:
+        raise LTEError(f"after {len(wrong)} of {len(kills)} kills the tables were not the same; first: {wrong[0]}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,228 @@
+"""Erasure is physical: afterwards no file holds the user, the accounts add up, and other users' rows are as before."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+from great_expectations import expectations as gxe
+from pyspark.sql import functions as F
+
+from jobs import erase_users as job
+from jobs.erase_users import TABLES_WITH_USERS, describe, erase_from_table, read_users
+from jobs.quality.check import check
+from jobs.quality.erasure import erase_from_gates
+from jobs.quality.suites import Batch
+from jobs.tables import (
+    EVENTS,
+    INGESTED_DAYS,
+    LTE_LIVE,
+    LTE_SNAPSHOTS,
+    QUARANTINE,
+    TABLES,
+    TRAINING_SET,
+    Warehouse,
+)
+from lte_model.errors import LTEError
+from lte_model.windows import ONE_DAY
+from tests.jobs.conftest import small_settings
+from tests.jobs.rows import DAY, account, case, event, frame, lte
+
+GONE = """o'Neil "the 2nd", gäst-4711"""
+"""An id with all that JSON, CSV and SQL write in their own way."""
+
+OTHERS = tuple(f"user-{number}" for number in range(40))
+ERASED = frozenset({GONE, "nobody"})
+
+
+@pytest.fixture(scope="module")
+def template(spark, tmp_path_factory):
+    """Every table that can name a user, written more than once, with GONE among the rows of now or of before."""
+    warehouse = Warehouse(spark, small_settings(tmp_path_factory.mktemp("template")))
+    everyone = (GONE, *OTHERS)
+    days = [DAY - ONE_DAY * back for back in (3, 2, 1)]
+    events = [event(user, day, second) for day in days for user in everyone for second in range(2)]
+    warehouse.replace(EVENTS, frame(warehouse, EVENTS, events).repartitionByRange(3, "known_date"), "true")
+    warehouse.replace(EVENTS, frame(warehouse, EVENTS, [event("late", DAY)]), f"known_date = DATE'{DAY}'")
+    accounts = [account(day, 2 * len(everyone)) for day in days] + [account(DAY, 1)]
+    warehouse.replace(INGESTED_DAYS, frame(warehouse, INGESTED_DAYS, accounts), "true")
+    raw = [
+        json.dumps({"user_id": f" {GONE} ", "item_id": None}, ensure_ascii=False),
+        f'"{GONE.replace(chr(34), chr(34) * 2)}",i,view,a column too many',
+        json.dumps({"user_id": GONE})[:-1],
+        json.dumps({"user_id": OTHERS[0], "item_id": None}),
+        "user-1,i,view,a column too many",
+    ]
+    refused = [{"feed": "events", "known_date": DAY, "reason": "r", "row": row} for row in raw]
+    warehouse.replace(QUARANTINE, frame(warehouse, QUARANTINE, refused), "true")
+    for date in days[:2]:
+        rows = frame(warehouse, LTE_SNAPSHOTS, [lte(user, date) for user in everyone])
+        warehouse.replace(LTE_SNAPSHOTS, rows, f"snapshot_date = DATE'{date}'")
+    warehouse.replace(LTE_LIVE, frame(warehouse, LTE_LIVE, [lte(user, days[0]) for user in everyone]), "true")
+    # In table training_set the user is history: only files of an old version name GONE.
+    for users in (everyone, OTHERS):
+        rows = [case(user, split) for split in ("train", "test") for user in users]
+        warehouse.replace(TRAINING_SET, frame(warehouse, TRAINING_SET, rows), "true")
+    return warehouse.settings.warehouse
+
+
+@pytest.fixture
+def filled(template, warehouse):
+    """A copy of the template: the log of a Delta table names files by their place in it."""
+    shutil.copytree(template, warehouse.settings.warehouse)
+    return warehouse
+
+
+def erase(warehouse, users=ERASED):
+    return {name: erase_from_table(warehouse, table, users) for name, table in TABLES_WITH_USERS.items()}
+
+
+def traces(folder, user_id):
+    """The files under `folder` that hold the id: as bytes, as JSON writes it, or as a value of a Parquet column."""
+    written = {
+        user_id.encode(),
+        json.dumps(user_id)[1:-1].encode(),
+        json.dumps(user_id, ensure_ascii=False)[1:-1].encode(),
+    }
+    found = []
+    for path in sorted(Path(folder).rglob("*")):
+        if not path.is_file():
+            continue
+        said = path.read_bytes()
+        if path.suffix == ".parquet":
+            said += str(pq.ParquetFile(path).read().to_pylist()).encode() + repr(pq.ParquetFile(path).metadata).encode()
+        if any(form in said for form in written):
+            found.append(str(path.relative_to(folder)))
+    return found
+
+
+def rows_of_others(warehouse):
+    """All rows but those of GONE, table by table."""
+    others = {}
+    for name, table in TABLES_WITH_USERS.items():
+        rows = [row.asDict() for row in warehouse.read(table).collect()]
+        others[name] = sorted(str(row) for row in rows if GONE not in str(row) and "Neil" not in str(row))
+    return others
+
+
+def accounts_add_up(warehouse):
+    """In every known day: rows in `events` = rows_kept − rows_erased."""
+    held = {row.known_date: row["count"] for row in warehouse.read(EVENTS).groupBy("known_date").count().collect()}
+    accounts = warehouse.read(INGESTED_DAYS).where("feed = 'events'").collect()
+    return held == {row.known_date: row.rows_kept - row.rows_erased for row in accounts}
+
+
+def versions(warehouse):
+    return {name: DeltaTable(warehouse.path(table)).version() for name, table in TABLES_WITH_USERS.items()}
+
+
+def test_no_file_of_the_warehouse_names_an_erased_user(filled):
+    assert len(traces(filled.settings.warehouse, GONE)) > len(TABLES_WITH_USERS)
+    before = rows_of_others(filled)
+    erased = erase(filled)
+    assert traces(filled.settings.warehouse, GONE) == []
+    assert rows_of_others(filled) == before
+    assert {name: of_table.rows for name, of_table in erased.items()} == {
+        "events": 6, "quarantine": 3, "lte_snapshots": 2, "lte_live": 1, "training_set": 0,
+    }  # fmt: skip
+    assert all(of_table.files for of_table in erased.values())
+    assert accounts_add_up(filled)
+    days = {row.known_date: row.rows_erased for row in filled.read(INGESTED_DAYS).collect()}
+    assert days == {DAY - ONE_DAY * back: 2 * (back > 0) for back in range(4)}
+
+    before = versions(filled)
+    again = erase(filled)
+    assert not any(of_table.rows or of_table.files for of_table in again.values())
+    assert describe(list(again.values())) == [f"no file of {', '.join(TABLES_WITH_USERS)} names one of these users"]
+    assert versions(filled) == before
+
+
+@pytest.mark.parametrize("killed_before", ["DeltaTable.merge of events", "purge"])
+def test_a_kill_changes_nothing_about_the_end(filled, monkeypatch, killed_before):
+    class Killed(Exception):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    if killed_before == "purge":
+        monkeypatch.setattr(job, "purge", kill)
+    else:
+        correct = job._correct_accounts
+        monkeypatch.setattr(job, "_correct_accounts", lambda *arguments: (correct(*arguments), kill()))
+    with pytest.raises(Killed):
+        erase_from_table(filled, EVENTS, ERASED)
+    monkeypatch.undo()
+    erase_from_table(filled, EVENTS, ERASED)
+    assert accounts_add_up(filled)
+    assert traces(filled.path(EVENTS), GONE) == []
+    days = {row.known_date: row.rows_erased for row in filled.read(INGESTED_DAYS).collect()}
+    assert days == {DAY - ONE_DAY * back: 2 * (back > 0) for back in range(4)}
+
+
+def test_a_day_whose_account_is_wrong_is_named_and_nothing_is_erased(filled):
+    wrong = frame(filled, INGESTED_DAYS, [account(DAY - ONE_DAY, 83)])
+    filled.replace(INGESTED_DAYS, wrong, f"known_date = DATE'{DAY - ONE_DAY}'")
+    with pytest.raises(LTEError, match="the accounts of 2024-02-29 don't count the rows"):
+        erase_from_table(filled, EVENTS, ERASED)
+    assert filled.read(EVENTS).where(F.col("user_id") == GONE).count() == 6
+
+
+def test_a_file_covers_no_more_days_after_an_erasure(filled):
+    """A snapshot finds the files of its days by their ranges; an erasure that mixed the days would undo that."""
+
+    def ranges():
+        rows = filled.read(EVENTS).groupBy(F.col("_metadata.file_path"))
+        return sorted(tuple(row)[1:] for row in rows.agg(F.min("known_date"), F.max("known_date")).collect())
+
+    before = ranges()
+    erase_from_table(filled, EVENTS, ERASED)
+    assert ranges() == before
+
+
+def test_every_table_that_can_name_a_user_is_among_them():
+    assert set(TABLES_WITH_USERS) == {
+        name for name, table in TABLES.items() if re.search(r"user_id|\brow\b", table.columns)
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "is empty"), (b" \n\n", "is empty"), (b"\xff", "can't be read")]
+)
+def test_a_list_without_users_is_refused(tmp_path, content, message):
+    (tmp_path / "users.txt").write_bytes(content)
+    with pytest.raises(LTEError, match=message):
+        read_users(str(tmp_path / "users.txt"))
+    with pytest.raises(LTEError, match="can't be read"):
+        read_users(str(tmp_path / "no-file.txt"))
+
+
+def test_a_list_is_read_as_the_feed_is(tmp_path):
+    (tmp_path / "users.txt").write_bytes("\ufeffu 1 \r\n'q\",\u2028x\n\n u 1\n".encode())
+    assert read_users(str(tmp_path / "users.txt")) == {"u 1", "'q\",\u2028x"}
+
+
+def test_no_file_of_the_gates_names_an_erased_user(settings):
+    def gate(user):
+        rows = pl.DataFrame({"user_id": [user, "good"], "price": [-1.0, 2.0]}).lazy()
+        rules = (
+            gxe.ExpectColumnValuesToBeBetween(column="price", min_value=0),
+            gxe.ExpectColumnValuesToBeInSet(column="user_id", value_set=["good"]),
+        )
+        with pytest.raises(LTEError):
+            check(settings, "events", [Batch("events", rows, ("user_id",), rules)], DAY)
+
+    gate(GONE)
+    gate(OTHERS[0])
+    pages = {path for path in Path(settings.data_docs).rglob("*.html") if "validations" in path.parts}
+    gone = erase_from_gates(settings, ERASED)
+    assert {Path(path).suffix for path in gone} == {".json", ".html"} and len(gone) == 2
+    for path in Path(settings.data_docs).rglob("*"):
+        assert not path.is_file() or "Neil" not in path.read_text(errors="replace"), path
+    assert {path for path in pages if not path.exists()} == {Path(path) for path in gone if path.endswith("html")}
+    assert OTHERS[0] in Path(settings.data_docs, "site", "gates.html").read_text()
+    assert erase_from_gates(settings, ERASED) == []
