@@ -29,6 +29,7 @@ TABLES = (
     "lte_live",
     "publications",
     "lte_audits",
+    "item_popularity",
     "training_set",
 )
 

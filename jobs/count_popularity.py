@@ -7,7 +7,7 @@ those known before D: what a ranker could have known on D. An item without any e
 import datetime
 from collections.abc import Sequence
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.command_line import JobParser
@@ -26,7 +26,7 @@ def item_popularity(events: DataFrame, dates: Sequence[datetime.date], window_da
     age = F.date_diff("snapshot_date", "event_date")  # 1 is the day before
     seen = (age >= 1) & (age <= longest) & (F.col("known_date") < F.col("snapshot_date"))
 
-    def within(days: int) -> F.Column:
+    def within(days: int) -> Column:
         return F.count_if(age <= days).cast("int")
 
     return (

@@ -29,7 +29,7 @@ from jobs.snapshot_lte import snapshot_lte
 from jobs.tables import SEMANTIC_BASES, Warehouse
 from lte_model.errors import LTEError, run
 from lte_model.settings import Basis, Settings, Sources, load_settings
-from lte_model.windows import parse_date, training_dates
+from lte_model.windows import ONE_DAY, parse_date, training_dates
 
 EXIT_SECONDS = 120
 """How long the JVM may take to write the archive as it exits."""
@@ -98,8 +98,9 @@ def run_all_jobs(warehouse: Warehouse, since: datetime.date, date: datetime.date
     embed_items(warehouse, date)
     anchors = training_dates(date, settings.training_set).snapshot_dates
     snapshot_lte(warehouse, anchors)
-    snapshot_lte(warehouse, [date])
-    publish_lte(warehouse, date)
+    for day in (date - ONE_DAY, date):
+        snapshot_lte(warehouse, [day])
+        publish_lte(warehouse, day)
     count_popularity(warehouse, anchors)
     build_training_set(warehouse, date)
 

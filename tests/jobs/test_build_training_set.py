@@ -11,7 +11,7 @@ from jobs.build_training_set import TIE, in_order, training_set
 from lte_model.settings import TrainingSet, Window
 from lte_model.windows import ONE_DAY, lte_window, target_window, training_dates
 from tests.jobs import events as made
-from tests.jobs.events import embedded_frame, events_frame
+from tests.jobs.events import events_frame
 
 WINDOW = Window(lag_days=3, window_days=10)
 TRAINING = TrainingSet(anchors=3, anchor_every_days=3, test_days=4, max_length=4)
@@ -23,8 +23,9 @@ KNOWN = {"e": DATES.test.start}
 def built(spark, rows):
     """Rows of the training set by (split, snapshot date, user)."""
     events = events_frame(spark, rows).where(f"known_date < DATE'{DATE}'")
-    items = embedded_frame(spark, KNOWN)
-    frame = training_set(events, items.drop("item_index"), DATES, WINDOW, TRAINING.max_length)
+    known = [(item, KNOWN.get(item, datetime.date(1970, 1, 1))) for item in made.ITEMS]
+    items = spark.createDataFrame(known, "item_id STRING, item_known_date DATE")
+    frame = training_set(events, items, DATES, WINDOW, TRAINING.max_length)
     return {(row.split, row.snapshot_date, row.user_id): row for row in frame.collect()}
 
 
