@@ -19,6 +19,7 @@ JOBS = (
     "jobs.publish_lte",
     "jobs.build_training_set",
     "jobs.audit_lte",
+    "jobs.maintain_tables",
     "jobs.quality.check events",
 )
 
