@@ -21,7 +21,7 @@ $(VENV)/installed: pyproject.toml infra/constraints.txt
 	    { echo "error: $(PYTHON) is $$($(PYTHON) --version); Python 3.11 or later is needed: make setup PYTHON=python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV)
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --requirements pyproject.toml --extra test --constraints infra/constraints.txt
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --requirements pyproject.toml --extra test --extra bench --constraints infra/constraints.txt
 	@touch $@
 
 .cache/prepared: $(VENV)/installed
@@ -42,6 +42,10 @@ test: .cache/prepared  ## all tests [ARGS="-m 'not e2e'"]
 test-kills: .cache/prepared  ## kill jobs at random instants, run them again, compare every table [KILLS=30 SEED= JSON=]
 	@$(BIN)/python -m tests.jobs.kills --kills $(or $(KILLS),30) $(if $(SEED),--seed $(SEED)) $(if $(JSON),--json '$(JSON)')
 
+bench-snapshot: .cache/prepared  ## a snapshot beside the other ways to make it [SIZE=small|20m SIDES= REPEATS= JSON=]
+	@$(BIN)/python -m tests.benchmarks.bench_snapshot $(if $(SIZE),--size $(SIZE)) $(if $(SIDES),--sides $(SIDES)) \
+	    $(if $(REPEATS),--repeats $(REPEATS)) $(if $(JSON),--json '$(JSON)')
+
 lint: $(VENV)/installed  ## ruff
 	$(BIN)/ruff check .
 
@@ -50,4 +54,4 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup demo up test test-kills lint clean
+.PHONY: help setup demo up test test-kills bench-snapshot lint clean

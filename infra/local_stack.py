@@ -43,7 +43,10 @@ from lte_model.settings import SETTINGS_VARIABLE, load_settings
 REPOSITORY = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
 USER = "admin"
-DAG_IDS = ("lte_bootstrap", "lte_daily", "lte_backfill", "lte_audit", "lte_training", "lte_promotion")
+DAG_IDS = (
+    "lte_bootstrap", "lte_daily", "lte_backfill", "lte_audit", "lte_training", "lte_promotion", "lte_maintenance",
+    "lte_erasure",
+)  # fmt: skip
 MARK = "LOCAL_STACK"
 """A variable in the environment of every process of a stack, by which the last of them is found."""
 

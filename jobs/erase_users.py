@@ -105,8 +105,8 @@ def erase_from_table(warehouse: Warehouse, table: Table, users: frozenset[str]) 
     if table == TRAINING_SET:
         training_dates = _training_dates(warehouse, users)
         trained = tuple(_trained_on(warehouse, versions, users))
-        for version, _ in trained:
-            if lineage.ERASED_TAG not in version.tags:
+        for version, count in trained:
+            if count and lineage.ERASED_TAG not in version.tags:
                 lineage.leave_tag(warehouse.settings, version, lineage.ERASED_TAG, str(today()))
     rows = _delete_rows(warehouse, table, users)
     files = _purge(warehouse, table, users)

@@ -35,7 +35,11 @@ class Table:
     @property
     def layout(self) -> str:
         """What stands behind the columns in CREATE TABLE."""
-        properties = {"delta.enableDeletionVectors": str(self.deletion_vectors).lower()}
+        properties = {
+            "delta.enableDeletionVectors": str(self.deletion_vectors).lower(),
+            # Until maintenance knows which versions registered models name.
+            "delta.logRetentionDuration": "interval 365 days",
+        }
         if self.statistics:
             properties["delta.dataSkippingStatsColumns"] = ",".join(self.statistics)
         listed = ", ".join(f"'{key}' = '{value}'" for key, value in properties.items())

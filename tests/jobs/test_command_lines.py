@@ -20,6 +20,7 @@ JOBS = (
     "jobs.count_popularity",
     "jobs.build_training_set",
     "jobs.audit_lte",
+    "jobs.maintain_tables",
     "jobs.quality.check events",
 )
 

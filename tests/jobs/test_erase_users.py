@@ -28,6 +28,7 @@ from jobs.tables import (
     Warehouse,
 )
 from lte_model.errors import LTEError
+from lte_model.lineage import ERASED_TAG, UNREADABLE_TAG, RegisteredVersion
 from lte_model.windows import ONE_DAY
 from tests.jobs.conftest import small_settings
 from tests.jobs.rows import DAY, account, case, event, frame, lte
@@ -139,6 +140,30 @@ def test_no_file_of_the_warehouse_names_an_erased_user(filled):
     assert not any(of_table.rows or of_table.files for of_table in again.values())
     assert describe(list(again.values())) == [f"no file of {', '.join(TABLES_WITH_USERS)} names one of these users"]
     assert versions(filled) == before
+
+
+def test_models_that_were_trained_on_the_user_are_found_by_the_version_that_they_name(filled, monkeypatch):
+    """Only version 1 of the training set held GONE. A purge makes it unreadable, and both tags say what happened."""
+    on_user, on_others, unknown = (
+        RegisteredVersion("ranker", number, date, {"training_set": (version,)}, {})
+        for number, date, version in ((1, DAY, 1), (2, DAY, 2), (3, DAY - ONE_DAY, 99))
+    )
+    tags = {}
+    monkeypatch.setattr(job.lineage, "registered_versions", lambda _: [on_user, on_others, unknown])
+    monkeypatch.setattr(
+        job.lineage,
+        "leave_tag",
+        lambda _, version, tag, value: tags.setdefault(version.version, {}).update({tag: value}),
+    )
+    erased = erase_from_table(filled, TRAINING_SET, ERASED)
+    assert erased.trained == ((on_user, 1), (unknown, None)) and erased.unreadable == (1, 99)
+    assert {number: set(left) for number, left in tags.items()} == {
+        1: {ERASED_TAG, f"{UNREADABLE_TAG}training_set"},
+        3: {f"{UNREADABLE_TAG}training_set"},
+    }
+    said = "\n".join(describe([erased]))
+    assert "ranker version 1, training of 2024-03-01, was trained on 1 of them" in said
+    assert "ranker version 3, training of 2024-02-29, may have been trained on them" in said
 
 
 @pytest.mark.parametrize("killed_before", ["DeltaTable.merge of events", "purge"])
