@@ -163,7 +163,7 @@ def main() -> None:
     options = {}
     if arguments.table == "events":
         options["since"] = parse_date(arguments.since) if arguments.since else None
-    if arguments.table == "lte_snapshots":
+    if arguments.table in ("lte_snapshots", "item_popularity"):
         options["anchors"] = arguments.anchors
     for date in dates:
         check(settings, arguments.table, SUITES[arguments.table](settings, date, **options), date)
