@@ -14,6 +14,7 @@ The next victim gets ready while the last one's tables are compared.
 import argparse
 import collections
 import datetime
+import io
 import json
 import os
 import random
@@ -25,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -165,7 +166,7 @@ def run_undisturbed(spark: SparkSession, folder: Path) -> Undisturbed:
     for number, step in enumerate(STEPS):
         states.append(Path(shutil.copytree(place, folder / "states" / str(number))))
         begin = time.perf_counter()
-        step.run(warehouse, step.date)
+        run_quietly(step, warehouse)
         seconds.append(time.perf_counter() - begin)
     states.append(place)
     return Undisturbed(file, tuple(states), tuple(seconds))
@@ -314,10 +315,16 @@ def the_victims() -> Iterator[list[Victim]]:
 def run_again(spark: SparkSession, step: Step, settings: Settings, expected: Path) -> str | None:
     """What is wrong after the step has run again; None where nothing is."""
     try:
-        step.run(Warehouse(spark, settings), step.date)
+        run_quietly(step, Warehouse(spark, settings))
     except (LTEError, PySparkException, Py4JError) as error:
         return f"{type(error).__name__}: {error}"[:1000]
     return difference(rows_of(Path(settings.warehouse)), rows_of(expected))
+
+
+def run_quietly(step: Step, warehouse: Warehouse) -> None:
+    """Runs the step without what it has to say: the report is of kills."""
+    with redirect_stdout(io.StringIO()):
+        step.run(warehouse, step.date)
 
 
 def be_victim(number: int, rehearsal: str, settings: str) -> None:
