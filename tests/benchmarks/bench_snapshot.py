@@ -237,7 +237,10 @@ def polars_run(settings: Settings, target: Path) -> Path:
         .agg(n=pl.len().cast(pl.Float32))
         .join(components, on="item_id")
         .group_by("user_id")
-        .agg(*[(pl.col("n") * pl.col(f"v{number}")).sum() for number in range(width)], event_count=pl.col("n").sum())
+        .agg(
+            *[(pl.col("n") * pl.col(f"v{number}")).sum().alias(f"v{number}") for number in range(width)],
+            event_count=pl.col("n").sum(),
+        )
         .sink_parquet(target)
     )
     return target
