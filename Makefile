@@ -42,9 +42,9 @@ test: .cache/prepared  ## all tests [ARGS="-m 'not e2e'"]
 test-kills: .cache/prepared  ## kill jobs at random instants, run them again, compare every table [KILLS=30 SEED= JSON=]
 	@$(BIN)/python -m tests.jobs.kills --kills $(or $(KILLS),30) $(if $(SEED),--seed $(SEED)) $(if $(JSON),--json '$(JSON)')
 
-bench-snapshot: .cache/prepared  ## a snapshot beside the other ways to make it [SIZE=small|20m SIDES= REPEATS= JSON=]
+bench-snapshot: .cache/prepared  ## a snapshot beside the other ways to make it [SIZE=small|20m DIMENSIONS= SIDES= REPEATS= JSON=]
 	@$(BIN)/python -m tests.benchmarks.bench_snapshot $(if $(SIZE),--size $(SIZE)) $(if $(SIDES),--sides $(SIDES)) \
-	    $(if $(REPEATS),--repeats $(REPEATS)) $(if $(JSON),--json '$(JSON)')
+	    $(if $(DIMENSIONS),--dimensions $(DIMENSIONS)) $(if $(REPEATS),--repeats $(REPEATS)) $(if $(JSON),--json '$(JSON)')
 
 lint: $(VENV)/installed  ## ruff
 	$(BIN)/ruff check .

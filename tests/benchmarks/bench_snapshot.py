@@ -11,8 +11,8 @@ reads the same Delta table and writes every user's row; every side's rows are co
     duckdb, polars                one process: counts of (user, item), ⋈ vectors, one sum per component
     floor                         one process: pyarrow reads, scipy multiplies, pyarrow writes
 
-Each side runs in a process of its own and once before it is measured; the slowest, thirty dates and Spark's own ways
-at the full size, run once and that is it.
+Each side runs in a process of its own, those on Spark once before they are measured; the slowest, thirty dates and
+Spark's own ways at the full size, run once and that is it. `--explain` prints the plan of `full`.
 """
 
 import argparse
@@ -49,6 +49,7 @@ LAG, WINDOW = 30, 730
 """The window that holds all but the last month of the shop's two years."""
 
 DAILY = 30
+DIMENSIONS = (64, 384)
 SPARK_SIDES = ("full", "incremental", "sweep_30", "rewrite", "spark_vector_avg", "spark_array_avg")
 OTHER_SIDES = ("duckdb", "polars", "floor")
 SIDES = (*SPARK_SIDES, "spark_posexplode", *OTHER_SIDES)
@@ -133,7 +134,7 @@ def prepare(size: str) -> None:
             "true",
         )
         item_ids = [row[0] for row in items.select("item_id").orderBy("item_id").collect()]
-        for dimensions in (64, 384):
+        for dimensions in DIMENSIONS:
             basis_id = f"bench{dimensions}"
             vectors = pa.FixedSizeListArray.from_arrays(
                 pa.array(vectors_of(len(item_ids), dimensions).ravel()), dimensions
@@ -337,6 +338,23 @@ def prepare_base(settings: Settings) -> None:
         snapshot_lte(Warehouse(spark, settings), [DATE - ONE_DAY], full=True)
 
 
+def explain(settings: Settings) -> None:
+    """Prints the plan that Spark runs for `full`."""
+    from jobs.bases import load_vectors
+    from jobs.engine.calendar import Calendar
+    from jobs.engine.files import list_files
+    from jobs.engine.plan import needed
+    from jobs.engine.run import run_engine
+    from jobs.session import spark_session
+    from jobs.tables import EVENTS, Warehouse
+
+    with spark_session(settings, "explain") as spark:
+        warehouse = Warehouse(spark, settings)
+        vectors, calendar = load_vectors(warehouse, settings.basis.basis_id), Calendar((DATE,), LAG, WINDOW)
+        files, condition = needed(list_files(warehouse.path(EVENTS)), calendar, vectors.catalogue)
+        run_engine(spark, files, condition, None, vectors, calendar).explain()
+
+
 # Measuring: a process for each side and size.
 
 
@@ -407,13 +425,19 @@ def main() -> None:
     parser.add_argument("--size", choices=USERS, default="20m")
     parser.add_argument("--sides", help=f"comma-separated, of {', '.join(SIDES)} (default: all that suit the size)")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dimensions", type=int, choices=DIMENSIONS, help="one width alone (default: both)")
+    parser.add_argument("--explain", action="store_true", help="print the plan of the hot path, and measure nothing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--dimensions", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.explain:
+        prepare(arguments.size)
+        explain(settings_of(arguments.size, arguments.dimensions or DIMENSIONS[0]))
+        return
     if arguments.one:
         slow = arguments.one == "sweep_30" or (arguments.one.startswith("spark_") and arguments.size == "20m")
         repeats = 1 if slow else arguments.repeats
-        result = measure_here(arguments.one, arguments.size, arguments.dimensions, repeats, warm=not slow)
+        warm = not slow and arguments.one not in OTHER_SIDES
+        result = measure_here(arguments.one, arguments.size, arguments.dimensions, repeats, warm)
         print(json.dumps(result))
         return
 
@@ -428,7 +452,7 @@ def main() -> None:
     for size in {*sizes, largest}:
         prepare(size)
     figures = []
-    for dimensions in (64, 384):
+    for dimensions in (arguments.dimensions,) if arguments.dimensions else DIMENSIONS:
         seconds = {name: measure(name, largest, dimensions, arguments.repeats) for name in sides}
         figures += [figure(f"snapshot_{dimensions}", name, value) for name, value in seconds.items()]
         if "full" in seconds:
