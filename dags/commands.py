@@ -50,13 +50,13 @@ def feed_end() -> datetime.datetime | None:
 
 
 def job(task_id: str, command: str, *, writes: str, on_failure: str, outlets: tuple[Asset, ...] = ()) -> BashOperator:
-    """A task that writes. `writes` names its pool: its table. It may be repeated, so that one retry is safe."""
+    """A task that writes. `writes` names its pool: its table. It may be repeated, and a stop of Airflow may cost a try."""
     return BashOperator(
         task_id=task_id,
         bash_command=f"python -m {command}",
         cwd=str(REPOSITORY),
         pool=writes,
-        retries=1,
+        retries=2,
         retry_delay=datetime.timedelta(seconds=20),
         outlets=list(outlets),
         doc_md=f"Writes **{writes}**. Safe to clear and run again.\n\n**When it fails:** {on_failure}",

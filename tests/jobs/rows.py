@@ -46,5 +46,6 @@ def case(user, split):
         "split": split,
         "item_ids": ["i"],
         "event_times": [datetime.datetime(2024, 2, 1, tzinfo=datetime.UTC)],
+        "target_count": 1,
         "history_count": 1,
     }

@@ -56,6 +56,7 @@ def tables(settings: Settings) -> dict[str, pl.DataFrame]:
             {
                 "feed": ["events"],
                 "known_date": [DATE - ONE_DAY],
+                "ingested_for": [DATE],
                 "rows_read": [5],
                 "rows_kept": [3],
                 "rows_quarantined": [1],
