@@ -31,6 +31,7 @@ WRITTEN_TOGETHER = {
     "ingested_days": "quarantine",
     "snapshot_accounts": "lte_snapshots",
     "publications": "lte_live",
+    "test_accounts": "test_measurements",
 }
 
 

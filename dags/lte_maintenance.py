@@ -31,6 +31,8 @@ TABLES = (
     "lte_audits",
     "item_popularity",
     "training_set",
+    "test_measurements",
+    "test_accounts",
 )
 
 with DAG(

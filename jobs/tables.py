@@ -153,6 +153,21 @@ TRAINING_SET = Table(
     partitioned_by=("training_date", "split"),
     statistics=("snapshot_date",),
 )
+TEST_MEASUREMENTS = Table(
+    "test_measurements",
+    # Sums over users, in whole numbers of 1/10,000 of the metric's unit; what the day added to them.
+    """test_name STRING NOT NULL, measured_for DATE NOT NULL, test_start DATE NOT NULL, test_end DATE NOT NULL,
+    day DATE NOT NULL, variant STRING NOT NULL, metric STRING NOT NULL, users BIGINT NOT NULL,
+    sum_y DECIMAL(38, 0) NOT NULL, sum_yy DECIMAL(38, 0) NOT NULL, sum_x DECIMAL(38, 0) NOT NULL,
+    sum_xx DECIMAL(38, 0) NOT NULL, sum_xy DECIMAL(38, 0) NOT NULL""",
+    "jobs.measure_test",
+)
+TEST_ACCOUNTS = Table(
+    "test_accounts",
+    """test_name STRING NOT NULL, measured_for DATE NOT NULL, feed STRING NOT NULL, fate STRING NOT NULL,
+    rows BIGINT NOT NULL, users BIGINT NOT NULL""",
+    "jobs.measure_test",
+)
 
 TABLES = {
     table.name: table
@@ -170,6 +185,8 @@ TABLES = {
         LTE_AUDITS,
         ITEM_POPULARITY,
         TRAINING_SET,
+        TEST_MEASUREMENTS,
+        TEST_ACCOUNTS,
     )
 }
 

@@ -27,10 +27,15 @@ class _Section(BaseModel):
 
 
 class Sources(_Section):
-    """Where the shop's feeds lie: a path, any Hadoop URL, or `table:name` for a table of the catalogue."""
+    """Where the shop's feeds lie: a path, any Hadoop URL, or `table:name` for a table of the catalogue.
+
+    `exposures` and `outcomes` are read by online tests alone.
+    """
 
     events: str = "source/events.parquet"
     items: str = "source/items.parquet"
+    exposures: str = "source/exposures.parquet"
+    outcomes: str = "source/outcomes.parquet"
 
 
 class Window(_Section):
@@ -113,6 +118,17 @@ class Evaluation(_Section):
     bootstrap_samples: Count = 1000
 
 
+class OnlineTest(_Section):
+    """What is read off an online test. The first of `metrics` decides; each is a column of the outcomes' feed."""
+
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("engagement", "revenue")
+    uplift: Annotated[float, Field(gt=0)] = 0.0116
+    """The relative difference that a test should be able to find, with probability `power`; the paper's by default."""
+    power: Annotated[float, Field(gt=0.05, lt=1)] = 0.8
+    sample_ratio_p: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    """Below it the users are not divided as they should be, and the test isn't readable."""
+
+
 class MLflow(_Section):
     tracking_uri: str = "sqlite:///mlflow.db"
     artifacts: str = "mlartifacts"
@@ -165,6 +181,7 @@ class Settings(_Section):
     model: Model = Model()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    online_test: OnlineTest = OnlineTest()
     mlflow: MLflow = MLflow()
     gates: Gates = Gates()
     maintenance: Maintenance = Maintenance()
@@ -229,7 +246,7 @@ def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
             **{
                 name: absolute(getattr(settings, name)) for name in ("warehouse", "checkpoints", "reports", "data_docs")
             },
-            "sources": Sources(events=absolute(settings.sources.events), items=absolute(settings.sources.items)),
+            "sources": Sources(**{feed: absolute(source) for feed, source in settings.sources}),
             "mlflow": settings.mlflow.model_copy(
                 update={"tracking_uri": uri, "artifacts": absolute(settings.mlflow.artifacts)}
             ),

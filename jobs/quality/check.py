@@ -155,16 +155,21 @@ def main() -> None:
     parser.add_argument(
         "--anchors", action="store_true", help="lte_snapshots, item_popularity: check what the training of --date reads"
     )
+    parser.add_argument("--test", help="test_measurements: the name of the test")
     arguments, settings, dates = parser.read_dates()
     if arguments.start and arguments.table != "lte_snapshots":
         raise LTEError(f"a range is for the gate of lte_snapshots; give --date to check {arguments.table}")
     if arguments.start and arguments.anchors:
         raise LTEError("--anchors are those of one training; give --date, not a range")
+    if bool(arguments.test) != (arguments.table == "test_measurements"):
+        raise LTEError("--test names an online test: give it for test_measurements, and for no other table")
     options = {}
     if arguments.table == "events":
         options["since"] = parse_date(arguments.since) if arguments.since else None
     if arguments.table in ("lte_snapshots", "item_popularity"):
         options["anchors"] = arguments.anchors
+    if arguments.table == "test_measurements":
+        options["test"] = arguments.test
     for date in dates:
         check(settings, arguments.table, SUITES[arguments.table](settings, date, **options), date)
 

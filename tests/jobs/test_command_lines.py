@@ -22,6 +22,7 @@ JOBS = (
     "jobs.audit_lte",
     "jobs.maintain_tables",
     "jobs.quality.check events",
+    "jobs.measure_test --test t --from 2024-01-01 --to 2024-02-01",
 )
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import polars as pl
@@ -101,6 +102,28 @@ def tables(settings: Settings) -> dict[str, pl.DataFrame]:
                 "events_window": [0, 1],
             }
         ),
+        "test_measurements": pl.DataFrame(
+            [
+                {
+                    "test_name": "t",
+                    "measured_for": DATE,
+                    "test_start": DATE - ONE_DAY * 2,
+                    "test_end": DATE,
+                    "day": day,
+                    "variant": variant,
+                    "metric": metric,
+                    "users": 3,
+                    "sum_y": Decimal(6 * 10**4),
+                    "sum_yy": Decimal(14 * 10**8),
+                    "sum_x": Decimal(-3),
+                    "sum_xx": Decimal(5),
+                    "sum_xy": Decimal(0),
+                }
+                for variant in ("control", "lte")
+                for metric in ("engagement", "revenue")
+                for day in (DATE - ONE_DAY * 2, DATE - ONE_DAY)
+            ]
+        ),
         "training_set": pl.DataFrame(
             [example("train", anchor) for anchor in dates.anchors]
             + [
@@ -111,7 +134,12 @@ def tables(settings: Settings) -> dict[str, pl.DataFrame]:
     }
 
 
-OPTIONS = {"events": {"since": None}, "lte_snapshots": {"anchors": False}, "item_popularity": {"anchors": False}}
+OPTIONS = {
+    "events": {"since": None},
+    "lte_snapshots": {"anchors": False},
+    "item_popularity": {"anchors": False},
+    "test_measurements": {"test": "t"},
+}
 
 
 def gate(settings: Settings, tables: dict[str, pl.DataFrame], table: str) -> None:
@@ -180,6 +208,26 @@ FAULTS = {
         spoil("events_7d", 3),
         '"column_A": "events_30d", "column_B": "events_7d".*item_id=a',
     ),
+    "a day outside the test": (
+        "test_measurements",
+        "test_measurements",
+        spoil("day", DATE),
+        '"column_A": "test_end", "column_B": "day".*variant=control',
+    ),
+    "a day measured twice": (
+        "test_measurements",
+        "test_measurements",
+        spoil("day", DATE - ONE_DAY),
+        "compound_columns_to_be_unique.*variant=control, metric=engagement",
+    ),
+    "a variance below 0": ("test_measurements", "test_measurements", spoil("sum_yy", Decimal(0)), '"spread"'),
+    "users of one metric alone": ("test_measurements", "test_measurements", spoil("users", 4), '"user_counts"'),
+    "a metric of one variant": (
+        "test_measurements",
+        "test_measurements",
+        lambda frame: frame.filter((pl.col("variant") == "lte") | (pl.col("metric") == "revenue")),
+        '"variants", "min_value": 2.*metric=engagement',
+    ),
     "a test target before the cut": ("training_set", "training_set", spoil("target_date", ALWAYS, -1), "target_date"),
     "two bases": ("training_set", "training_set", spoil("basis_id", "c", -1), "basis_id"),
     "a sequence without a target to train on": (
@@ -235,6 +283,8 @@ def test_a_range_is_checked_date_by_date_up_to_a_broken_one(settings, tables, mo
         ("lte_snapshots --from 2024-03-01 --to 2024-03-05 --every 0", "a step of 0 days does not advance"),
         ("lte_snapshots --to 2024-03-05", "give --from and --to together, without --date"),
         ("lte_snapshots", "give --date, or --from and --to"),
+        ("test_measurements --date 2024-03-01", "--test names an online test: give it for test_measurements"),
+        ("events --date 2024-03-01 --test t", "--test names an online test: give it for test_measurements"),
     ],
 )
 def test_a_range_that_is_none_is_refused(settings, monkeypatch, options, said):

@@ -1,0 +1,378 @@
+"""Measures the online test `--test` over the days [--from, --to): what the users of each variant did, as sums.
+
+1. **Who is in the test:** a user belongs to the variant of the first exposure. A user who saw two variants by the end
+   of the period, or saw one before it began, is counted and left out.
+2. **What they did:** outcomes from a user's first exposure to the end of the period; a user without any counts as 0.
+3. **What they did before:** the outcomes of as many days before the period, which CUPED takes as its covariate.
+
+Of each variant, metric and day the table gets what the day added to n, Σy, Σy², Σx, Σx², Σxy (lte_model/online_test.py
+reads them): the sums up to a day are those of a test that ended then. No row names a user. Sums are whole numbers, of
+1/10,000 of a metric's unit, so that any order gives the same.
+
+Every row of both feeds is in `test_accounts`, under what became of it.
+
+`--rehearse` makes a test of past days in which nobody saw anything new: exposed is who has an outcome in the period,
+from the first on, and a hash of the user decides between two variants. What it reads off is no uplift, and how long
+a real test must run.
+"""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from jobs.command_line import JobParser
+from jobs.ingest import first_reason
+from jobs.session import spark_session
+from jobs.sources import (
+    CORRUPT,
+    NUMBER,
+    SOURCE_FILE,
+    TEXT,
+    TIME,
+    number,
+    optional,
+    read_source,
+    reading,
+    require_columns,
+    text,
+    time,
+)
+from jobs.tables import TEST_ACCOUNTS, TEST_MEASUREMENTS, Warehouse, sql_date, sql_text
+from lte_model.errors import LTEError, run
+from lte_model.online_test import CONTROL, REHEARSED, UNIT, parse_test_name
+from lte_model.windows import Interval, parse_date
+
+EXPOSURES, OUTCOMES = "exposures", "outcomes"
+FATE = "fate"
+"""What became of a row. The three that are part of the test:"""
+FIRST, IN_TEST, BEFORE = "first exposure", "in the test", "in the days before the test"
+
+LARGEST = 1e10
+"""A metric of one row lies below it: sums of squares of whole units then stay within DECIMAL(38)."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run of the job counted: users by variant, and rows and users by feed and fate."""
+
+    users: dict[str, int]
+    accounts: dict[tuple[str, str], tuple[int, int]]
+
+
+def days_before(period: Interval) -> Interval:
+    """As many days before the period."""
+    return Interval(period.start - datetime.timedelta(days=period.days), period.start)
+
+
+def exposures_by_fate(feed: DataFrame, test: str, period: Interval) -> DataFrame:
+    """(user_id, variant, exposed_ts, fate) of every row of the exposures' feed."""
+    exposed_ts = time(feed, "exposure_ts")
+    of_test = text(feed, "test")
+    wrong = [
+        (F.col(CORRUPT).isNotNull(), "the line cannot be taken apart"),
+        (text(feed, "user_id").isNull(), "user_id is missing"),
+        (text(feed, "variant").isNull(), "variant is missing"),
+        (exposed_ts.isNull(), "exposure_ts is not a time"),
+        (exposed_ts >= _midnight(period.end), "after the period"),
+    ]
+    if "test" in feed.columns:
+        wrong = [(of_test.isNull(), "test is missing"), (of_test != test, "of another test"), *wrong]
+    rows = feed.select(
+        text(feed, "user_id").alias("user_id"),
+        text(feed, "variant").alias("variant"),
+        exposed_ts.alias("exposed_ts"),
+        first_reason(*wrong).alias("wrong"),
+    )
+    # The rows of a user that are of the test; of equal times any is the first, for they are of one variant.
+    mine = Window.partitionBy("user_id", F.col("wrong").isNull())
+    variants, first = F.size(F.collect_set("variant").over(mine)), F.min("exposed_ts").over(mine)
+    return rows.select(
+        "user_id",
+        "variant",
+        "exposed_ts",
+        F.coalesce(
+            "wrong",
+            F.when(first < _midnight(period.start), "of a user exposed before the period"),
+            F.when(variants > 1, "of a user of several variants"),
+            F.when(F.row_number().over(mine.orderBy("exposed_ts")) == 1, FIRST),
+            F.lit("later exposure"),
+        ).alias(FATE),
+    )
+
+
+def rehearsed_exposures(outcomes: DataFrame, test: str, period: Interval) -> DataFrame:
+    """The exposures of a rehearsal: each user of an outcome in the period is exposed by the first."""
+    whole = outcomes.where(F.col(CORRUPT).isNull())
+    rows = whole.select(text(whole, "user_id").alias("user_id"), time(whole, "outcome_ts").alias("exposed_ts"))
+    again = F.pmod(F.xxhash64("user_id", F.lit(test)), F.lit(2)) == 1
+    return (
+        rows.where(_within("exposed_ts", period) & F.col("user_id").isNotNull())
+        .groupBy("user_id")
+        .agg(F.min("exposed_ts").alias("exposed_ts"))
+        .select("user_id", F.when(again, REHEARSED).otherwise(CONTROL).alias("variant"), "exposed_ts", _as(FIRST))
+    )
+
+
+def outcomes_by_fate(feed: DataFrame, exposures: DataFrame, metrics: Sequence[str], period: Interval) -> DataFrame:
+    """(user_id, variant, exposed_ts, outcome_ts, each metric in whole units, fate) of every row of the outcomes' feed.
+
+    A metric that is missing in a row is 0. A row that equals another in every column is taken once.
+    """
+    columns = [name for name in feed.columns if name != SOURCE_FILE]
+    distinct = feed.groupBy(*columns).agg(F.count("*").alias("copies"))
+    outcome_ts = time(distinct, "outcome_ts")
+    both = Interval(days_before(period).start, period.end)
+    wrong = [
+        (F.col(CORRUPT).isNotNull(), "the line cannot be taken apart"),
+        (text(distinct, "user_id").isNull(), "user_id is missing"),
+        (outcome_ts.isNull(), "outcome_ts is not a time"),
+    ]
+    for metric in metrics:
+        value = number(distinct, metric)
+        usable = value.isNotNull() & (F.abs(value) < LARGEST)  # NaN is greater than any number
+        wrong.append(
+            (optional(distinct, metric).isNotNull() & ~usable, f"{metric} is not a number below {LARGEST:.0e}")
+        )
+    wrong.append((~_within(outcome_ts, both), "outside the period and the days before it"))
+    rows = distinct.select(
+        text(distinct, "user_id").alias("user_id"),
+        outcome_ts.alias("outcome_ts"),
+        *[F.coalesce(_whole_units(number(distinct, metric)), F.lit(0)).alias(metric) for metric in metrics],
+        "copies",
+        first_reason(*wrong).alias("wrong"),
+    )
+    known = (
+        rows.join(exposures.where(F.col(FATE) == FIRST).drop(FATE), "user_id", "left")
+        .withColumn(
+            FATE,
+            F.coalesce(
+                "wrong",
+                F.when(F.col("variant").isNull(), "of a user who is not in the test"),
+                F.when(F.col("outcome_ts") < _midnight(period.start), BEFORE),
+                F.when(F.col("outcome_ts") < F.col("exposed_ts"), "before the first exposure"),
+                F.lit(IN_TEST),
+            ),
+        )
+        .drop("wrong")
+    )
+    copies = known.where("copies > 1").select(
+        *[name for name in known.columns if name not in ("copies", FATE)],
+        F.explode(F.sequence(F.lit(2), F.col("copies"))).alias("copies"),
+        _as("exact duplicate"),
+    )
+    return known.unionByName(copies).drop("copies")
+
+
+def measurements(exposures: DataFrame, outcomes: DataFrame, metrics: Sequence[str]) -> DataFrame:
+    """(day, variant, metric, users, sum_y, sum_yy, sum_x, sum_xx, sum_xy): what each day added, in whole units.
+
+    A user's y after a day of a, before it b, adds a² − b² to Σy² and x(a − b) to Σxy; x itself is there from the day
+    of the first exposure on. A day that adds nothing has no row.
+    """
+    named = F.array(*[F.struct(F.lit(name).alias("metric"), F.col(name).alias("units")) for name in metrics])
+    per_metric = outcomes.select(
+        "user_id", "variant", "exposed_ts", F.to_date("outcome_ts").alias("day"), FATE, F.inline(named)
+    ).where("units <> 0")
+    user = ("user_id", "variant", "metric")
+    before = (
+        per_metric.where(F.col(FATE) == BEFORE)
+        .groupBy(*user, F.to_date("exposed_ts").alias("exposed_day"))
+        .agg(F.sum("units").alias("x"))
+    )
+    until_yesterday = Window.partitionBy(*user).orderBy("day").rowsBetween(Window.unboundedPreceding, -1)
+    during = (
+        per_metric.where(F.col(FATE) == IN_TEST)
+        .groupBy(*user, "day")
+        .agg(F.sum("units").alias("y"))
+        .withColumn("y_before", F.coalesce(F.sum("y").over(until_yesterday), F.lit(0)))
+        .join(before.drop("exposed_day"), list(user), "left")
+    )
+    exposed = (
+        exposures.where(F.col(FATE) == FIRST)
+        .groupBy(F.to_date("exposed_ts").alias("day"), "variant")
+        .agg(F.count("*").alias("users"))
+        .select("*", F.explode(F.array(*map(F.lit, metrics))).alias("metric"))
+    )
+    added = [
+        exposed,
+        before.select(
+            F.col("exposed_day").alias("day"),
+            "variant",
+            "metric",
+            F.col("x").alias("sum_x"),
+            _product("x", "x").alias("sum_xx"),
+        ),
+        during.select(
+            "day",
+            "variant",
+            "metric",
+            F.col("y").alias("sum_y"),
+            _product("y", F.col("y") + 2 * F.col("y_before")).alias("sum_yy"),
+            _product("y", F.coalesce("x", F.lit(0))).alias("sum_xy"),
+        ),
+    ]
+    rows = added[0]
+    for more in added[1:]:
+        rows = rows.unionByName(more, allowMissingColumns=True)
+    sums = ("sum_y", "sum_yy", "sum_x", "sum_xx", "sum_xy")
+    return rows.groupBy("day", "variant", "metric").agg(
+        F.coalesce(F.sum("users"), F.lit(0)).alias("users"),
+        *[F.coalesce(F.sum(F.col(name).cast("decimal(38, 0)")), F.lit(0)).alias(name) for name in sums],
+    )
+
+
+def measure_test(
+    warehouse: Warehouse, date: datetime.date, test: str, period: Interval, rehearse: bool = False
+) -> Measured:
+    """Runs the job: writes the rows of the test and the date. Raises `LTEError` where nothing can be compared.
+
+    That is a period that has not ended by `date`, fewer than two variants, and outcomes of nobody in the test.
+    """
+    require_period(period, date)
+    metrics = warehouse.settings.online_test.metrics
+    outcomes_feed = _read_outcomes(warehouse, metrics, Interval(days_before(period).start, date))
+    if rehearse:
+        exposures = rehearsed_exposures(outcomes_feed, test, period).cache()
+    else:
+        feed = _read_exposures(warehouse, Interval(period.start, date))
+        exposures = exposures_by_fate(feed, test, period).cache()
+    with reading(warehouse.settings.sources.outcomes if rehearse else warehouse.settings.sources.exposures):
+        accounts = _account(EXPOSURES, exposures)
+        users = {
+            row.variant: row["count"]
+            for row in exposures.where(F.col(FATE) == FIRST).groupBy("variant").count().orderBy("variant").collect()
+        }
+    if len(users) < 2:
+        raise LTEError(
+            f"test {test} has users of {len(users)} variants in {period}{f': {next(iter(users))}' if users else ''}; "
+            f"a comparison needs two. Rows of {_source(warehouse, rehearse)}: {_in_words(accounts) or 'none'}"
+        )
+    outcomes = outcomes_by_fate(outcomes_feed, exposures, metrics, period).cache()
+    with reading(warehouse.settings.sources.outcomes):
+        accounts |= _account(OUTCOMES, outcomes)
+    if (OUTCOMES, IN_TEST) not in accounts:
+        of_outcomes = {key: counts for key, counts in accounts.items() if key[0] == OUTCOMES}
+        raise LTEError(
+            f"no outcome of source {warehouse.settings.sources.outcomes} is of a user of test {test} after the first "
+            f"exposure and in {period}. Its rows: {_in_words(of_outcomes) or 'none'}"
+        )
+    _write(warehouse, date, test, period, measurements(exposures, outcomes, metrics), accounts)
+    for frame in (exposures, outcomes):
+        frame.unpersist()
+    return Measured(users, accounts)
+
+
+def require_period(period: Interval, date: datetime.date) -> None:
+    """Raises `LTEError` where the period has no day, or its last day isn't over."""
+    if period.days < 1:
+        raise LTEError(f"the period {period} has no day; give --from before --to")
+    if period.end > date:
+        raise LTEError(f"the period {period} of the test isn't over on --date {date}; give --to {date} at most")
+
+
+def _read_exposures(warehouse: Warehouse, days: Interval) -> DataFrame:
+    source = warehouse.settings.sources.exposures
+    feed = read_source(warehouse.spark, source, days)
+    types = {"user_id": TEXT, "variant": TEXT, "exposure_ts": TIME, "test": TEXT}
+    require_columns(feed, source, types, ("user_id", "variant", "exposure_ts"))
+    return feed
+
+
+def _read_outcomes(warehouse: Warehouse, metrics: Sequence[str], days: Interval) -> DataFrame:
+    source = warehouse.settings.sources.outcomes
+    feed = read_source(warehouse.spark, source, days)
+    types = {"user_id": TEXT, "outcome_ts": TIME, **dict.fromkeys(metrics, NUMBER)}
+    require_columns(feed, source, types, ("user_id", "outcome_ts", *metrics))
+    return feed
+
+
+def _account(feed: str, rows: DataFrame) -> dict[tuple[str, str], tuple[int, int]]:
+    """(feed, fate) → rows, and the users whose they are."""
+    counted = rows.groupBy(FATE).agg(F.count("*").alias("rows"), F.count_distinct("user_id").alias("users"))
+    return {(feed, row[FATE]): (row["rows"], row["users"]) for row in counted.orderBy(FATE).collect()}
+
+
+def _write(
+    warehouse: Warehouse,
+    date: datetime.date,
+    test: str,
+    period: Interval,
+    rows: DataFrame,
+    accounts: dict[tuple[str, str], tuple[int, int]],
+) -> None:
+    """Swaps the rows of the test and date; the accounts first, so that measurements are never without one."""
+    of_test = f"test_name = {sql_text(test)} AND measured_for = {sql_date(date)}"
+    key = {"test_name": test, "measured_for": date}
+    warehouse.create(TEST_ACCOUNTS)
+    account = [
+        key | {"feed": feed, FATE: fate, "rows": count, "users": users}
+        for (feed, fate), (count, users) in accounts.items()
+    ]
+    schema = warehouse.read(TEST_ACCOUNTS).schema
+    warehouse.replace(TEST_ACCOUNTS, warehouse.spark.createDataFrame(account, schema).coalesce(1), of_test)
+    named = {name: F.lit(value) for name, value in key.items()}
+    dated = {"test_start": F.lit(period.start), "test_end": F.lit(period.end)}
+    warehouse.replace(TEST_MEASUREMENTS, rows.withColumns(named | dated).coalesce(1), of_test)
+
+
+def _in_words(accounts: dict[tuple[str, str], tuple[int, int]]) -> str:
+    return ", ".join(f"{rows:,} {fate}" for (_, fate), (rows, _) in accounts.items())
+
+
+def _source(warehouse: Warehouse, rehearse: bool) -> str:
+    return f"source {warehouse.settings.sources.outcomes if rehearse else warehouse.settings.sources.exposures}"
+
+
+def _as(fate: str) -> Column:
+    return F.lit(fate).alias(FATE)
+
+
+def _midnight(day: datetime.date) -> Column:
+    return F.lit(day).cast("timestamp")
+
+
+def _within(at: Column | str, days: Interval) -> Column:
+    at = F.col(at) if isinstance(at, str) else at
+    return (at >= _midnight(days.start)) & (at < _midnight(days.end))
+
+
+def _whole_units(value: Column) -> Column:
+    return F.when(F.abs(value) < LARGEST, F.round(value * UNIT).cast("bigint"))
+
+
+def _product(one: Column | str, other: Column | str) -> Column:
+    """Of two whole numbers, beyond the reach of BIGINT."""
+    one, other = (F.col(side) if isinstance(side, str) else side for side in (one, other))
+    return one.cast("decimal(19, 0)") * other.cast("decimal(19, 0)")
+
+
+def describe(test: str, period: Interval, measured: Measured) -> list[str]:
+    """What was measured, as lines for a person."""
+    users = ", ".join(f"{variant} {number:,}" for variant, number in measured.users.items())
+    lines = [f"test {test} over {period}: users of {users}"]
+    for feed in (EXPOSURES, OUTCOMES):
+        rows = {key: counts for key, counts in measured.accounts.items() if key[0] == feed}
+        lines.append(f"{feed}: {sum(count for count, _ in rows.values()):,} rows: {_in_words(rows)}")
+    return lines
+
+
+def main() -> None:
+    parser = JobParser(__doc__, "the date of the read-out; the test's period ends on it or before")
+    parser.add_argument("--test", required=True, help="the name of the test")
+    parser.add_argument("--from", dest="start", required=True, help="the first day of the test")
+    parser.add_argument("--to", dest="end", required=True, help="the day after its last day")
+    parser.add_argument("--rehearse", action="store_true", help="make a test of past days, in which nothing is new")
+    arguments, settings, date = parser.read()
+    test = parse_test_name(arguments.test)
+    period = Interval(parse_date(arguments.start), parse_date(arguments.end))
+    require_period(period, date)
+    with spark_session(settings, "measure_test") as spark:
+        measured = measure_test(Warehouse(spark, settings), date, test, period, arguments.rehearse)
+    print(*describe(test, period, measured), sep="\n")
+
+
+if __name__ == "__main__":
+    run(main)
