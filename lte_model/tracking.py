@@ -1,7 +1,8 @@
 """What MLflow holds of a training: one run `training` per training date, with a child run per side.
 
 A run is found by its tags `lte.training_date` and `lte.side`, so that a task that is tried again goes on with the run
-of its first try instead of leaving a broken one behind.
+of its first try instead of leaving a broken one behind. The read-out of an online test is a run too, found by the
+test's name and the date.
 """
 
 import contextlib
@@ -25,6 +26,8 @@ from lte_model.settings import Settings
 PARENT_SIDE = "training"
 DATE_TAG = "lte.training_date"
 SIDE_TAG = "lte.side"
+TEST_TAG = "lte.online_test"
+READ_OUT_TAG = "lte.read_out_date"
 
 
 def configure(settings: Settings) -> Experiment:
@@ -101,6 +104,22 @@ def find_runs(experiment_id: str, training_date: datetime.date, side: str) -> li
             order_by=["attributes.start_time ASC", "attributes.run_id ASC"],
         )
     )
+
+
+@contextlib.contextmanager
+def read_out_run(settings: Settings, test: str, date: datetime.date) -> Iterator[mlflow.ActiveRun]:
+    """The active run of the read-out of the online test as of `date`; found or created, and ended with the block."""
+    experiment_id = configure(settings).experiment_id
+    client = MlflowClient()
+    of_test = f"tags.`{TEST_TAG}` = '{test}' AND tags.`{READ_OUT_TAG}` = '{date}'"
+    found = client.search_runs([experiment_id], filter_string=of_test, order_by=["attributes.start_time ASC"])
+    if found:
+        run_id = found[0].info.run_id
+    else:
+        tags = {TEST_TAG: test, READ_OUT_TAG: str(date), MLFLOW_RUN_NAME: f"read-out of {test} {date}"}
+        run_id = client.create_run(experiment_id, tags=tags).info.run_id
+    with mlflow.start_run(run_id=run_id) as run:
+        yield run
 
 
 def log_dataset(settings: Settings, table: str, version: int, context: str) -> None:

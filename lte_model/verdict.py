@@ -111,13 +111,15 @@ def interval(figure: Figure) -> str:
     return f"[{number(figure['low'])}, {number(figure['high'])}]" if is_defined(figure) else ""
 
 
-def percent(share: float | None, signed: bool = True) -> str:
-    """A relative difference as a percentage with one digit: 0.0131 is +1.3 %."""
+def percent(share: float | None, signed: bool = True, digits: int = 1) -> str:
+    """A relative difference as a percentage with one digit behind the point, or more: 0.0131 is +1.3 %."""
     if share is None or not math.isfinite(share):
         return "–"
-    return f"{100 * share:+.1f} %".replace("-", "−") if signed else f"{100 * abs(share):.1f} %"
+    return f"{100 * share:+.{digits}f} %".replace("-", "−") if signed else f"{100 * abs(share):.{digits}f} %"
 
 
-def percent_interval(uplift: Figure) -> str:
+def percent_interval(uplift: Figure, digits: int = 1) -> str:
     """The ends of a relative difference's 95 % interval, in brackets."""
-    return f"[{percent(uplift['low'])}, {percent(uplift['high'])}]" if is_defined(uplift) else ""
+    if not is_defined(uplift):
+        return ""
+    return f"[{percent(uplift['low'], digits=digits)}, {percent(uplift['high'], digits=digits)}]"
