@@ -32,6 +32,11 @@ CONTEXT = {
         "to": "2024-05-01",
         "step": 7,
         "users": "/lists/of 1 May.txt",
+        "test": "lte-prefix",
+        "control": "no lte",
+        "shares": "no lte=0.9,lte=0.1",
+        "uplift": 0.0116,
+        "rehearse": True,
     },
 }
 
@@ -48,7 +53,7 @@ def _tasks(dags, kind=None):
 
 
 def test_all_dags_are_there(dags):
-    names = ("bootstrap", "daily", "backfill", "audit", "training", "promotion", "maintenance", "erasure")
+    names = ("bootstrap", "daily", "backfill", "audit", "training", "promotion", "maintenance", "erasure", "read_out")
     assert set(dags) == {f"lte_{name}" for name in names}
 
 
@@ -133,7 +138,7 @@ def test_dates_can_be_run_in_any_order(dags):
 
 def test_gates_stand_between_a_table_and_the_next(dags):
     """What a job wrote is read by the next job only past the gate that checks it."""
-    daily, training = dags["lte_daily"], dags["lte_training"]
+    daily, training, online = dags["lte_daily"], dags["lte_training"], dags["lte_read_out"]
     for dag, before, gate, after in (
         (daily, "ingest_items", "check_items", "embed_items"),
         (daily, "ingest_events", "check_events", "embed_items"),
@@ -143,6 +148,7 @@ def test_gates_stand_between_a_table_and_the_next(dags):
         (training, "count_popularity", "check_item_popularity", "build_training_set"),
         (training, "build_training_set", "check_training_set", "train_prefix"),
         (training, "build_training_set", "check_training_set", "train_none"),
+        (online, "measure_test", "check_test_measurements", "read_out"),
     ):
         assert gate in dag.get_task(before).downstream_task_ids, f"{dag.dag_id}: {before} → {gate}"
         assert gate in dag.get_task(after).get_flat_relative_ids(upstream=True), f"{dag.dag_id}: {gate} → {after}"
@@ -178,6 +184,40 @@ def test_a_backfill_without_a_range_is_refused_before_it_starts(dags, params, na
 def test_a_backfill_takes_every_date_unless_told_otherwise(dags):
     asked = {"from": "2024-01-01", "to": "2024-02-01"}
     assert filled(dags["lte_backfill"], asked) == asked | {"step": 1}
+
+
+PERIOD = {"test": "t", "from": "2024-01-01", "to": "2024-02-01"}
+
+
+def test_a_read_out_leaves_to_the_settings_what_is_not_given(dags):
+    online = dags["lte_read_out"]
+    params = filled(online, PERIOD)
+    commands = [task.render_template(task.bash_command, CONTEXT | {"params": params}) for task in online.tasks]
+    assert [command.removeprefix("python -m ") for command in commands] == [
+        "jobs.measure_test --date 2024-05-01 --test 't' --from 2024-01-01 --to 2024-02-01",
+        "jobs.quality.check test_measurements --date 2024-05-01 --test 't'",
+        "lte_model.read_out --date 2024-05-01 --test 't' --control 'control'",
+    ]
+    full = [task.render_template(task.bash_command, CONTEXT) for task in online.tasks]
+    assert full[0].endswith(" --rehearse")
+    assert shlex.split(full[2])[-4:] == ["--shares", "no lte=0.9,lte=0.1", "--uplift", "0.0116"]
+
+
+@pytest.mark.parametrize(
+    ("params", "named"),
+    [
+        ({"test": "a b"}, "test"),
+        ({"test": "'; rm -r /"}, "test"),
+        ({"from": "May"}, "from"),
+        ({"control": "'; rm -r /"}, "control"),
+        ({"shares": "'; rm -r /"}, "shares"),
+        ({"uplift": 0}, "uplift"),
+        ({"rehearse": "yes"}, "rehearse"),
+    ],
+)
+def test_a_read_out_of_no_test_is_refused_before_it_starts(dags, params, named):
+    with pytest.raises(ParamValidationError, match=f"Invalid input for param {named}: "):
+        filled(dags["lte_read_out"], PERIOD | params)
 
 
 def filled(dag, params):
