@@ -17,10 +17,11 @@ a real test must run.
 """
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import Column, DataFrame, Row, Window
 from pyspark.sql import functions as F
 
 from jobs.command_line import JobParser
@@ -160,7 +161,7 @@ def outcomes_by_fate(feed: DataFrame, exposures: DataFrame, metrics: Sequence[st
     )
     copies = known.where("copies > 1").select(
         *[name for name in known.columns if name not in ("copies", FATE)],
-        F.explode(F.sequence(F.lit(2), F.col("copies"))).alias("copies"),
+        F.explode(F.sequence(F.lit(2).cast("bigint"), F.col("copies"))).alias("copies"),
         _as("exact duplicate"),
     )
     return known.unionByName(copies).drop("copies")
@@ -235,34 +236,42 @@ def measure_test(
     metrics = warehouse.settings.online_test.metrics
     outcomes_feed = _read_outcomes(warehouse, metrics, Interval(days_before(period).start, date))
     if rehearse:
-        exposures = rehearsed_exposures(outcomes_feed, test, period).cache()
+        source, exposures = warehouse.settings.sources.outcomes, rehearsed_exposures(outcomes_feed, test, period)
     else:
-        feed = _read_exposures(warehouse, Interval(period.start, date))
-        exposures = exposures_by_fate(feed, test, period).cache()
-    with reading(warehouse.settings.sources.outcomes if rehearse else warehouse.settings.sources.exposures):
+        source = warehouse.settings.sources.exposures
+        exposures = exposures_by_fate(_read_exposures(warehouse, Interval(period.start, date)), test, period)
+    with _cached(exposures), reading(source):
         accounts = _account(EXPOSURES, exposures)
-        users = {
-            row.variant: row["count"]
-            for row in exposures.where(F.col(FATE) == FIRST).groupBy("variant").count().orderBy("variant").collect()
-        }
-    if len(users) < 2:
-        raise LTEError(
-            f"test {test} has users of {len(users)} variants in {period}{f': {next(iter(users))}' if users else ''}; "
-            f"a comparison needs two. Rows of {_source(warehouse, rehearse)}: {_in_words(accounts) or 'none'}"
-        )
-    outcomes = outcomes_by_fate(outcomes_feed, exposures, metrics, period).cache()
-    with reading(warehouse.settings.sources.outcomes):
-        accounts |= _account(OUTCOMES, outcomes)
-    if (OUTCOMES, IN_TEST) not in accounts:
-        of_outcomes = {key: counts for key, counts in accounts.items() if key[0] == OUTCOMES}
-        raise LTEError(
-            f"no outcome of source {warehouse.settings.sources.outcomes} is of a user of test {test} after the first "
-            f"exposure and in {period}. Its rows: {_in_words(of_outcomes) or 'none'}"
-        )
-    _write(warehouse, date, test, period, measurements(exposures, outcomes, metrics), accounts)
-    for frame in (exposures, outcomes):
-        frame.unpersist()
+        counted = exposures.where(F.col(FATE) == FIRST).groupBy("variant").count().orderBy("variant")
+        users = {row["variant"]: row["count"] for row in counted.collect()}
+        if len(users) < 2:
+            raise LTEError(
+                f"test {test} has users of {len(users)} variants in {period}{''.join(f': {one}' for one in users)}; a "
+                f"comparison needs two. Rows of source {source}: {_in_words(accounts) or 'none'}"
+            )
+        outcomes = outcomes_by_fate(outcomes_feed, exposures, metrics, period)
+        source = warehouse.settings.sources.outcomes
+        with _cached(outcomes), reading(source):
+            of_outcomes = _account(OUTCOMES, outcomes)
+            if (OUTCOMES, IN_TEST) not in of_outcomes:
+                raise LTEError(
+                    f"no outcome of source {source} is of a user of test {test} after the first exposure and in "
+                    f"{period}. Its rows: {_in_words(of_outcomes) or 'none'}"
+                )
+            accounts |= of_outcomes
+            rows = measurements(exposures, outcomes, metrics).collect()
+    _write(warehouse, date, test, period, rows, accounts)
     return Measured(users, accounts)
+
+
+@contextmanager
+def _cached(frame: DataFrame) -> Iterator[None]:
+    """Keeps the frame for the block alone: the next to read the same place must find what is there then."""
+    frame.cache()
+    try:
+        yield
+    finally:
+        frame.unpersist()
 
 
 def require_period(period: Interval, date: datetime.date) -> None:
@@ -300,30 +309,25 @@ def _write(
     date: datetime.date,
     test: str,
     period: Interval,
-    rows: DataFrame,
+    rows: Sequence[Row],
     accounts: dict[tuple[str, str], tuple[int, int]],
 ) -> None:
     """Swaps the rows of the test and date; the accounts first, so that measurements are never without one."""
     of_test = f"test_name = {sql_text(test)} AND measured_for = {sql_date(date)}"
     key = {"test_name": test, "measured_for": date}
-    warehouse.create(TEST_ACCOUNTS)
     account = [
         key | {"feed": feed, FATE: fate, "rows": count, "users": users}
         for (feed, fate), (count, users) in accounts.items()
     ]
-    schema = warehouse.read(TEST_ACCOUNTS).schema
-    warehouse.replace(TEST_ACCOUNTS, warehouse.spark.createDataFrame(account, schema).coalesce(1), of_test)
-    named = {name: F.lit(value) for name, value in key.items()}
-    dated = {"test_start": F.lit(period.start), "test_end": F.lit(period.end)}
-    warehouse.replace(TEST_MEASUREMENTS, rows.withColumns(named | dated).coalesce(1), of_test)
+    dated = key | {"test_start": period.start, "test_end": period.end}
+    for table, made in ((TEST_ACCOUNTS, account), (TEST_MEASUREMENTS, [dated | row.asDict() for row in rows])):
+        warehouse.create(table)
+        frame = warehouse.spark.createDataFrame(made, warehouse.read(table).schema)
+        warehouse.replace(table, frame.coalesce(1), of_test)
 
 
 def _in_words(accounts: dict[tuple[str, str], tuple[int, int]]) -> str:
     return ", ".join(f"{rows:,} {fate}" for (_, fate), (rows, _) in accounts.items())
-
-
-def _source(warehouse: Warehouse, rehearse: bool) -> str:
-    return f"source {warehouse.settings.sources.outcomes if rehearse else warehouse.settings.sources.exposures}"
 
 
 def _as(fate: str) -> Column:
