@@ -289,8 +289,7 @@ class _Fit:
             lte = self.encoder.encode(self.cases.windows.of(batch), len(batch), self.options.event_dropout)
             loss = self.cross_entropy(lte, batch).mean()
             if self.options.inertia:
-                before = self.encoder.encode(self.cases.week_before.of(batch), len(batch), self.options.event_dropout)
-                loss = loss + self.options.inertia * (1 - functional.cosine_similarity(lte, before)).mean()
+                loss = loss + self.options.inertia * (1 - self.inertia(batch)).mean()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -301,6 +300,12 @@ class _Fit:
                     "or look for broken vectors in item_embeddings"
                 )
         return float(np.mean(losses))
+
+    def inertia(self, batch: np.ndarray) -> torch.Tensor:
+        """The cosine (cases,) of each case's LTE with that of the week before, for the cases that have both."""
+        batch = batch[self.cases.week_before.sizes[batch] > 0]
+        lte = self.encoder.encode(self.cases.windows.of(batch), len(batch))
+        return functional.cosine_similarity(lte, self.encoder.encode(self.cases.week_before.of(batch), len(batch)))
 
     def cross_entropy(self, lte: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
         """The mean loss (cases,) of the items that each case's user chose."""
@@ -315,13 +320,11 @@ class _Fit:
         losses, quality, inertia = [], [], []
         for batch in np.array_split(self.held_out, max(1, -(-len(self.held_out) // self.options.batch_size))):
             lte = self.encoder.encode(self.cases.windows.of(batch), len(batch))
-            before = self.encoder.encode(self.cases.week_before.of(batch), len(batch))
             losses.append(self.cross_entropy(lte, batch))
             items, case = self.cases.chosen.of(batch)
             logits = self.encoder.logits(lte, torch.from_numpy(self.cases.anchors[batch]))
             quality.append(ndcg(ranks_of(logits[case], items).numpy(), CUTOFF))
-            has_both = torch.from_numpy(self.cases.week_before.sizes[batch] > 0)
-            inertia.append(functional.cosine_similarity(lte, before)[has_both])
+            inertia.append(self.inertia(batch))
         return {
             "held_out_loss": float(torch.cat(losses).mean()),
             f"held_out_ndcg@{CUTOFF}": float(np.concatenate(quality).mean()),
@@ -361,7 +364,7 @@ def fit_encoder(settings: Settings, date: datetime.date) -> Path:
     encoder = Encoder(torch.from_numpy(catalogue.vectors), torch.from_numpy(cases.popularity))
     fit = _Fit(settings.autoencoder, encoder, cases)
     start = fit.measure()
-    with tracking.training_run(settings, date, "encoder"):
+    with tracking.training_run(settings, date, f"encoder {fingerprint[:8]}"):
         mlflow.set_tags({"basis_id": basis_id, "representation": "autoencoder"})
         mlflow.log_params(settings.autoencoder.model_dump())
         for table, version in tables.versions.items():
@@ -381,7 +384,7 @@ def fit_encoder(settings: Settings, date: datetime.date) -> Path:
         "fingerprint": fingerprint,
         "anchors": len(cases.popularity),
         "cases": len(cases),
-        "temperature": float(encoder.log_temperature.exp()),
+        "temperature": encoder.log_temperature.exp().item(),
         "popularity_scale": encoder.popularity_scale.tolist(),
         "before": start,
         "curve": curve,
