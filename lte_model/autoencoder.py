@@ -43,6 +43,7 @@ from lte_model.data import Catalogue, Tables, basis_in_force, read_catalogue
 from lte_model.errors import LTEError, run
 from lte_model.metrics import ndcg, ranks_of
 from lte_model.popularity import standardised
+from lte_model.representations import AUTOENCODER
 from lte_model.settings import Autoencoder, Settings, load_settings
 from lte_model.training import write_atomically
 from lte_model.windows import ONE_DAY, Interval, lte_window, parse_run_date, target_window, training_dates
@@ -365,7 +366,7 @@ def fit_encoder(settings: Settings, date: datetime.date) -> Path:
     fit = _Fit(settings.autoencoder, encoder, cases)
     start = fit.measure()
     with tracking.training_run(settings, date, f"encoder {fingerprint[:8]}"):
-        mlflow.set_tags({"basis_id": basis_id, "representation": "autoencoder"})
+        mlflow.set_tags({"basis_id": basis_id, "representation": AUTOENCODER})
         mlflow.log_params(settings.autoencoder.model_dump())
         for table, version in tables.versions.items():
             tracking.log_dataset(settings, table, version, "training")
@@ -399,9 +400,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Fits the encoder of the representation autoencoder.")
     parser.add_argument("--date", type=parse_run_date, required=True, help="the day from which on it may be used")
     parser.add_argument("--anchors", action="store_true", help="one for every date that the training of --date reads")
+    parser.add_argument("--if-read", action="store_true", help="only where model.representations has autoencoder")
     parser.add_argument("--settings", default=None, help="settings file (default: $LTE_SETTINGS)")
     arguments = parser.parse_args()
     settings = load_settings(arguments.settings)
+    if arguments.if_read and AUTOENCODER not in settings.model.representations:
+        print(f"nothing to fit: {AUTOENCODER} is not among model.representations of the settings")
+        return
     if settings.training.threads:
         torch.set_num_threads(settings.training.threads)
     dates = (arguments.date,)

@@ -29,6 +29,7 @@ from lte_model.basis import to_vector
 from lte_model.errors import LTEError
 from lte_model.model import Batch, LTEKind, gap_buckets
 from lte_model.popularity import popularity_matrix
+from lte_model.representations import REPRESENTATIONS
 from lte_model.settings import Settings
 from lte_model.windows import TrainingDates, training_dates
 
@@ -334,25 +335,30 @@ class TrainingSet:
         return lte, event_counts
 
     def _snapshots(self, representation: str, dates: list[datetime.date], needed: list[datetime.date]) -> pl.LazyFrame:
-        """The snapshots of `dates`. Raises `LTEError` where one of `needed` is missing, and for another lag or window."""
+        """The snapshots of `dates`. Raises `LTEError` where one of `needed` is missing, and for another lag or window:
+        a lag of 0 is that of `leaking`, and of it alone."""
         snapshots = self.tables.scan("lte_snapshots").filter(
             pl.col("basis_id") == self.kind.basis_id,
             pl.col("representation") == representation,
             pl.col("snapshot_date").is_in(dates),
         )
         found = snapshots.select("snapshot_date", "lag_days", "window_days").unique().sort(pl.all()).collect()
-        again = f"run python -m jobs.snapshot_lte --date {self.training_date} --anchors"
+        again = (
+            f"run python -m jobs.snapshot_lte --date {self.training_date} --anchors --representation {representation}"
+        )
         missing = [str(date) for date in needed if date not in found["snapshot_date"]]
         if missing:
             raise LTEError(
                 f"lte_snapshots holds no LTE of {', '.join(missing)} in basis {self.kind.basis_id}, representation "
                 f"{representation}; {again}"
             )
+        wanted_lag = REPRESENTATIONS[representation].lag_days(self.kind.lag_days)
         for date, lag_days, window_days in found.rows():
-            if (lag_days, window_days) != (self.kind.lag_days, self.kind.window_days):
+            if (lag_days, window_days) != (wanted_lag, self.kind.window_days):
                 raise LTEError(
-                    f"the LTE of {date} in lte_snapshots has lag {lag_days} and window {window_days}, the training_set "
-                    f"of {self.training_date} has {self.kind.lag_days} and {self.kind.window_days}; {again}, then "
+                    f"the {representation} LTE of {date} in lte_snapshots has lag {lag_days} and window {window_days}, "
+                    f"where the training_set of {self.training_date} asks for {wanted_lag} and "
+                    f"{self.kind.window_days}; {again}, then "
                     f"python -m jobs.build_training_set --date {self.training_date}"
                 )
         return snapshots

@@ -9,9 +9,10 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lte_model.errors import LTEError
+from lte_model.representations import require_distinct
 
 PREFIX = "LTE_"
 SETTINGS_VARIABLE = "LTE_SETTINGS"
@@ -64,6 +65,7 @@ class Model(_Section):
 
     `sequence` is the policy: `lagged` reads the events of [D−L, D), `newest` the newest of any date before D, of which
     those before D−L are inputs and never targets. `max_tokens` counts the context tokens, one a representation.
+    `representations` are some of lte_model/representations.py.
     """
 
     integration: Literal["prefix", "none", "late_fusion", "feature_injection"] = "prefix"
@@ -82,6 +84,22 @@ class Model(_Section):
     id_embedding: bool = True
     id_dropout: Share = 0.1
     """How often training takes an item's own vector away, so that its content learns to stand for it."""
+
+    @field_validator("representations")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            require_distinct(names)
+        except LTEError as error:  # pydantic adds the key to a ValueError
+            raise ValueError(str(error)) from None
+        return names
+
+
+class Representations(_Section):
+    """How the representations are made that have something to choose."""
+
+    half_life_days: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 90.0
+    """recency: the days after which an event weighs half as much."""
 
 
 class Autoencoder(_Section):
@@ -179,6 +197,7 @@ class Settings(_Section):
     sources: Sources = Sources()
     window: Window = Window()
     basis: Basis = Basis()
+    representations: Representations = Representations()
     training_set: TrainingSet = TrainingSet()
     model: Model = Model()
     autoencoder: Autoencoder = Autoencoder()

@@ -14,7 +14,13 @@ FORBIDDEN = {
     "lte_model": {"dags", "jobs", "infra", "tests", "airflow", "pyspark", "delta"},
     "infra": {"dags", "jobs", "tests", "pyspark", "torch"},
 }
-WITHOUT_TORCH = ("lte_model.windows", "lte_model.basis", "lte_model.settings", "lte_model.errors")
+WITHOUT_TORCH = (
+    "lte_model.windows",
+    "lte_model.basis",
+    "lte_model.representations",
+    "lte_model.settings",
+    "lte_model.errors",
+)
 
 
 def _imported(file: Path) -> dict[str, int]:
