@@ -104,6 +104,7 @@ class Commands:
 
     def output(self, command: str) -> str:
         """The last line that the command prints. It is run whether it succeeded before or not."""
+        print(f"          {command}", flush=True)
         self._require(command, self._start(command, self.environment).wait())
         return self._log(command).read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
 

@@ -393,20 +393,31 @@ def _recency(measured: Measured, settings: Settings) -> dict[str, Any]:
 
 
 def _cohorts(test: _Test, measured: Mapping[str, Measured], comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
-    """By sequence policy, each cohort with the variants of that policy. The sequence meant is that of the settings."""
+    """By sequence policy, each cohort with the variants of that policy and the questions about two of them. The
+    sequence meant is that of the settings."""
     by_policy = {}
     for policy in ("lagged", "newest"):
         names = [name for name, of_variant in measured.items() if of_variant.settings.model.sequence == policy]
         if not names:
             continue
+        pairs = {
+            question.text: (question.ours, question.base)
+            for question in QUESTIONS
+            if question.measure == "ndcg" and {question.ours, question.base} <= set(names)
+        }
         training_set, cases = test.cases(VARIANTS[names[0]])
-        found = []
+        by_policy[policy] = []
         for cohort, members in cohorts(training_set, cases, test.settings.model.max_tokens - 1).items():
-            metrics = comparison.among(members).metrics()
-            shown = [*names, *POPULARITY_DAYS]
-            figures = {side: metrics[side][comparison.headline] for side in shown}
-            found.append({"name": cohort, "users": int(members.sum()), "sides": figures})
-        by_policy[policy] = found
+            among = comparison.among(members)
+            metrics, uplifts = among.metrics(), among.uplifts(pairs)
+            by_policy[policy].append(
+                {
+                    "name": cohort,
+                    "users": int(members.sum()),
+                    "sides": {side: metrics[side][among.headline] for side in (*names, *POPULARITY_DAYS)},
+                    "uplifts": {text: by_measure[among.headline] for text, by_measure in uplifts.items()},
+                }
+            )
     return by_policy
 
 

@@ -194,6 +194,13 @@ def test_cohorts_are_those_of_a_policy(compared):
         for cohort in cohorts:
             variants = set(cohort["sides"]) & set(VARIANTS)
             assert variants == {name for name in VARIANTS if ablation["sides"].get(name, {}).get("policy") == policy}
+            for text, uplift in cohort["uplifts"].items():
+                (question,) = (
+                    question for question in QUESTIONS if (question.text, question.measure) == (text, "ndcg")
+                )
+                ours, base = (cohort["sides"][side]["value"] for side in (question.ours, question.base))
+                assert uplift["value"] == pytest.approx(ours / base - 1)
+    assert set(ablation["cohorts"]["lagged"][0]["uplifts"]) == {"LTE as a prefix token, over no LTE"}
 
 
 def test_the_budget_is_traded_where_the_history_is_longer(compared):

@@ -69,7 +69,12 @@ def made_up_ablation():
     strengths |= {f"{of}@{n}": 0.1 + 0.03 * math.log10(n) + (of == "prefix") / (10 * n) for n in BUDGETS
                   for of in ("none", "prefix")}  # fmt: skip
     popularity = {"popularity_all": 0.096, "popularity_30d": 0.145, "popularity_7d": 0.143}
-    cohort = {"name": "no short sequence", "users": 512, "sides": {n: figure(0.1, 0.01) for n in ("none", *popularity)}}
+    cohort = {
+        "name": "no short sequence",
+        "users": 512,
+        "sides": {name: figure(0.1, 0.01) for name in ("none", *popularity)},
+        "uplifts": {"LTE as a prefix token, over no LTE": figure(0.41, 0.12)},
+    }
     return {
         "training_date": TRAINING_DATE.isoformat(),
         "basis_id": "3f2ac41b907d",
@@ -153,6 +158,7 @@ def test_the_page_says_where_ours_differs(ablation):
     assert "a loss of 4.00, where the lagged window has 5.70. On the test days: NDCG@500 is 20.0 % lower." in text
     assert "prefix_newest is the best of 2 variants by NDCG@500 on the validation days" in text
     assert "17 users left out" in text
+    assert "no short sequence 512 users LTE as a prefix token, over no LTE +41.0 % [+29.0 %, +53.0 %]" in text
 
 
 def test_the_page_of_the_opposite_figures_says_the_opposite(ablation):
