@@ -84,6 +84,22 @@ class Model(_Section):
     """How often training takes an item's own vector away, so that its content learns to stand for it."""
 
 
+class Autoencoder(_Section):
+    """How the encoder of a date is fitted: on up to `anchors` anchors a lag apart, of up to `users` users. `inertia`
+    weighs the distance, 1 − cosine, of an LTE from that of the week before, beside the cross entropy."""
+
+    anchors: Count = 12
+    users: Count = 200_000
+    epochs: Count = 40
+    patience: Count = 3
+    batch_size: Count = 256
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    event_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    inertia: Annotated[float, Field(ge=0)] = 0.0
+    seed: int = 0
+
+
 class Training(_Section):
     """How the weights are found. Up to `exact_items` candidates the softmax is exact; beyond, it is over
     `sampled_items` of them, drawn by their number of targets to the power of `sampling_power`."""
@@ -94,6 +110,8 @@ class Training(_Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     seed: int = 0
+    refit: bool = False
+    """Whether a model is trained once more, for as many epochs as the validation chose, up to the test cut."""
     loss_positions: Literal["all", "last"] = "all"
     exact_items: Count = 100_000
     sampled_items: Count = 8192
@@ -163,6 +181,7 @@ class Settings(_Section):
     basis: Basis = Basis()
     training_set: TrainingSet = TrainingSet()
     model: Model = Model()
+    autoencoder: Autoencoder = Autoencoder()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     mlflow: MLflow = MLflow()

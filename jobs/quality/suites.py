@@ -246,8 +246,8 @@ def training_set(settings: Settings, date: datetime.date) -> list[Batch]:
             times=pl.col("event_times").list.len(),
         )
     )
-    evaluates = rows.filter(pl.col("split") != "train")
-    trains = rows.filter(pl.col("split") == "train")
+    evaluates = rows.filter(pl.col("split").is_in(list(ends)))
+    trains = rows.filter(~pl.col("split").is_in(list(ends)))
     return [
         Batch(
             "training_set",
@@ -257,7 +257,7 @@ def training_set(settings: Settings, date: datetime.date) -> list[Batch]:
                 _at_least_one_row(),
                 *_present(*keys, "basis_id"),
                 gxe.ExpectCompoundColumnsToBeUnique(column_list=list(keys)),
-                gxe.ExpectColumnValuesToBeInSet(column="split", value_set=["train", *ends]),
+                gxe.ExpectColumnValuesToBeInSet(column="split", value_set=["train", "refit", *ends]),
                 gxe.ExpectColumnValuesToBeInSet(column="basis_id", value_set=_one_basis(rows)),
                 gxe.ExpectColumnPairValuesToBeEqual(column_A="length", column_B="times"),
                 gxe.ExpectColumnValuesToBeBetween(column="length", max_value=settings.training_set.max_length),

@@ -222,6 +222,7 @@ def training_rows(
     rows = []
     for split, cut, targets in (
         *(("train", anchor, None) for anchor in dates.anchors),
+        ("refit", dates.test.start, None),
         ("validation", dates.validation.start, dates.validation),
         ("test", dates.test.start, dates.test),
     ):
