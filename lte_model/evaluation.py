@@ -209,8 +209,8 @@ class Comparison:
 def cohorts(training_set: TrainingSet, cases: Cases, max_events: int) -> dict[str, np.ndarray]:
     """Which test users (N,) bool belong to each cohort; a user may belong to several. Empty cohorts are left out."""
     short = np.minimum(cases.target_counts, max_events)  # dated in [D−L, D), whatever the policy reads
-    trained_on = np.zeros(len(training_set.catalogue), dtype=bool)
-    trained_on[target_counts_of(training_set.cases("train"), len(trained_on)) > 0] = True
+    splits = ("train", "refit") if training_set.tables.settings.training.refit else ("train",)
+    trained_on = target_counts_of(training_set.cases(*splits), len(training_set.catalogue)) > 0
     members = {
         "no short sequence": short == 0,
         "short sequence": (short > 0) & (short < LONG_SEQUENCE),
