@@ -13,7 +13,13 @@ SETTINGS ?= $(firstword $(wildcard .lte/demo/settings.toml) infra/settings/local
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
 
-setup: .cache/prepared  ## install Python packages, check Java, fetch Delta's jars once
+setablation: .cache/prepared  ## every variant of the model on a feed, compared [DATA= VARIANTS= SEEDS=3 JSON= LAG= WINDOW= DATE= TEST_DAYS=]
+	@test -n '$(DATA)' || { echo "error: give DATA=folder with events.parquet and items.parquet"; exit 2; }
+	@$(BIN)/python -m infra.ablation --data '$(DATA)' $(if $(VARIANTS),--variants '$(VARIANTS)') $(if $(SEEDS),--seeds $(SEEDS)) \
+	    $(if $(JSON),--json '$(JSON)') $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
+	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS))
+
+up: .cache/prepared  ## install Python packages, check Java, fetch Delta's jars once
 	@echo "ready: $$($(BIN)/python --version), packages of infra/constraints.txt, jars in .cache/jars"
 
 $(VENV)/installed: pyproject.toml infra/constraints.txt
@@ -32,6 +38,12 @@ demo: .cache/prepared  ## the whole pipeline through Airflow [DATA= JSON= LAG= W
 	@$(BIN)/python -m infra.demo $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)') \
 	    $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
 	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS)) $(if $(USERS),--users $(USERS)) $(if $(ITEMS),--items $(ITEMS))
+
+ablation: .cache/prepared  ## every variant of the model on a feed, compared [DATA= VARIANTS= SEEDS=3 JSON= LAG= WINDOW= DATE= TEST_DAYS=]
+	@test -n '$(DATA)' || { echo "error: give DATA=folder with events.parquet and items.parquet"; exit 2; }
+	@$(BIN)/python -m infra.ablation --data '$(DATA)' $(if $(VARIANTS),--variants '$(VARIANTS)') $(if $(SEEDS),--seeds $(SEEDS)) \
+	    $(if $(JSON),--json '$(JSON)') $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
+	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS))
 
 up: .cache/prepared  ## Airflow, MLflow and the pages on loopback until Ctrl-C [SETTINGS= AIRFLOW_PORT= MLFLOW_PORT= PAGES_PORT=]
 	@exec $(BIN)/python -m infra.local_stack --settings $(SETTINGS)
@@ -54,4 +66,4 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup demo up test test-kills bench-snapshot lint clean
+.PHONY: help setup demo ablation up test test-kills bench-snapshot lint clean

@@ -372,13 +372,27 @@ class CausalAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, T, C = x.shape
-        q, k, v = (
-            part.view(B, T, self.heads, C // self.heads).transpose(1, 2)  # (B, heads, T, C / heads)
-            for part in self.query_key_value(x).split(C, dim=2)
-        )
+        q, k, v = self._by_head(x)
         y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         y = y.transpose(1, 2).reshape(B, T, C)
         return self.output_dropout(self.output(y))
+
+    def weights(self, x: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        """What `forward` weighs each token with, (B, heads, T), for one query a user: the token at `queries` (B,).
+
+        softmax(q·kᵀ / √(C / heads)) over the tokens up to the query, 0 beyond: the fused kernel never shows it.
+        """
+        q, k, _ = self._by_head(x)
+        q = q[torch.arange(len(x), device=x.device), :, queries]  # (B, heads, C / heads)
+        logits = torch.einsum("bhc,bhtc->bht", q, k) / math.sqrt(q.shape[2])
+        seen = torch.arange(x.shape[1], device=x.device) <= queries[:, None]  # (B, T)
+        return logits.masked_fill(~seen[:, None], -torch.inf).softmax(dim=2)
+
+    def _by_head(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Queries, keys and values, each (B, heads, T, C / heads)."""
+        B, T, C = x.shape
+        parts = self.query_key_value(x).split(C, dim=2)
+        return [part.view(B, T, self.heads, C // self.heads).transpose(1, 2) for part in parts]
 
 
 def save_ranker(ranker: Ranker, directory: str | os.PathLike) -> None:

@@ -63,16 +63,16 @@ def side_directory(settings: Settings, training_date: datetime.date, side: str) 
     return Path(settings.checkpoints) / str(training_date) / side
 
 
-def read_result(settings: Settings, training_date: datetime.date, side: str) -> dict[str, Any]:
+def read_result(settings: Settings, training_date: datetime.date, side: str, again: str = "") -> dict[str, Any]:
     """What a finished training left: fingerprint, best_epoch, seconds, curve, versions.
 
-    Raises `LTEError` where the training of that side isn't finished.
+    Raises `LTEError` where the training of that side isn't finished; it says to run `again`, the training by default.
     """
     file = side_directory(settings, training_date, side) / RESULT_FILE
     if not file.is_file():
         raise LTEError(
             f"the training of {training_date}, side {side}, is not finished ({file} is missing); "
-            f"run lte_model.training --date {training_date} --integration {side}"
+            f"run {again or f'lte_model.training --date {training_date} --integration {side}'}"
         )
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -245,7 +245,13 @@ class _Fit:
             seconds = time.perf_counter() - started
             targets_per_second = self.cases.target_counts.sum() / (trained - started)
             progress.curve.append(
-                {"epoch": progress.epoch, "training_loss": loss, measure: quality, "seconds": round(seconds, 3)}
+                {
+                    "epoch": progress.epoch,
+                    "training_loss": loss,
+                    measure: quality,
+                    "seconds": round(seconds, 3),
+                    "targets_per_second": round(float(targets_per_second), 1),
+                }
             )
             if not self.group.is_first:
                 continue
