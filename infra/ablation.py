@@ -1,6 +1,6 @@
 """The ablation of a feed on one machine, without Airflow: `make ablation DATA=folder`.
 
-1. An installation for the feed under `.lte/`, as the demo writes one; its trainings run until nothing gets better.
+1. An installation for the feed under `.lte/`, as the demo writes one; its trainings run until two epochs bring nothing better.
 2. The jobs that make the tables, one after another, for the representations that the chosen variants read.
 3. The trainings, as many at once as there are cores up to `TRAININGS_AT_ONCE`, each with a thread of its own.
 4. The report, and a table of what came out.
@@ -34,10 +34,10 @@ SEEDS = 3
 POLL_SECONDS = 0.5
 LOG_LINES = 15
 
-MODEL_SECTIONS = """\
-[model]
-# The encoders are fitted for it; what a variant reads is its own affair.
-representations = ["uniform", "autoencoder"]
+TRAINING = """\
+[training]
+# Dozens of trainings: each ends two epochs after its best.
+patience = 2
 """
 DONE_FILE = "done.txt"
 """The command lines that succeeded, one a line."""
@@ -177,7 +177,7 @@ def ablate(arguments: argparse.Namespace) -> None:
     variants = chosen_variants(arguments.variants)
     feed = read_feed(source / "events.parquet")
     date = parse_date(arguments.date) if arguments.date else feed.last + ONE_DAY
-    settings = settle(arguments, home, source, feed, date, MODEL_SECTIONS)
+    settings = settle(arguments, home, source, feed, date, TRAINING)
     commands = Commands(home)
     for command in table_commands(date, feed.first, variants, settings):
         commands.run(command)

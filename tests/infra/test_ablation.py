@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from infra.ablation import MODEL_SECTIONS, Commands, measures_of, options, print_outcome, table_commands
+from infra.ablation import TRAINING, Commands, measures_of, options, print_outcome, table_commands
 from infra.demo import Feed, settings_text, settle
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
@@ -42,14 +42,13 @@ def test_no_representation_is_made_that_no_variant_reads():
 
 
 def test_an_installation_trains_until_nothing_gets_better(tmp_path):
-    text = settings_text(tmp_path, 30, 365, 30, 6, MODEL_SECTIONS)
-    written = tomllib.loads(text)
-    assert written["model"] == {"representations": ["uniform", "autoencoder"]} and "training" not in written
+    written = tomllib.loads(settings_text(tmp_path, 30, 365, 30, 6, TRAINING))
+    assert written["training"] == {"patience": 2}
     feed = Feed(datetime.date(2010, 12, 1), datetime.date(2011, 12, 9), datetime.date(2011, 11, 20))
     arguments = options(["--data", "feed", "--lag", "20"])
-    settings = settle(arguments, tmp_path / "home", tmp_path, feed, datetime.date(2011, 12, 10), MODEL_SECTIONS)
+    settings = settle(arguments, tmp_path / "home", tmp_path, feed, datetime.date(2011, 12, 10), TRAINING)
     assert settings.window.lag_days == 20
-    assert settings.training == Settings().training
+    assert settings.training == Settings().training.model_copy(update={"patience": 2})
 
 
 def test_a_command_that_succeeded_is_not_run_again(tmp_path, capfd):
