@@ -162,7 +162,8 @@ def test_recency_comes_with_its_controls(compared):
     recency = ablation["recency"]
     assert set(recency) == {"none", "prefix", "prefix_newest_popularity", "hybrid"}
     assert set(recency["none"]) == {"attention_ratio", "hrli@5", "hrli@40"}
-    assert set(recency["prefix"]) == {"attention_ratio", "constant", "shuffled", "hrli@5", "hrli@40"}
+    controls = {"constant", "shuffled", "over_constant", "over_shuffled"}
+    assert set(recency["prefix"]) == {"attention_ratio", "hrli@5", "hrli@40"} | controls
     assert recency["prefix"]["hrli@5"]["value"] <= recency["prefix"]["hrli@40"]["value"] <= 1
 
 
