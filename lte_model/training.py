@@ -113,7 +113,7 @@ def train(
         if group.is_first:
             _log_inputs(settings, training_set, config, device)
         ranker = new_ranker(config, training_set, settings.training.seed).to(device)
-        fit = _Fit(settings, ranker, cases, validation, device, group)
+        fit = Fit(settings, ranker, cases, validation, device, group)
         progress = fit.run(directory / CHECKPOINT_FILE, fingerprint, checkpoint)
         if group.is_first:
             ranker.load_state_dict(progress.best_weights)
@@ -180,8 +180,8 @@ class _Loss(nn.Module):
         return self.ranker.loss(*arguments)
 
 
-class _Fit:
-    """The epochs of one training."""
+class Fit:
+    """The epochs of one training of `ranker`, which lies on `device`."""
 
     def __init__(
         self,

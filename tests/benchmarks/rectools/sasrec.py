@@ -389,6 +389,7 @@ def speed(folder: Path, options: Options, session_max_len: int, seconds: float) 
 
     `exact_users_per_second` is beside the point: ranks from the logits, which no user of RecTools is offered.
     """
+    before = peak_memory_mb()
     data = Data.read(folder)
     fit = Fit.of(data, options, session_max_len, seed=0, epochs=1000, seconds=seconds)
     peak = peak_memory_mb()
@@ -411,6 +412,7 @@ def speed(folder: Path, options: Options, session_max_len: int, seconds: float) 
         "evaluation_users_per_second": len(data.users) / evaluated,
         "exact_users_per_second": len(data.users) / ranked,
         "peak_memory": peak,
+        "memory_before": before,
     }
 
 
