@@ -269,7 +269,7 @@ class Fit:
             item_net_block_types=(IdEmbeddingsItemNet,),
             get_trainer_func=lambda: Trainer(
                 max_epochs=epochs,
-                min_epochs=1,
+                min_epochs=0,  # so that `seconds` may end it within the first
                 deterministic=True,
                 accelerator="auto",
                 devices=1,
