@@ -116,13 +116,13 @@ def train(
         if group.is_first:
             _log_inputs(settings, training_set, config, device)
         ranker = new_ranker(config, training_set, settings.training.seed).to(device)
-        fit = _Fit(settings, ranker, cases, validation, device, group)
+        fit = Fit(settings, ranker, cases, validation, device, group)
         progress = fit.run(directory / CHECKPOINT_FILE, fingerprint, checkpoint)
         ranker.load_state_dict(progress.best_weights)
         if settings.training.refit:
             _say(group, f"once more for {progress.best_epoch} epochs, up to the test cut")
             ranker = new_ranker(config, training_set, settings.training.seed).to(device)
-            _Fit(settings, ranker, all_cases, validation, device, group).refit(progress.best_epoch)
+            Fit(settings, ranker, all_cases, validation, device, group).refit(progress.best_epoch)
         if group.is_first:
             save_ranker(ranker, directory / MODEL_DIRECTORY)
             result = {
@@ -187,8 +187,8 @@ class _Loss(nn.Module):
         return self.ranker.loss(*arguments)
 
 
-class _Fit:
-    """The epochs of one training."""
+class Fit:
+    """The epochs of one training of `ranker`, which lies on `device`."""
 
     def __init__(
         self,
