@@ -52,6 +52,10 @@ bench-snapshot: .cache/prepared  ## a snapshot beside the other ways to make it 
 	@$(BIN)/python -m tests.benchmarks.bench_snapshot $(if $(SIZE),--size $(SIZE)) $(if $(SIDES),--sides $(SIDES)) \
 	    $(if $(DIMENSIONS),--dimensions $(DIMENSIONS)) $(if $(REPEATS),--repeats $(REPEATS)) $(if $(JSON),--json '$(JSON)')
 
+bench-quality: .cache/prepared  ## every model on the real data sets, beside RecTools' SASRec [DATA= SETS= VARIANTS= SEEDS=3 JSON=]
+	@$(BIN)/python -m tests.benchmarks.bench_quality $(if $(DATA),--data '$(DATA)') $(if $(SETS),--sets '$(SETS)') \
+	    $(if $(VARIANTS),--variants '$(VARIANTS)') $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JSON),--json '$(JSON)')
+
 bench-training: $(VENV)/installed  ## training and evaluation beside RecTools' SASRec [SECONDS= REPEATS= DATA= JSON=]
 	@$(BIN)/python -m tests.benchmarks.bench_training $(if $(SECONDS),--seconds $(SECONDS)) \
 	    $(if $(REPEATS),--repeats $(REPEATS)) $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)')
@@ -64,4 +68,4 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup demo ablation up test test-kills bench-snapshot bench-training lint clean
+.PHONY: help setup demo ablation up test test-kills bench-snapshot bench-quality bench-training lint clean

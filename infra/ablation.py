@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +170,12 @@ def print_outcome(ablation: Ablation) -> None:
         print(f"  {answer['text']:<72} {percent(uplift['value']):>8}  {percent_interval(uplift)}")
 
 
-def ablate(arguments: argparse.Namespace) -> None:
-    """The ablation, for the options of the command line."""
+Rank = Callable[[Settings, datetime.date], Mapping[str, Path]]
+"""Ranks the test users by models of another making, once the tables are there: their names, and the files of ranks."""
+
+
+def ablate(arguments: argparse.Namespace, rank: Rank | None = None) -> Ablation:
+    """The ablation, for the options of the command line; returns what was found."""
     source = Path(arguments.data).resolve()
     home = Path(arguments.home).resolve() if arguments.home else REPOSITORY / ".lte" / f"{source.name}-ablation"
     variants = chosen_variants(arguments.variants)
@@ -191,12 +195,15 @@ def ablate(arguments: argparse.Namespace) -> None:
         ],
         at_once=min(TRAININGS_AT_ONCE, os.cpu_count() or 1),
     )
+    rivals = rank(settings, date) if rank else {}
+    chosen += "".join(f" --rival {name}={file}" for name, file in rivals.items())
     commands.output(f"lte_model.ablation report --date {date} {chosen}")
     ablation = read_ablation(settings, date)
     print_outcome(ablation)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(measures_of(ablation), indent=1) + "\n", encoding="utf-8")
     print(f"\nreport  {os.path.relpath(ablation_path(settings, date).with_suffix('.html'))}")
+    return ablation
 
 
 def options(values: Iterable[str] | None = None) -> argparse.Namespace:

@@ -4,6 +4,8 @@
     python -m lte_model.ablation train --date D --variant V --seed S            one of them
     python -m lte_model.ablation report --date D [--variants a,b] [--seeds 3]   all of them compared
 
+With `--rival name=file` a model of another making is compared too, by the ranks in a Parquet file.
+
 1. A training is that of lte_model.training, with the settings of its variant (variants.py), and goes on and repeats
    itself as that does. Its MLflow run is a child of the run `ablation` of the date.
 2. The test users and their targets are the same for all variants, and every rank is exact. A user's measure is the
@@ -27,6 +29,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import polars as pl
 import torch
 
 from lte_model import tracking
@@ -164,11 +167,17 @@ class Measured:
 
 
 def evaluate_ablation(
-    settings: Settings, training_date: datetime.date, variants: Sequence[Variant], seeds: int
+    settings: Settings,
+    training_date: datetime.date,
+    variants: Sequence[Variant],
+    seeds: int,
+    rivals: Mapping[str, Path] | None = None,
 ) -> Ablation:
     """Compares the trained `variants`, writes ablation.json, logs to MLflow, and returns what was written.
 
-    Raises `LTEError` where a training isn't finished, or is of other settings or other tables than those of today.
+    `rivals` are models of another making: their names, and the files that hold their ranks. Raises `LTEError` where a
+    training isn't finished, or is of other settings or other tables than those of today, and where a rival didn't rank
+    a test user.
     """
     started = time.perf_counter()
     if settings.training.threads:
@@ -188,6 +197,8 @@ def evaluate_ablation(
     ranks = {name: of_variant.ranks for name, of_variant in measured.items()}
     for side, days in POPULARITY_DAYS.items():
         ranks[side] = count_ranks(popularity(training_set, days), cases.targets)[None]
+    for side, file in (rivals or {}).items():
+        ranks[side] = read_ranks(file, cases)
     headline = f"ndcg@{max(settings.evaluation.cutoffs)}"
     candidates = _candidates(measured, headline)
     best = next(iter(candidates), None)
@@ -240,6 +251,20 @@ def evaluate_ablation(
     write_atomically(file, json.dumps(ablation, indent=1, ensure_ascii=False, allow_nan=False).encode())
     _log(settings, training_date, ablation, by_seed)
     return ablation
+
+
+def read_ranks(file: Path, cases: Cases) -> np.ndarray:
+    """The ranks (S, N) of `cases` in a Parquet file (user_id, seed, rank). Raises `LTEError` where it lacks some."""
+    if not file.is_file():
+        raise LTEError(f"there is no file of ranks {file}; rank the test users and write (user_id, seed, rank)")
+    frame = pl.read_parquet(file)
+    ranks = []
+    for (seed,), of_seed in frame.sort("seed").partition_by("seed", as_dict=True, maintain_order=True).items():
+        found = cases.user_ids.to_frame().join(of_seed, on="user_id", how="left", maintain_order="left")["rank"]
+        if found.null_count():
+            raise LTEError(f"{file} lacks {found.null_count():,} test users of seed {seed}; rank all of them")
+        ranks.append(found.to_numpy())
+    return np.stack(ranks)
 
 
 def _measure(test: _Test, variant: Variant, seeds: int, device: torch.device) -> Measured:
@@ -480,6 +505,10 @@ def main() -> None:
             options.add_argument(
                 "--seeds", type=int, default=SEEDS, help="seeds of each variant (default: %(default)s)"
             )
+        if command == "report":
+            options.add_argument(
+                "--rival", action="append", default=[], metavar="NAME=FILE", help="ranks of a model of another making"
+            )
         options.add_argument("--settings", default=None, help="settings file (default: $LTE_SETTINGS)")
     arguments = parser.parse_args()
     settings = load_settings(arguments.settings)
@@ -496,7 +525,8 @@ def main() -> None:
             if arguments.variants
             else trained_variants(settings, arguments.date, seeds)
         )
-        evaluate_ablation(settings, arguments.date, chosen, seeds)
+        rivals = {name: Path(file) for name, _, file in (given.partition("=") for given in arguments.rival)}
+        evaluate_ablation(settings, arguments.date, chosen, seeds, rivals)
         page = write_page(settings, arguments.date)
         with tracking.training_run(settings, arguments.date, tracking.ABLATION_SIDE):
             mlflow.log_artifact(str(page))

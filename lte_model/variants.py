@@ -14,6 +14,9 @@ from lte_model.settings import Model, Settings
 BEST = "best"
 """The variant that validation chose, wherever a question names it."""
 
+RIVAL = "rectools"
+"""SASRec of RecTools, where its ranks are given to the report."""
+
 BUDGETS = (5, 10, 20, 50, 100, 200)
 """The tokens of the budget curve. Nothing reads more: a row of the training set ends there."""
 
@@ -194,6 +197,7 @@ QUESTIONS = (
     Question("popularity bias over none", "prefix_newest_popularity", "prefix_newest"),
     Question("the variant that validation chose, over 200 tokens without LTE", BEST, "long_sequence"),
     Question("the variant that validation chose, over popularity of 7 days", BEST, "popularity_7d"),
+    Question("the variant that validation chose, over SASRec of RecTools", BEST, RIVAL),
 )
 """First what the paper reports, then what it leaves open."""
 
