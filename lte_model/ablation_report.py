@@ -11,7 +11,7 @@ from typing import Any
 
 from lte_model import page, report_charts, verdict
 from lte_model.settings import Settings
-from lte_model.variants import QUESTIONS
+from lte_model.variants import QUESTIONS, RIVAL
 from lte_model.verdict import Ablation, Outcome
 
 _TEMPLATE = "ablation.html.jinja"
@@ -57,7 +57,7 @@ def render(ablation: Ablation) -> str:
         ],
         variants={side: of_side for side, of_side in ablation["sides"].items() if "description" in of_side},
         popularity={side: of_side for side, of_side in ablation["sides"].items() if "description" not in of_side},
-        popularity_names=report_charts.SIDES,
+        popularity_names=report_charts.SIDES | {RIVAL: "SASRec of RecTools"},
         charts=charts,
     )
 
