@@ -33,6 +33,12 @@ demo: .cache/prepared  ## the whole pipeline through Airflow [DATA= JSON= LAG= W
 	    $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
 	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS)) $(if $(USERS),--users $(USERS)) $(if $(ITEMS),--items $(ITEMS))
 
+ablation: .cache/prepared  ## every variant of the model on a feed, compared [DATA= VARIANTS= SEEDS=3 JSON= LAG= WINDOW= DATE= TEST_DAYS=]
+	@test -n '$(DATA)' || { echo "error: give DATA=folder with events.parquet and items.parquet"; exit 2; }
+	@$(BIN)/python -m infra.ablation --data '$(DATA)' $(if $(VARIANTS),--variants '$(VARIANTS)') $(if $(SEEDS),--seeds $(SEEDS)) \
+	    $(if $(JSON),--json '$(JSON)') $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
+	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS))
+
 up: .cache/prepared  ## Airflow, MLflow and the pages on loopback until Ctrl-C [SETTINGS= AIRFLOW_PORT= MLFLOW_PORT= PAGES_PORT=]
 	@exec $(BIN)/python -m infra.local_stack --settings $(SETTINGS)
 
@@ -46,6 +52,14 @@ bench-snapshot: .cache/prepared  ## a snapshot beside the other ways to make it 
 	@$(BIN)/python -m tests.benchmarks.bench_snapshot $(if $(SIZE),--size $(SIZE)) $(if $(SIDES),--sides $(SIDES)) \
 	    $(if $(DIMENSIONS),--dimensions $(DIMENSIONS)) $(if $(REPEATS),--repeats $(REPEATS)) $(if $(JSON),--json '$(JSON)')
 
+bench-quality: .cache/prepared  ## every model on the real data sets, beside RecTools' SASRec [DATA= SETS= VARIANTS= SEEDS=3 JSON=]
+	@$(BIN)/python -m tests.benchmarks.bench_quality $(if $(DATA),--data '$(DATA)') $(if $(SETS),--sets '$(SETS)') \
+	    $(if $(VARIANTS),--variants '$(VARIANTS)') $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JSON),--json '$(JSON)')
+
+bench-training: $(VENV)/installed  ## training and evaluation beside RecTools' SASRec [SECONDS= REPEATS= DATA= JSON=]
+	@$(BIN)/python -m tests.benchmarks.bench_training $(if $(SECONDS),--seconds $(SECONDS)) \
+	    $(if $(REPEATS),--repeats $(REPEATS)) $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)')
+
 lint: $(VENV)/installed  ## ruff
 	$(BIN)/ruff check .
 
@@ -54,4 +68,4 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup demo up test test-kills bench-snapshot lint clean
+.PHONY: help setup demo ablation up test test-kills bench-snapshot bench-quality bench-training lint clean

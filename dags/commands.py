@@ -1,16 +1,19 @@
-"""A task of this project is one command line, and there are two kinds: a job writes a table, a gate reads one.
+"""A task of this project is one command line: a job writes a table, a gate reads one, a listing says which jobs follow.
 
 Every command can be pasted into a terminal at the root of the repository, with LTE_SETTINGS set. A pool of one
 slot per table (infra/airflow/pools.json) keeps it to one writer, whichever DAG, date or backfill asks.
 """
 
 import datetime
+import json
 from pathlib import Path
+from typing import Any
 
 import pendulum
 from airflow.providers.standard.operators.bash import BashOperator
-from airflow.sdk import Asset
+from airflow.sdk import Asset, XComArg
 from airflow.sdk.configuration import conf
+from airflow.sdk.definitions.mappedoperator import MappedOperator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -32,11 +35,12 @@ WRITTEN_TOGETHER = {
     "snapshot_accounts": "lte_snapshots",
     "publications": "lte_live",
     "test_accounts": "test_measurements",
+    "checkpoints": "gpu",
 }
 
 
 def pool_of(table: str) -> str:
-    """The pool of a table: its own name, or that of the table with which a job writes it."""
+    """The pool of what a job writes: its own name, or that of what is written with it, or of the machine it needs."""
     return WRITTEN_TOGETHER.get(table, table)
 
 
@@ -52,16 +56,46 @@ def feed_end() -> datetime.datetime | None:
 
 def job(task_id: str, command: str, *, writes: str, on_failure: str, outlets: tuple[Asset, ...] = ()) -> BashOperator:
     """A task that writes. `writes` names its pool: its table. It may be repeated, and a stop of Airflow may cost a try."""
+    return BashOperator(**_job(task_id, command, writes, on_failure), outlets=list(outlets))
+
+
+def job_for_each(environments: XComArg, task_id: str, command: str, *, writes: str, on_failure: str) -> MappedOperator:
+    """A job for each of the `environments` that a `listing` found. The command quotes what it takes from there."""
+    return BashOperator.partial(
+        **_job(task_id, command, writes, on_failure),
+        append_env=True,
+        map_index_template="{{ task.env.values() | join(' ') }}",
+    ).expand(env=environments)
+
+
+def listing(task_id: str, command: str, *, on_failure: str, pool: str) -> BashOperator:
+    """A task whose last line is a list in JSON; its output is an environment for each entry, in capitals. No retry."""
     return BashOperator(
         task_id=task_id,
         bash_command=f"python -m {command}",
         cwd=str(REPOSITORY),
-        pool=writes,
-        retries=2,
-        retry_delay=datetime.timedelta(seconds=20),
-        outlets=list(outlets),
-        doc_md=f"Writes **{writes}**. Safe to clear and run again.\n\n**When it fails:** {on_failure}",
+        pool=pool,
+        retries=0,
+        output_processor=environments,
+        doc_md=f"Reads, and says which tasks there are to run.\n\n**When it fails:** {on_failure}",
     )
+
+
+def environments(line: str) -> list[dict[str, str]]:
+    """`[{"variant": "none", "seed": 0}]` as `[{"VARIANT": "none", "SEED": "0"}]`."""
+    return [{name.upper(): str(value) for name, value in entry.items()} for entry in json.loads(line)]
+
+
+def _job(task_id: str, command: str, writes: str, on_failure: str) -> dict[str, Any]:
+    return {
+        "task_id": task_id,
+        "bash_command": f"python -m {command}",
+        "cwd": str(REPOSITORY),
+        "pool": pool_of(writes),
+        "retries": 2,
+        "retry_delay": datetime.timedelta(seconds=20),
+        "doc_md": f"Writes **{writes}**. Safe to clear and run again.\n\n**When it fails:** {on_failure}",
+    }
 
 
 def gate(task_id: str, command: str, *, on_failure: str, pool: str = "data_docs") -> BashOperator:

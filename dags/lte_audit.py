@@ -1,6 +1,7 @@
 """# lte_audit
 Recomputes the long-term embeddings of one user in a hundred from the raw tables, and compares them, number by number,
 with the snapshot of logical date D and with what is live. 0 mismatched, 0 missing, 0 extra is the only good answer.
+It covers the exact representations, `uniform` and `autoencoder`; the log names those whose events have weights.
 
 **Schedule:** Mondays, 06:00 UTC, when `lte_daily` has published that day's; or trigger it with a logical date that
 `lte_daily` has made. Each date samples other users. The counts are kept in table `lte_audits`.

@@ -67,7 +67,7 @@ with DAG(
         "snapshot_lte",
         f"jobs.snapshot_lte --date {DATE}",
         writes="lte_snapshots",
-        on_failure="A day is missing, or partial? The log names it, and the command that brings it. Then clear the task.",
+        on_failure="A day, or the encoder, is missing? The log names it and the command that makes it. Then clear the task.",
     )
     check_lte_snapshots = gate(
         "check_lte_snapshots",
@@ -78,7 +78,7 @@ with DAG(
         "publish_lte",
         f"jobs.publish_lte --date {DATE}",
         writes="lte_live",
-        on_failure="The vectors that were live still are. Clear the task.",
+        on_failure="The vectors that were live still are. A representation is refused? Its name is in the log. Clear the task.",
     )
 
     ingest_items >> check_items

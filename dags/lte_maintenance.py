@@ -24,6 +24,7 @@ TABLES = (
     "ingested_days",
     "semantic_bases",
     "item_embeddings",
+    "item_encodings",
     "lte_snapshots",
     "snapshot_accounts",
     "lte_live",

@@ -5,6 +5,8 @@ ranker without it. It evaluates both, writes the report, and registers the first
 **Schedule:** Mondays, 03:00 UTC; or trigger it with a logical date. It reads `events` and `item_embeddings`, so
 `lte_bootstrap`, or as many runs of `lte_daily` as the windows need, come first.
 
+**Encoders** are fitted where `model.representations` in the settings has `autoencoder`; else their tasks say so and end.
+
 **A training that was killed** goes on from its last checkpoint when the task runs again.
 
 **When it fails:** each task says in its own notes what to look at. Nothing here touches the champion.
@@ -16,7 +18,7 @@ from commands import CHALLENGER, DATE, OWNER, feed_end, gate, job
 
 with DAG(
     "lte_training",
-    description="Anchors, popularity, training set, two trainings, evaluation, report, challenger",
+    description="Encoders, anchors, popularity, training set, two trainings, evaluation, report, challenger",
     schedule="0 3 * * MON",
     end_date=feed_end(),
     catchup=False,
@@ -25,6 +27,23 @@ with DAG(
     tags=["lte", "training"],
     doc_md=__doc__,
 ):
+    fit_encoders = job(
+        "fit_encoders",
+        f"lte_model.autoencoder --date {DATE} --anchors --if-read",
+        writes="checkpoints",
+        on_failure="The log names the date, and what it lacks. Clear the task: encoders that are there stay.",
+    )
+    encode_items = job(
+        "encode_items",
+        f"jobs.encode_items --date {DATE} --anchors --if-read",
+        writes="item_encodings",
+        on_failure="Another encoder of the same date is in the table? It stays: snapshots were made with it.",
+    )
+    check_item_encodings = gate(
+        "check_item_encodings",
+        f"jobs.quality.check item_encodings --date {DATE} --anchors",
+        on_failure="A date without an encoder, or a vector off the grid. The log names the date and the items.",
+    )
     snapshot_anchors = job(
         "snapshot_anchors",
         f"jobs.snapshot_lte --date {DATE} --anchors",
@@ -90,6 +109,7 @@ with DAG(
         on_failure="Is MLflow up? A second run finds the version that the first registered.",
     )
 
+    fit_encoders >> encode_items >> check_item_encodings >> snapshot_anchors
     snapshot_anchors >> check_lte_snapshots >> count_popularity >> check_item_popularity
     check_item_popularity >> build_training_set >> check_training_set
     check_training_set >> [train_prefix, train_none] >> evaluate >> report >> register

@@ -101,12 +101,25 @@ def sensible_anchors(feed: Feed, date: datetime.date, lag_days: int, test_days: 
     return min(MOST_ANCHORS, room // lag_days + 1)
 
 
-def settings_text(
-    source: Path, lag_days: int, window_days: int, test_days: int, anchors: int, epochs: int = MOST_EPOCHS
-) -> str:
-    """The settings of a demo's installation. Paths start at its folder, but for what lies elsewhere."""
+def demo_training(epochs: int = MOST_EPOCHS) -> str:
+    """How a demo trains, as a section of settings."""
     return f"""\
-# Written by `make demo`. Every key: lte_model/settings.py.
+[training]
+# A demo is for looking; the defaults train on until nothing gets better.
+epochs = {epochs}
+patience = 2
+"""
+
+
+def settings_text(
+    source: Path, lag_days: int, window_days: int, test_days: int, anchors: int, model: str = demo_training()
+) -> str:
+    """The settings of an installation for a feed; `model` are the sections on the model and its training.
+
+    Paths start at its folder, but for what lies elsewhere.
+    """
+    return f"""\
+# Written for the feed by `make`. Every key: lte_model/settings.py.
 [sources]
 events = {json.dumps(str(source / "events.parquet"))}
 items = {json.dumps(str(source / "items.parquet"))}
@@ -120,11 +133,7 @@ anchors = {anchors}
 anchor_every_days = {lag_days}
 test_days = {test_days}
 
-[training]
-# A demo is for looking; the defaults train on until nothing gets better.
-epochs = {epochs}
-patience = 2
-
+{model}
 [spark]
 jars = {json.dumps(str(REPOSITORY / ".cache/jars"))}
 class_data_archive = {json.dumps(str(REPOSITORY / ".cache/classes.jsa"))}
@@ -135,7 +144,14 @@ class_data_archive = {json.dumps(str(REPOSITORY / ".cache/classes.jsa"))}
 """
 
 
-def settle(arguments: argparse.Namespace, home: Path, source: Path, feed: Feed, date: datetime.date) -> Settings:
+def settle(
+    arguments: argparse.Namespace,
+    home: Path,
+    source: Path,
+    feed: Feed,
+    date: datetime.date,
+    model: str = demo_training(),
+) -> Settings:
     """Writes settings.toml where there is none, and holds the options against it where there is one."""
     file = home / "settings.toml"
     if not file.exists():
@@ -147,6 +163,7 @@ def settle(arguments: argparse.Namespace, home: Path, source: Path, feed: Feed, 
             arguments.window or sensible_window(lag_days),
             test_days,
             sensible_anchors(feed, date, lag_days, test_days),
+            model,
         )
         home.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")

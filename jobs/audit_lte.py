@@ -8,6 +8,9 @@ are users of the table and users of the window alike, so that a row too few or t
     missing      the user has events in the window, and no row
     extra        a row whose user has no event in the window, or has another row
 
+Audited are the exact representations of the settings: `uniform`, and `autoencoder` with the item vectors of the
+date's encoder. A representation whose events weigh differently is named and passed over.
+
 None of them is the only good answer. Which users are sampled depends on the user and the date alone: the same date
 audits the same users again, and another date others.
 """
@@ -19,13 +22,14 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bases import basis_in_force
-from jobs.command_line import JobParser
+from jobs.command_line import JobParser, asked_representations
 from jobs.publish_lte import newest_publication
+from jobs.recipes import Recipe, recipe
 from jobs.session import spark_session
-from jobs.snapshot_lte import REPRESENTATION, uniform_lte_of
 from jobs.tables import (
     EVENTS,
     ITEM_EMBEDDINGS,
+    ITEM_ENCODINGS,
     ITEMS,
     LTE_AUDITS,
     LTE_LIVE,
@@ -36,6 +40,7 @@ from jobs.tables import (
 )
 from lte_model.basis import GRID
 from lte_model.errors import LTEError, run
+from lte_model.representations import REPRESENTATIONS, UNIFORM, representation
 from lte_model.windows import Interval, lte_window
 
 SHARE = 0.01
@@ -53,6 +58,7 @@ class Audit:
     """What an audit found. `first` names some of the users, and isn't kept: a table of audits outlives its users."""
 
     table: str
+    representation: str
     date: datetime.date
     sampled_users: int
     mismatched: int
@@ -66,7 +72,7 @@ class Audit:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{getattr(self, kind):,} {kind} ({self.rate(kind):.2%})" for kind in FINDINGS)
-        return f"{self.sampled_users:,} users of {self.table} of {self.date} audited: {counts}"
+        return f"{self.sampled_users:,} users of {self.table}, {self.representation}, of {self.date} audited: {counts}"
 
     def rate(self, finding: str) -> float:
         return getattr(self, finding) / self.sampled_users
@@ -145,31 +151,56 @@ def compared(found: DataFrame, expected: DataFrame) -> DataFrame:
     )
 
 
-def audit_lte(warehouse: Warehouse, date: datetime.date, share: float = SHARE, live: bool = False) -> Audit:
-    """Runs the job: audits, and keeps the counts in `lte_audits`.
+def item_vectors(warehouse: Warehouse, made_by: Recipe) -> DataFrame:
+    """(item_id, vector): of the recipe's encoder where it has one that knows the item, else of the item's content."""
+    of_basis = f"basis_id = {sql_text(made_by.basis_id)}"
+    contents = warehouse.read(ITEM_EMBEDDINGS).where(of_basis).select("item_id", "vector")
+    if made_by.encoder is None:
+        return contents
+    of_encoder = f"{of_basis} AND fitted_on = {sql_date(made_by.encoder.fitted_on)}"
+    encodings = warehouse.read(ITEM_ENCODINGS).where(of_encoder)
+    learned = encodings.select("item_id", F.col("vector").alias("learned"))
+    return contents.join(learned, "item_id", "left").select("item_id", F.coalesce("learned", "vector").alias("vector"))
 
-    Raises `LTEError` where the table holds no LTE of `date`, where another date is live, and where no user falls into
-    the share.
+
+def require_exact(name: str) -> None:
+    """Raises `LTEError` for a representation that the audit doesn't recompute."""
+    if not representation(name).exact:
+        exact = ", ".join(other.name for other in REPRESENTATIONS.values() if other.exact)
+        raise LTEError(
+            f"the audit covers the exact representations alone ({exact}): the events of {name} have weights, which "
+            "its plain SQL doesn't know; leave it out"
+        )
+
+
+def audit_lte(
+    warehouse: Warehouse, date: datetime.date, share: float = SHARE, live: bool = False, name: str = UNIFORM
+) -> Audit:
+    """Runs the job for one representation: audits, and keeps the counts in `lte_audits`.
+
+    Raises `LTEError` for a representation that isn't exact, where the table holds no LTE of `date`, where another date
+    is live, and where no user falls into the share.
     """
+    require_exact(name)
     basis_id = basis_in_force(warehouse)
+    made_by = recipe(warehouse, basis_id, name, date)
     table = LTE_LIVE if live else LTE_SNAPSHOTS
-    rows = warehouse.read(table).where(uniform_lte_of(basis_id))
+    rows = warehouse.read(table).where(made_by.condition)
     if live:
-        require_live(warehouse, basis_id, date)
+        require_live(warehouse, basis_id, date, name)
     else:
         rows = rows.where(f"snapshot_date = {sql_date(date)}")
         if rows.isEmpty():
             raise LTEError(
-                f"table {table.name} holds no {REPRESENTATION} LTE of {date} in basis {basis_id}; "
-                f"run {table.written_by} --date {date}"
+                f"table {table.name} holds no {name} LTE of {date} in basis {basis_id}; "
+                f"run {table.written_by} --date {date} --representation {name}"
             )
 
-    window = warehouse.settings.window
     expected = recomputed(
         warehouse.read(EVENTS).where(sampled(date, share)),
         warehouse.read(ITEMS),
-        warehouse.read(ITEM_EMBEDDINGS).where(f"basis_id = {sql_text(basis_id)}"),
-        lte_window(date, window.lag_days, window.window_days),
+        item_vectors(warehouse, made_by),
+        lte_window(date, made_by.lag_days, made_by.window_days),
         date,
     )
     found = compared(rows.where(sampled(date, share)), expected)
@@ -182,19 +213,19 @@ def audit_lte(warehouse: Warehouse, date: datetime.date, share: float = SHARE, l
     if not row.users:
         raise LTEError(f"no user of {table.name} of {date} falls into a share of {share:g}; give a greater --share")
     counts = {finding: row[finding] for finding in FINDINGS}
-    audit = Audit(table.name, date, row.users, **counts, first=tuple(_named(*one) for one in row.first))
-    record(warehouse, audit, basis_id, share)
+    audit = Audit(table.name, name, date, row.users, **counts, first=tuple(_named(*one) for one in row.first))
+    record(warehouse, audit, made_by, share)
     return audit
 
 
-def require_live(warehouse: Warehouse, basis_id: str, date: datetime.date) -> None:
+def require_live(warehouse: Warehouse, basis_id: str, date: datetime.date, name: str) -> None:
     """Raises `LTEError` where another date is live, or none: a row of `lte_live` doesn't say, but since when it is so."""
-    published = newest_publication(warehouse, basis_id)
+    published = newest_publication(warehouse, basis_id, name)
     if published is None:
-        raise LTEError(f"no LTE of basis {basis_id} is live; run jobs.publish_lte --date {date}")
+        raise LTEError(f"no {name} LTE of basis {basis_id} is live; run jobs.publish_lte --date {date}")
     if published.date != date:
         raise LTEError(
-            f"the LTE of {published.date} is live, not that of {date}; audit it with --date {published.date}, or run "
+            f"the {name} LTE of {published.date} is live, not that of {date}; audit it with --date {published.date}, or run "
             f"jobs.publish_lte --date {date} first"
         )
 
@@ -203,13 +234,13 @@ def _named(user_id: str, differing: str, finding: str) -> str:
     return f"user {user_id!r} {finding}{f' in {differing}' if finding == 'mismatched' else ''}"
 
 
-def record(warehouse: Warehouse, audit: Audit, basis_id: str, share: float) -> None:
+def record(warehouse: Warehouse, audit: Audit, made_by: Recipe, share: float) -> None:
     """Keeps the counts, in the place of those of an earlier audit of the same table and date."""
     row = {
         "audited_table": audit.table,
         "audited_date": audit.date,
-        "basis_id": basis_id,
-        "representation": REPRESENTATION,
+        "basis_id": made_by.basis_id,
+        "representation": audit.representation,
         "share": float(share),
         "sampled_users": audit.sampled_users,
         **{finding: getattr(audit, finding) for finding in FINDINGS},
@@ -219,8 +250,7 @@ def record(warehouse: Warehouse, audit: Audit, basis_id: str, share: float) -> N
     warehouse.replace(
         LTE_AUDITS,
         frame,
-        f"{uniform_lte_of(basis_id)} AND audited_table = {sql_text(audit.table)} "
-        f"AND audited_date = {sql_date(audit.date)}",
+        f"{made_by.condition} AND audited_table = {sql_text(audit.table)} AND audited_date = {sql_date(audit.date)}",
     )
 
 
@@ -236,14 +266,26 @@ def require_clean(audit: Audit) -> None:
 def main() -> None:
     parser = JobParser(__doc__, "the snapshot date; with --live the date that is live")
     parser.add_argument("--share", type=float, default=SHARE, help=f"share of the users to audit (default: {SHARE})")
+    parser.add_representations("audit this representation")
     parser.add_argument("--live", action="store_true", help="audit lte_live instead of lte_snapshots")
     arguments, settings, date = parser.read()
     if not 0 < arguments.share <= 1:
         raise LTEError(f"--share {arguments.share:g} is no share of the users; give more than 0 and at most 1")
+    names = asked_representations(arguments, settings)
+    for name in arguments.representations or ():
+        require_exact(name)
+    exact = [name for name in names if representation(name).exact]
+    for name in names:
+        if name not in exact:
+            print(f"{name} is not audited: its events have weights, and the audit covers exact representations alone")
+    if not exact:
+        return
     with spark_session(settings, "audit_lte") as spark:
-        audit = audit_lte(Warehouse(spark, settings), date, arguments.share, arguments.live)
-    require_clean(audit)
-    print(audit)
+        warehouse = Warehouse(spark, settings)
+        audits = [audit_lte(warehouse, date, arguments.share, arguments.live, name) for name in exact]
+    print(*audits, sep="\n")
+    for audit in audits:
+        require_clean(audit)
 
 
 if __name__ == "__main__":

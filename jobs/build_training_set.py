@@ -2,11 +2,13 @@
 
     split        snapshot date     sequence                    target
     train        each anchor A     events of [A−L−W, A)        the `target_count` newest, those of [A−L, A)
+    refit        the test cut T    events of [T−L−W, T)        the `target_count` newest, those of [T−L, T)
     validation   the cut V         events of [V−L−W, V)        the user's first event of the validation days
     test         the cut T         events of [T−L−W, T)        the user's first event of the test days
 
 A sequence holds events known before its own date, the newest `max_length`, oldest first; items without a vector are
-left out. Rows of an anchor are the users with an event of [A−L, A); rows at a cut are the users with a target who had
+left out. Rows of an anchor are the users with an event of [A−L, A), and `refit` is the anchor that a model may
+train on once the validation has chosen it; rows at a cut are the users with a target who had
 been seen before the cut. One training set serves every policy, length and representation: a policy that reads no
 event before D−L takes the `target_count` newest, and the LTEs of D wait in `lte_snapshots`.
 
@@ -23,7 +25,7 @@ from pyspark.sql import functions as F
 from jobs.bases import basis_in_force
 from jobs.command_line import JobParser
 from jobs.session import spark_session
-from jobs.tables import EVENTS, ITEM_EMBEDDINGS, ITEMS, TRAINING_SET, Warehouse, dated, sql_date
+from jobs.tables import EVENTS, ITEM_EMBEDDINGS, ITEMS, TRAINING_SET, Warehouse, sql_date
 from lte_model.errors import LTEError, run
 from lte_model.settings import Window
 from lte_model.windows import Interval, TrainingDates, lte_window, target_window, training_dates
@@ -107,11 +109,13 @@ def training_set(
     `events` are those known before the training date, and `items` the ones with a vector (item_id, item_known_date).
     """
     known = sequences(events, items, dates.snapshot_dates, window, max_length)
-    train = known.where(dated("snapshot_date", dates.anchors)).where("target_count > 0")
+    # Of the dates, the anchors come first, and the last is the test cut.
+    split = F.when(F.col("snapshot_date") < dates.test.start, "train").otherwise("refit")
+    train = known.where("target_count > 0").withColumns(
+        {"split": split, "target_item_id": F.lit(None).cast("string"), "target_date": F.lit(None).cast("date")}
+    )
     targets = first_events(events, {"validation": dates.validation, "test": dates.test})
-    return train.withColumns(
-        {"split": F.lit("train"), "target_item_id": F.lit(None).cast("string"), "target_date": F.lit(None).cast("date")}
-    ).unionByName(known.join(targets, ["snapshot_date", "user_id"]))
+    return train.unionByName(known.join(targets, ["snapshot_date", "user_id"]))
 
 
 def build_training_set(warehouse: Warehouse, date: datetime.date) -> dict[tuple[str, datetime.date], int]:

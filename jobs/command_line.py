@@ -4,6 +4,7 @@ import argparse
 import datetime
 
 from lte_model.errors import LTEError
+from lte_model.representations import require_distinct
 from lte_model.settings import Settings, load_settings
 from lte_model.windows import every, parse_date, parse_run_date
 
@@ -23,6 +24,16 @@ class JobParser(argparse.ArgumentParser):
             self.add_argument("--every", type=int, default=1, help="days from one date of the range to the next")
         self.add_argument("--settings", help="settings file (default: the one that LTE_SETTINGS names)")
 
+    def add_representations(self, what: str) -> None:
+        """Adds `--representation`, which may be given several times; `asked_representations` reads it."""
+        self.add_argument(
+            "--representation",
+            action="append",
+            dest="representations",
+            metavar="R",
+            help=f"{what}; repeatable (default: those of model.representations in the settings)",
+        )
+
     def read(self) -> tuple[argparse.Namespace, Settings, datetime.date]:
         """The arguments, the settings and the date. Raises `LTEError` for a setting or a date that can't be."""
         arguments = self.parse_args()
@@ -32,6 +43,13 @@ class JobParser(argparse.ArgumentParser):
         """The same with every date of the range, or the one date. Raises `LTEError` for dates that make no range."""
         arguments = self.parse_args()
         return arguments, load_settings(arguments.settings), dates_of(arguments)
+
+
+def asked_representations(arguments: argparse.Namespace, settings: Settings) -> tuple[str, ...]:
+    """The representations of the command line, or of the settings. Raises `LTEError` for one that isn't known."""
+    names = tuple(arguments.representations or settings.model.representations)
+    require_distinct(names)
+    return names
 
 
 def dates_of(arguments: argparse.Namespace) -> tuple[datetime.date, ...]:

@@ -6,8 +6,9 @@ For each table, or for `--table` alone:
    longer, to what the oldest version of the table that a registered model names needs. First, for any later commit
    may delete commits that are past the second.
 2. `lte_snapshots` alone: of the dates more than `maintenance.daily_snapshots_days` before `--date`, those stay that
-   a row of `training_set`, or the training of a registered model, names. The others go, and their accounts before
-   them: an account without its snapshot would say that it can be gone on from.
+   a row of `training_set`, or the training of a registered model, names, and in every representation, for any of them
+   may be trained on. The others go, and their accounts before them: an account without its snapshot would say that it
+   can be gone on from.
 3. A partition with many small files is written anew. Snapshots of the daily period are left as they are: their files
    are cut by users, for the run that goes on from them.
 4. What no version has read for the retention is deleted. The files of a version that a registered model names stay,

@@ -1,8 +1,10 @@
 """Publishes the snapshot of `--date` in `lte_live`: the one row per user that a reader of today finds.
 
 Only the rows of users whose LTE may have changed since what is live are written; a user's row says from which date on
-it has been as it is. Table `publications` says which date is live. An older snapshot never replaces a newer one, so
-that a backfill of past dates leaves what is live alone.
+it has been as it is. Where everybody's may have, for the weights of events change with the date, or another encoder
+came, all rows are. Table `publications` says which date is live. An older snapshot never replaces a newer one, so that
+a backfill of past dates leaves what is live alone. Each representation of the settings is published for itself; one
+that reads the days of the targets is refused.
 """
 
 import datetime
@@ -13,12 +15,14 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bases import basis_in_force, load_catalogue
-from jobs.command_line import JobParser
+from jobs.command_line import JobParser, asked_representations
 from jobs.engine.packing import BUCKETS
+from jobs.recipes import Recipe, lte_of, recipe
 from jobs.session import spark_session
-from jobs.snapshot_lte import REPRESENTATION, read_inputs, snapshots_there, uniform_lte_of
+from jobs.snapshot_lte import read_inputs, snapshots_there
 from jobs.tables import EVENTS, ITEMS, LTE_LIVE, LTE_SNAPSHOTS, PUBLICATIONS, Warehouse, sql_date
 from lte_model.errors import LTEError, run
+from lte_model.representations import REPRESENTATIONS, UNIFORM, representation
 from lte_model.settings import Window
 from lte_model.windows import lte_window
 
@@ -56,23 +60,41 @@ def touched_users(
     return events.where(inside).join(F.broadcast(newly), "item_id", "left").where(moved).select("user_id").distinct()
 
 
-def publish_lte(warehouse: Warehouse, date: datetime.date) -> Publication:
-    """Runs the job. Raises `LTEError` where there is no snapshot of `date`."""
+def require_publishable(name: str) -> None:
+    """Raises `LTEError` for a representation that must not go live."""
+    kind = representation(name)
+    if not kind.publishable:
+        others = ", ".join(other.name for other in REPRESENTATIONS.values() if other.publishable)
+        raise LTEError(
+            f"representation {name} is never published: {kind.description}. Name others with --representation, or in "
+            f"model.representations of the settings: {others}"
+        )
+
+
+def publish_lte(warehouse: Warehouse, date: datetime.date, name: str = UNIFORM) -> Publication:
+    """Runs the job for one representation. Raises `LTEError` where there is no snapshot of `date`, and for a
+    representation that must not go live."""
+    require_publishable(name)
     basis_id, window = basis_in_force(warehouse), warehouse.settings.window
-    of_basis = uniform_lte_of(basis_id)
-    there = snapshots_there(warehouse, basis_id)
+    of_basis = lte_of(basis_id, name)
+    there = snapshots_there(warehouse, basis_id, name)
     if date not in there:
         raise LTEError(
-            f"table lte_snapshots holds no {REPRESENTATION} LTE of {date} in basis {basis_id}; "
-            f"run jobs.snapshot_lte --date {date}"
+            f"table lte_snapshots holds no {name} LTE of {date} in basis {basis_id}; "
+            f"run jobs.snapshot_lte --date {date} --representation {name}"
         )
-    live = newest_publication(warehouse, basis_id)
+    live = newest_publication(warehouse, basis_id, name)
     if live and live.date > date:
         return live
     snapshot = warehouse.read(LTE_SNAPSHOTS).where(f"{of_basis} AND snapshot_date = {sql_date(date)}")
     warehouse.create(LTE_LIVE)
     inputs = read_inputs(warehouse, load_catalogue(warehouse, basis_id), basis_id)
-    if live and inputs.hash(live.date, window.lag_days, window.window_days) == live.inputs:
+    now = recipe(warehouse, basis_id, name, date)
+    before = recipe(warehouse, basis_id, name, live.date) if live else None
+    unchanged = (
+        before == now and before.hash(inputs, live.date) == live.inputs and now.hash(inputs, date) == there[date]
+    )
+    if unchanged and now.kind.exact:
         touched = touched_users(warehouse.read(EVENTS), warehouse.read(ITEMS), live.date, date, window)
         written = merge(warehouse, snapshot, touched, of_basis)
     else:
@@ -80,15 +102,15 @@ def publish_lte(warehouse: Warehouse, date: datetime.date) -> Publication:
         written = snapshot.count()
     users = warehouse.read(LTE_LIVE).where(of_basis).count()
     published = Publication(date, there[date], users, written)
-    record(warehouse, published, basis_id)
+    record(warehouse, published, now)
     return published
 
 
-def newest_publication(warehouse: Warehouse, basis_id: str) -> Publication | None:
-    """What is live."""
+def newest_publication(warehouse: Warehouse, basis_id: str, name: str) -> Publication | None:
+    """What is live of a representation."""
     if not warehouse.exists(PUBLICATIONS):
         return None
-    rows = warehouse.read(PUBLICATIONS).where(uniform_lte_of(basis_id)).orderBy(F.desc("snapshot_date"))
+    rows = warehouse.read(PUBLICATIONS).where(lte_of(basis_id, name)).orderBy(F.desc("snapshot_date"))
     newest = rows.select("snapshot_date", "inputs", "users", "written_users").first()
     return Publication(*newest) if newest else None
 
@@ -121,32 +143,38 @@ def merge(warehouse: Warehouse, snapshot: DataFrame, touched: DataFrame, of_basi
     return done.first().num_affected_rows
 
 
-def record(warehouse: Warehouse, published: Publication, basis_id: str) -> None:
+def record(warehouse: Warehouse, published: Publication, made_by: Recipe) -> None:
     """Writes the publication: from here on its date is live."""
-    window = warehouse.settings.window
     row = warehouse.spark.createDataFrame(
         [(published.date, published.inputs, published.users, published.written_users)],
         "snapshot_date DATE, inputs STRING, users BIGINT, written_users BIGINT",
     ).withColumns(
         {
-            "lag_days": F.lit(window.lag_days),
-            "window_days": F.lit(window.window_days),
-            "basis_id": F.lit(basis_id),
-            "representation": F.lit(REPRESENTATION),
+            "lag_days": F.lit(made_by.lag_days),
+            "window_days": F.lit(made_by.window_days),
+            "basis_id": F.lit(made_by.basis_id),
+            "representation": F.lit(made_by.kind.name),
         }
     )
-    of_date = f"{uniform_lte_of(basis_id)} AND snapshot_date = {sql_date(published.date)}"
+    of_date = f"{made_by.condition} AND snapshot_date = {sql_date(published.date)}"
     warehouse.replace(PUBLICATIONS, row, of_date)
 
 
 def main() -> None:
-    _, settings, date = JobParser(__doc__, "the snapshot date to publish").read()
+    parser = JobParser(__doc__, "the snapshot date to publish")
+    parser.add_representations("publish this representation")
+    arguments, settings, date = parser.read()
+    names = asked_representations(arguments, settings)
+    for name in names:
+        require_publishable(name)
     with spark_session(settings, "publish_lte") as spark:
-        live = publish_lte(Warehouse(spark, settings), date)
-    if live.date == date:
-        print(f"live: the LTE of {date}, {live.users:,} users, {live.written_users:,} rows written")
-    else:
-        print(f"live: the LTE of {live.date}, {live.users:,} users; the older {date} leaves it alone")
+        for name in names:
+            live = publish_lte(Warehouse(spark, settings), date, name)
+            if live.date == date:
+                written = f"{live.users:,} users, {live.written_users:,} rows written"
+                print(f"live: the {name} LTE of {date}, {written}", flush=True)
+            else:
+                print(f"live: the {name} LTE of {live.date}, {live.users:,} users; the older {date} leaves it alone")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Makes the LTE snapshots of one date, of every k-th date of a range, or of all dates that a training reads.
 
 LTE(D) of a user is the average of the vectors of the user's events dated in [D−L−W, D−L), known before D, of items
-known before D. The job
+known before D. For each representation of the settings, or of the command line, the job
 
 1. refuses to average over a day that is missing, or was ingested in part;
 2. goes on from the nearest snapshot that still is what its inputs give, and reads the days that make the difference;
-   where there is none it reads all days, once, however many dates it makes;
+   where there is none it reads all days, once, however many dates it makes. Representations whose events weigh
+   differently are always made from all days;
 3. writes the rows of its dates, and last an account of what they were made from.
 
-The rows are the same bits either way. How they are computed: jobs/engine.
+The rows are the same bits either way. How they are computed: jobs/engine, and jobs/weighted_lte.py for weights. The
+autoencoder is the engine's sum of other vectors, those of the newest encoder fitted on D or before; dates of different
+encoders are runs of their own.
 """
 
 import datetime
@@ -19,61 +22,126 @@ import polars as pl
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.bases import basis_in_force, load_vectors
-from jobs.command_line import JobParser
+from jobs.bases import ItemVectors, basis_in_force, load_vectors
+from jobs.command_line import JobParser, asked_representations
+from jobs.encoders import encoder_of, encoders_there, with_encoder
 from jobs.engine.calendar import Calendar
-from jobs.engine.files import list_files
+from jobs.engine.files import Listing, list_files
 from jobs.engine.inputs import Inputs
 from jobs.engine.packing import Catalogue
-from jobs.engine.plan import choose_plan, days_seen, needed
+from jobs.engine.plan import choose_plan, days_seen, in_words, needed
 from jobs.engine.run import run_engine
 from jobs.ingest_events import FEED
+from jobs.recipes import Recipe, recipes
 from jobs.session import spark_session
-from jobs.tables import EVENTS, INGESTED_DAYS, LTE_SNAPSHOTS, SNAPSHOT_ACCOUNTS, Warehouse, dated, sql_text
+from jobs.tables import EVENTS, INGESTED_DAYS, LTE_SNAPSHOTS, SNAPSHOT_ACCOUNTS, Warehouse, dated
+from jobs.weighted_lte import run_weighted
 from lte_model.errors import LTEError, run
+from lte_model.representations import require_distinct
+from lte_model.settings import Window
 from lte_model.windows import training_dates
-
-REPRESENTATION = "uniform"
 
 
 @dataclass(frozen=True)
 class Account:
-    """A snapshot that was made: from that of `made_from`, or from all events of its window where that is None."""
+    """A snapshot that was made: from that of `made_from`, or from all events of its window where that is None; with
+    the item vectors of an encoder, or of the basis where `encoder_id` is None."""
 
+    representation: str
     snapshot_date: datetime.date
     inputs: str
     made_from: datetime.date | None
     users: int
+    encoder_id: str | None = None
 
 
-def uniform_lte_of(basis_id: str) -> str:
-    """The SQL condition that an LTE is of this basis and of the representation made here."""
-    return f"basis_id = {sql_text(basis_id)} AND representation = {sql_text(REPRESENTATION)}"
+def snapshot_lte(
+    warehouse: Warehouse,
+    dates: Sequence[datetime.date],
+    full: bool = False,
+    representations: Sequence[str] | None = None,
+) -> list[Account]:
+    """Runs the job for `dates` and `representations` (None: those of the settings); with `full` from all events of
+    their windows.
 
-
-def snapshot_lte(warehouse: Warehouse, dates: Sequence[datetime.date], full: bool = False) -> list[Account]:
-    """Runs the job for `dates`; with `full` from all events of their windows.
-
-    Raises `LTEError` for a day that is missing or partial, and where no date has an event to average.
+    Raises `LTEError` for a date without an encoder where one is needed, for a day that is missing or partial, and where
+    no date has an event to average.
     """
-    vectors = load_vectors(warehouse, basis_in_force(warehouse))
-    inputs = read_inputs(warehouse, vectors.catalogue, vectors.basis_id)
-    window = warehouse.settings.window
-    there = {} if full else snapshots_there(warehouse, vectors.basis_id)
-    plan = choose_plan(
-        sorted(set(dates)), window, there, lambda date: inputs.hash(date, window.lag_days, window.window_days)
-    )
+    names = representations or warehouse.settings.model.representations
+    require_distinct(names)
+    basis_id = basis_in_force(warehouse)
+    # All of them first: a date without an encoder is found before anything is written.
+    due = [part for name in names for part in recipes(warehouse, basis_id, name, sorted(set(dates))).items()]
+    vectors = load_vectors(warehouse, basis_id)
+    inputs = read_inputs(warehouse, vectors.catalogue, basis_id)
+    accounts = []
+    for recipe, its_dates in due:
+        if recipe.kind.exact:
+            accounts += _by_the_engine(warehouse, recipe, its_dates, vectors, inputs, full)
+        else:
+            accounts += _by_weights(warehouse, recipe, its_dates, vectors, inputs)
+    return accounts
+
+
+def _by_the_engine(
+    warehouse: Warehouse,
+    recipe: Recipe,
+    dates: Sequence[datetime.date],
+    vectors: ItemVectors,
+    inputs: Inputs,
+    full: bool,
+) -> list[Account]:
+    """Makes the dates of an exact representation, from the nearest snapshot of the same recipe where there is one."""
+    there = {} if full else _possible_bases(warehouse, recipe)
+    window = Window(lag_days=recipe.lag_days, window_days=recipe.window_days)
+    plan = choose_plan(dates, window, there, lambda date: recipe.hash(inputs, date))
     calendar = plan.calendar
-    events = list_files(warehouse.path(EVENTS))
-    inputs.require_complete(events, days_seen(calendar))
-    print(plan.reason, flush=True)
+    events = _complete_events(warehouse, inputs, calendar)
+    print(f"{recipe.kind.name}: {plan.reason}", flush=True)
 
     base = None
     if calendar.base is not None:
-        base = list_files(warehouse.path(LTE_SNAPSHOTS)).of(partition(vectors.basis_id, calendar.dates[calendar.base]))
+        base = list_files(warehouse.path(LTE_SNAPSHOTS)).of(recipe.partition(calendar.dates[calendar.base]))
+    if recipe.encoder:
+        vectors = with_encoder(warehouse, vectors, recipe.encoder)
     files, condition = needed(events, calendar, vectors.catalogue)
     rows = run_engine(warehouse.spark, files, condition, base, vectors, calendar)
-    return write_snapshots(warehouse, rows, calendar, inputs, events.version)
+    return write_snapshots(warehouse, rows, calendar, recipe, inputs, events.version)
+
+
+def _by_weights(
+    warehouse: Warehouse, recipe: Recipe, dates: Sequence[datetime.date], vectors: ItemVectors, inputs: Inputs
+) -> list[Account]:
+    """Makes the dates of a representation whose events have weights, from all events of their windows."""
+    calendar = Calendar(tuple(dates), recipe.lag_days, recipe.window_days)
+    listing = _complete_events(warehouse, inputs, calendar)
+    print(f"{recipe.kind.name}: {in_words(dates)}: in full, as always where events have weights", flush=True)
+    # The version that was found complete: a later one may be in the middle of an ingest.
+    events = (
+        warehouse.spark.read.format("delta")
+        .option("versionAsOf", listing.version)
+        .load(warehouse.path(EVENTS))
+        .select("user_id", "item_id", "event_date", "known_date")
+    )
+    half_life_days = warehouse.settings.representations.half_life_days
+    rows = run_weighted(warehouse.spark, events, listing.records, vectors, dates, recipe, half_life_days)
+    return write_snapshots(warehouse, rows, calendar, recipe, inputs, listing.version)
+
+
+def _complete_events(warehouse: Warehouse, inputs: Inputs, calendar: Calendar) -> Listing:
+    """The files of table events. Raises `LTEError` where a day that the calendar sees is missing or partial."""
+    events = list_files(warehouse.path(EVENTS))
+    inputs.require_complete(events, days_seen(calendar))
+    return events
+
+
+def _possible_bases(warehouse: Warehouse, recipe: Recipe) -> dict[datetime.date, str]:
+    """The snapshots that are there and use the recipe's encoder, and the hash of what each was made from."""
+    there = snapshots_there(warehouse, recipe.basis_id, recipe.kind.name)
+    if recipe.encoder is None:
+        return there
+    encoders = encoders_there(warehouse, recipe.basis_id)
+    return {date: inputs for date, inputs in there.items() if encoder_of(encoders, date) == recipe.encoder}
 
 
 def read_inputs(warehouse: Warehouse, catalogue: Catalogue, basis_id: str) -> Inputs:
@@ -89,40 +157,38 @@ def read_inputs(warehouse: Warehouse, catalogue: Catalogue, basis_id: str) -> In
     return Inputs(basis_id, accounts, catalogue)
 
 
-def snapshots_there(warehouse: Warehouse, basis_id: str) -> dict[datetime.date, str]:
+def snapshots_there(warehouse: Warehouse, basis_id: str, representation: str) -> dict[datetime.date, str]:
     """The dates of the snapshots that are there, and the hash of what each was made from."""
     if not warehouse.exists(SNAPSHOT_ACCOUNTS):
         return {}
-    accounts = pl.scan_delta(warehouse.path(SNAPSHOT_ACCOUNTS)).filter(basis_id=basis_id, representation=REPRESENTATION)
+    accounts = pl.scan_delta(warehouse.path(SNAPSHOT_ACCOUNTS)).filter(basis_id=basis_id, representation=representation)
     return dict(accounts.select("snapshot_date", "inputs").collect().iter_rows())
 
 
-def partition(basis_id: str, date: datetime.date) -> dict[str, str]:
-    """The partition of `lte_snapshots` that holds the rows of `date`."""
-    return {"basis_id": basis_id, "representation": REPRESENTATION, "snapshot_date": str(date)}
-
-
 def write_snapshots(
-    warehouse: Warehouse, rows: DataFrame, calendar: Calendar, inputs: Inputs, events_version: int
+    warehouse: Warehouse, rows: DataFrame, calendar: Calendar, recipe: Recipe, inputs: Inputs, events_version: int
 ) -> list[Account]:
     """Writes the rows of the dates that the calendar makes, and then their accounts, which it returns."""
-    basis_id, made_from = inputs.basis_id, None if calendar.base is None else calendar.dates[calendar.base]
+    made_from = None if calendar.base is None else calendar.dates[calendar.base]
+    encoder_id = recipe.encoder.encoder_id if recipe.encoder else None
     kind = {
         "lag_days": F.lit(calendar.lag_days),
         "window_days": F.lit(calendar.window_days),
-        "basis_id": F.lit(basis_id),
-        "representation": F.lit(REPRESENTATION),
+        "basis_id": F.lit(recipe.basis_id),
+        "representation": F.lit(recipe.kind.name),
     }
-    of_dates = f"{uniform_lte_of(basis_id)} AND {dated('snapshot_date', calendar.made)}"
-    hashes = {date: inputs.hash(date, calendar.lag_days, calendar.window_days) for date in calendar.made}
-    there = snapshots_there(warehouse, basis_id)
+    of_dates = f"{recipe.condition} AND {dated('snapshot_date', calendar.made)}"
+    hashes = {date: recipe.hash(inputs, date) for date in calendar.made}
+    there = snapshots_there(warehouse, recipe.basis_id, recipe.kind.name)
     if any(there.get(date, hashes[date]) != hashes[date] for date in calendar.made):
         # An account must never stand beside rows that it doesn't describe, wherever the job is killed.
+        warehouse.create(SNAPSHOT_ACCOUNTS)  # which adds the columns that an older table lacks
         warehouse.replace(SNAPSHOT_ACCOUNTS, warehouse.read(SNAPSHOT_ACCOUNTS).where("false"), of_dates)
     warehouse.replace(LTE_SNAPSHOTS, rows.withColumns(kind), of_dates)
     written = list_files(warehouse.path(LTE_SNAPSHOTS))
     accounts = [
-        Account(date, hashes[date], made_from, written.of(partition(basis_id, date)).records) for date in calendar.made
+        Account(recipe.kind.name, date, hashes[date], made_from, written.of(recipe.partition(date)).records, encoder_id)
+        for date in calendar.made
     ]
     if not any(account.users for account in accounts):
         window = calendar.window(calendar.made[-1])
@@ -134,7 +200,11 @@ def write_snapshots(
         [(account.snapshot_date, account.inputs, account.made_from, account.users) for account in accounts],
         "snapshot_date DATE, inputs STRING, made_from DATE, users BIGINT",
     )
-    frame = frame.withColumns(kind | {"events_version": F.lit(events_version).cast("bigint")})
+    made_with = {
+        "events_version": F.lit(events_version).cast("bigint"),
+        "encoder_id": F.lit(encoder_id).cast("string"),
+    }
+    frame = frame.withColumns(kind | made_with)
     warehouse.replace(SNAPSHOT_ACCOUNTS, frame, of_dates)
     return accounts
 
@@ -142,16 +212,18 @@ def write_snapshots(
 def main() -> None:
     parser = JobParser(__doc__, "the snapshot date", ranges=True)
     parser.add_argument("--anchors", action="store_true", help="every date that the training of --date reads instead")
+    parser.add_representations("make this representation")
     parser.add_argument("--full", action="store_true", help="read all days, even where a snapshot is near")
     arguments, settings, dates = parser.read_dates()
     if arguments.anchors:
         if arguments.start:
             raise LTEError("--anchors are those of one training; give --date, not a range")
         dates = training_dates(*dates, settings.training_set).snapshot_dates
+    names = asked_representations(arguments, settings)
     with spark_session(settings, "snapshot_lte") as spark:
-        accounts = snapshot_lte(Warehouse(spark, settings), dates, arguments.full)
+        accounts = snapshot_lte(Warehouse(spark, settings), dates, arguments.full, names)
     for account in accounts:
-        print(f"LTE of {account.snapshot_date}: {account.users:,} users")
+        print(f"{account.representation} LTE of {account.snapshot_date}: {account.users:,} users")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import StructType
 
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
@@ -95,6 +96,13 @@ ITEM_EMBEDDINGS = Table(
     "jobs.embed_items",
     partitioned_by=("basis_id",),
 )
+ITEM_ENCODINGS = Table(
+    "item_encodings",
+    """basis_id STRING NOT NULL, encoder_id STRING NOT NULL, fitted_on DATE NOT NULL, item_id STRING NOT NULL,
+    vector ARRAY<FLOAT> NOT NULL""",
+    "jobs.encode_items",
+    partitioned_by=("basis_id", "fitted_on"),
+)
 _LTE = """user_id STRING NOT NULL, user_bucket INT NOT NULL, vector_sum ARRAY<INT> NOT NULL, event_count INT NOT NULL,
     newest_event_date DATE NOT NULL, lag_days INT NOT NULL, window_days INT NOT NULL, snapshot_date DATE NOT NULL,
     basis_id STRING NOT NULL, representation STRING NOT NULL"""
@@ -110,7 +118,7 @@ SNAPSHOT_ACCOUNTS = Table(
     "snapshot_accounts",
     """snapshot_date DATE NOT NULL, basis_id STRING NOT NULL, representation STRING NOT NULL, lag_days INT NOT NULL,
     window_days INT NOT NULL, inputs STRING NOT NULL, events_version BIGINT NOT NULL, made_from DATE,
-    users BIGINT NOT NULL""",
+    users BIGINT NOT NULL, encoder_id STRING""",
     "jobs.snapshot_lte",
     partitioned_by=("basis_id", "representation"),
 )
@@ -178,6 +186,7 @@ TABLES = {
         INGESTED_DAYS,
         SEMANTIC_BASES,
         ITEM_EMBEDDINGS,
+        ITEM_ENCODINGS,
         LTE_SNAPSHOTS,
         SNAPSHOT_ACCOUNTS,
         LTE_LIVE,
@@ -207,8 +216,11 @@ class Warehouse:
         return DeltaTable.isDeltaTable(self.spark, self.path(table))
 
     def create(self, table: Table) -> None:
-        """Creates the table if it isn't there. A table that is there keeps its rows."""
-        if not self.exists(table):
+        """Creates the table if it isn't there. A table that is there keeps its rows, and gets the columns that it
+        lacks, if an earlier release made it."""
+        if self.exists(table):
+            self._add_missing_columns(table)
+        else:
             self.spark.sql(
                 f"CREATE TABLE IF NOT EXISTS delta.`{self.path(table)}` ({table.columns}) USING delta {table.layout}"
             )
@@ -234,6 +246,14 @@ class Warehouse:
         frame.select(*columns).write.format("delta").mode("overwrite").option("replaceWhere", where).save(
             self.path(table)
         )
+
+    def _add_missing_columns(self, table: Table) -> None:
+        there = self.spark.read.format("delta").load(self.path(table)).columns
+        for column in StructType.fromDDL(table.columns):
+            if column.name not in there:
+                self.spark.sql(
+                    f"ALTER TABLE delta.`{self.path(table)}` ADD COLUMNS ({column.name} {column.dataType.simpleString()})"
+                )
 
 
 def dated(column: str, dates: Sequence[datetime.date]) -> str:

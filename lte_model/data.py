@@ -29,10 +29,11 @@ from lte_model.basis import to_vector
 from lte_model.errors import LTEError
 from lte_model.model import Batch, LTEKind, gap_buckets
 from lte_model.popularity import popularity_matrix
+from lte_model.representations import REPRESENTATIONS
 from lte_model.settings import Settings
 from lte_model.windows import TrainingDates, training_dates
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "refit", "validation", "test"]
 
 WRITTEN_BY = {
     "events": "jobs.ingest_events",
@@ -226,19 +227,22 @@ class TrainingSet:
     kind: LTEKind
     catalogue: Catalogue
 
-    def rows(self, split: Split) -> pl.LazyFrame:
-        """The rows of one split, as the table holds them."""
-        return _rows(self.tables, self.training_date).filter(pl.col("split") == split)
+    def rows(self, *splits: Split) -> pl.LazyFrame:
+        """The rows of these splits, as the table holds them."""
+        return _rows(self.tables, self.training_date).filter(pl.col("split").is_in(splits))
 
-    def cases(self, split: Split) -> Cases:
-        """The cases of `split`, by the policy `model.sequence`. A training case without a target is left out.
+    def cases(self, *splits: Split) -> Cases:
+        """The cases of `splits`, by the policy `model.sequence`: of one, or of `train` and `refit` together.
+
+        A training case without a target is left out.
 
         Raises `LTEError` where no case is left, where a snapshot that the cases need isn't there or is of another lag
         or window, and where an LTE doesn't have the basis' dimensions.
         """
         settings, rows = self.tables.settings, self.catalogue.rows
+        trains = splits[0] in ("train", "refit")
         frame = (
-            self.rows(split)
+            self.rows(*splits)
             .select(
                 "user_id",
                 "snapshot_date",
@@ -264,10 +268,10 @@ class TrainingSet:
         after_lag = from_the_end <= target_counts[case]
         kept = events["item"].is_not_null().to_numpy()
         target_counts = np.bincount(case[kept & after_lag], minlength=read)
-        wanted = target_counts > 0 if split == "train" else frame["target"].is_not_null().to_numpy()
+        wanted = target_counts > 0 if trains else frame["target"].is_not_null().to_numpy()
         if not wanted.any():
             raise LTEError(
-                f"training_set of {self.training_date} has no {split} case with an event to predict among the "
+                f"training_set of {self.training_date} has no {splits[0]} case with an event to predict among the "
                 f"{len(self.catalogue)} items of the catalogue ({read} rows read); ingest more days or move the date"
             )
         kept &= wanted[case]
@@ -297,7 +301,7 @@ class TrainingSet:
             targets=frame["target"].fill_null(-1).to_numpy(),
             history_counts=frame["history_count"].to_numpy(),
             seen=seen,
-            dropped_unknown_target=0 if split == "train" else read - len(frame),
+            dropped_unknown_target=0 if trains else read - len(frame),
         )
 
     def popularity(self, dates: list[datetime.date]) -> np.ndarray:
@@ -331,25 +335,30 @@ class TrainingSet:
         return lte, event_counts
 
     def _snapshots(self, representation: str, dates: list[datetime.date], needed: list[datetime.date]) -> pl.LazyFrame:
-        """The snapshots of `dates`. Raises `LTEError` where one of `needed` is missing, and for another lag or window."""
+        """The snapshots of `dates`. Raises `LTEError` where one of `needed` is missing, and for another lag or window:
+        a lag of 0 is that of `leaking`, and of it alone."""
         snapshots = self.tables.scan("lte_snapshots").filter(
             pl.col("basis_id") == self.kind.basis_id,
             pl.col("representation") == representation,
             pl.col("snapshot_date").is_in(dates),
         )
         found = snapshots.select("snapshot_date", "lag_days", "window_days").unique().sort(pl.all()).collect()
-        again = f"run python -m jobs.snapshot_lte --date {self.training_date} --anchors"
+        again = (
+            f"run python -m jobs.snapshot_lte --date {self.training_date} --anchors --representation {representation}"
+        )
         missing = [str(date) for date in needed if date not in found["snapshot_date"]]
         if missing:
             raise LTEError(
                 f"lte_snapshots holds no LTE of {', '.join(missing)} in basis {self.kind.basis_id}, representation "
                 f"{representation}; {again}"
             )
+        wanted_lag = REPRESENTATIONS[representation].lag_days(self.kind.lag_days)
         for date, lag_days, window_days in found.rows():
-            if (lag_days, window_days) != (self.kind.lag_days, self.kind.window_days):
+            if (lag_days, window_days) != (wanted_lag, self.kind.window_days):
                 raise LTEError(
-                    f"the LTE of {date} in lte_snapshots has lag {lag_days} and window {window_days}, the training_set "
-                    f"of {self.training_date} has {self.kind.lag_days} and {self.kind.window_days}; {again}, then "
+                    f"the {representation} LTE of {date} in lte_snapshots has lag {lag_days} and window {window_days}, "
+                    f"where the training_set of {self.training_date} asks for {wanted_lag} and "
+                    f"{self.kind.window_days}; {again}, then "
                     f"python -m jobs.build_training_set --date {self.training_date}"
                 )
         return snapshots
@@ -375,7 +384,7 @@ def open_training_set(settings: Settings, training_date: datetime.date) -> Train
             f"basis {kind.basis_id} of the training_set of {training_date} is not registered in table semantic_bases; "
             "run jobs.fit_basis, then jobs.build_training_set for that date"
         )
-    return TrainingSet(tables, training_date, dates, kind, _read_catalogue(tables, kind.basis_id, dates.test.start))
+    return TrainingSet(tables, training_date, dates, kind, read_catalogue(tables, kind.basis_id, dates.test.start))
 
 
 def _rows(tables: Tables, training_date: datetime.date) -> pl.LazyFrame:
@@ -407,7 +416,9 @@ def _kind(tables: Tables, training_date: datetime.date) -> LTEKind:
 
 def _require_cuts(tables: Tables, training_date: datetime.date, dates: TrainingDates) -> None:
     cuts = {"validation": dates.validation.start, "test": dates.test.start}
-    found = _rows(tables, training_date).filter(pl.col("split") != "train").select("split", "snapshot_date").unique()
+    found = (
+        _rows(tables, training_date).filter(pl.col("split").is_in(list(cuts))).select("split", "snapshot_date").unique()
+    )
     for split, cut in sorted(found.collect().rows()):
         if cut != cuts[split]:
             raise LTEError(
@@ -416,7 +427,22 @@ def _require_cuts(tables: Tables, training_date: datetime.date, dates: TrainingD
             )
 
 
-def _read_catalogue(tables: Tables, basis_id: str, known_before: datetime.date) -> Catalogue:
+def basis_in_force(tables: Tables) -> str:
+    """The `basis_id` of the settings, or of the one basis that is registered; as the jobs have it."""
+    registered = tables.scan("semantic_bases").select("basis_id").sort("basis_id").collect()["basis_id"].to_list()
+    wanted = tables.settings.basis.basis_id
+    if wanted and wanted not in registered:
+        raise LTEError(
+            f"basis {wanted} is not registered in semantic_bases (it holds {', '.join(registered)}); "
+            "run jobs.fit_basis or correct basis.basis_id"
+        )
+    if not wanted and len(registered) != 1:
+        raise LTEError(f"{len(registered)} bases are registered ({', '.join(registered)}); set basis.basis_id to one")
+    return wanted or registered[0]
+
+
+def read_catalogue(tables: Tables, basis_id: str, known_before: datetime.date) -> Catalogue:
+    """The items with a vector in the basis that were known before that day. Raises `LTEError` where there are none."""
     frame = (
         tables.scan("item_embeddings")
         .filter(pl.col("basis_id") == basis_id)

@@ -11,6 +11,7 @@ The result is `<reports>/<D>/evaluation.json`, and the metrics of the sides in M
 
 import argparse
 import datetime
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +64,7 @@ def evaluate(settings: Settings, training_date: datetime.date) -> Evaluation:
     cases = training_set.cases("test")
     results = {side: read_result(settings, training_date, side) for side in SIDES}
     device = choose_device(settings.training.device)
-    rankers = {side: _load_side(training_set, side, device) for side in SIDES}
+    rankers = {side: load_side(training_set, side, device) for side in SIDES}
 
     ranks = {side: target_ranks(ranker, cases, device) for side, ranker in rankers.items()}
     for side, days in POPULARITY_DAYS.items():
@@ -108,7 +109,8 @@ def evaluate(settings: Settings, training_date: datetime.date) -> Evaluation:
     return evaluation
 
 
-def _load_side(training_set: TrainingSet, side: str, device: torch.device) -> Ranker:
+def load_side(training_set: TrainingSet, side: str, device: torch.device) -> Ranker:
+    """The model that the training of `side` left. Raises `LTEError` where it can't read this training set."""
     directory = side_directory(training_set.tables.settings, training_set.training_date, side) / MODEL_DIRECTORY
     ranker = load_ranker(directory, device)
     source = f"the training set of {training_set.training_date}"
@@ -147,18 +149,21 @@ class Comparison:
 
     @classmethod
     def of(cls, ranks: Mapping[str, np.ndarray], settings: Settings) -> "Comparison":
-        cutoffs = settings.evaluation.cutoffs
-        columns = {
-            (side, measure): values
-            for side, of_side in ranks.items()
-            for measure, values in measures(of_side, cutoffs).items()
-        }
+        """Every measure of the ranks (N,) of each side."""
+        return cls.of_values(
+            {side: measures(found, settings.evaluation.cutoffs) for side, found in ranks.items()}, settings
+        )
+
+    @classmethod
+    def of_values(cls, values: Mapping[str, Mapping[str, np.ndarray]], settings: Settings) -> "Comparison":
+        """{side: {measure: values (N,)}}, whatever was measured."""
+        columns = {(side, measure): found for side, of_side in values.items() for measure, found in of_side.items()}
         return cls(
             values=np.column_stack(list(columns.values())),
             columns=tuple(columns),
             samples=settings.evaluation.bootstrap_samples,
             seed=settings.training.seed,
-            headline=f"ndcg@{max(cutoffs)}",
+            headline=f"ndcg@{max(settings.evaluation.cutoffs)}",
         )
 
     def among(self, members: np.ndarray) -> "Comparison":
@@ -174,15 +179,15 @@ class Comparison:
 
     def metrics(self) -> dict[str, dict[str, dict[str, float | None]]]:
         """{side: {measure: {"value", "low", "high"}}}."""
-        means, resampled = self._means()
+        means, resampled = self._means
         metrics: dict[str, dict[str, Any]] = {}
         for column, (side, measure) in enumerate(self.columns):
             metrics.setdefault(side, {})[measure] = interval(means[column], resampled[:, column])
         return metrics
 
-    def uplifts(self) -> dict[str, dict[str, dict[str, float | None]]]:
-        """{"prefix over none": {measure: relative difference with its interval}, …}."""
-        means, resampled = self._means()
+    def uplifts(self, pairs: Mapping[str, tuple[str, str]] = UPLIFTS) -> dict[str, dict[str, dict[str, float | None]]]:
+        """{"prefix over none": {measure: relative difference with its interval}, …} of `pairs` (ours, base)."""
+        means, resampled = self._means
         column = {name: number for number, name in enumerate(self.columns)}
         return {
             name: {
@@ -193,27 +198,32 @@ class Comparison:
                 for side, measure in self.columns
                 if side == ours
             }
-            for name, (ours, base) in UPLIFTS.items()
+            for name, (ours, base) in pairs.items()
         }
 
+    @functools.cached_property
     def _means(self) -> tuple[np.ndarray, np.ndarray]:
         return self.values.mean(axis=0), bootstrap_means(self.values, self.samples, self.seed)
 
 
 def cohorts(training_set: TrainingSet, cases: Cases, max_events: int) -> dict[str, np.ndarray]:
     """Which test users (N,) bool belong to each cohort; a user may belong to several. Empty cohorts are left out."""
-    read = np.minimum(cases.lengths, max_events)
     short = np.minimum(cases.target_counts, max_events)  # dated in [D−L, D), whatever the policy reads
-    trained_on = np.zeros(len(training_set.catalogue), dtype=bool)
-    trained_on[target_counts_of(training_set.cases("train"), len(trained_on)) > 0] = True
+    splits = ("train", "refit") if training_set.tables.settings.training.refit else ("train",)
+    trained_on = target_counts_of(training_set.cases(*splits), len(training_set.catalogue)) > 0
     members = {
         "no short sequence": short == 0,
         "short sequence": (short > 0) & (short < LONG_SEQUENCE),
         "long sequence": short >= LONG_SEQUENCE,
-        "history longer than the sequence": cases.history_counts > read,
+        "history longer than the sequence": history_is_longer(cases, max_events),
         "new target items": ~trained_on[cases.targets],
     }
     return {name: of_cohort for name, of_cohort in members.items() if of_cohort.any()}
+
+
+def history_is_longer(cases: Cases, max_events: int) -> np.ndarray:
+    """Which users (N,) bool have events that a sequence of `max_events` leaves out."""
+    return cases.history_counts > np.minimum(cases.lengths, max_events)
 
 
 def _cohort(name: str, comparison: Comparison) -> dict[str, Any]:

@@ -36,7 +36,13 @@ def popularity_matrix(
     number = {date: place for place, date in enumerate(dates)}
     date = frame["snapshot_date"].replace_strict(number, return_dtype=pl.Int64).to_numpy()
     for place, count in enumerate(POPULARITY_COUNTS):
-        matrix[date, place, frame["row"].to_numpy()] = np.log1p(frame[count].to_numpy())
-    matrix -= matrix.mean(axis=2, keepdims=True)
-    deviation = matrix.std(axis=2, keepdims=True)
-    return matrix / np.where(deviation > 0, deviation, 1)
+        matrix[date, place, frame["row"].to_numpy()] = frame[count].to_numpy()
+    return standardised(matrix)
+
+
+def standardised(counts: np.ndarray) -> np.ndarray:
+    """log(1 + count), (…, items) float32, less its mean over the items and over its standard deviation."""
+    logarithms = np.log1p(counts, dtype=np.float32)
+    logarithms -= logarithms.mean(axis=-1, keepdims=True)
+    deviation = logarithms.std(axis=-1, keepdims=True)
+    return logarithms / np.where(deviation > 0, deviation, 1)

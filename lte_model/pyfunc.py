@@ -4,7 +4,8 @@ MLflow keeps this file in the logged model and runs it when the model is loaded 
 catalogue come from the safetensors and JSON that lie beside it. Nothing is pickled.
 
 A row of the input is a user: `item_ids`, the events of the sequence, oldest first, and the columns of the user's row
-in `lte_live` as they are. A user without an LTE has `event_count` 0 and an empty `vector_sum`.
+in `lte_live` as they are; with several representations, those of the first. A user without an LTE has `event_count` 0
+and an empty `vector_sum`.
 
 A model asks for more where its description says so: with time features, `event_times` of the sequence and the
 `query_time`, in Unix seconds; with several representations, a pair of columns `vector_sum_<name>` and

@@ -37,6 +37,7 @@ from mlflow.tracking import MlflowClient
 
 from lte_model import tracking, verdict
 from lte_model.errors import LTEError, run
+from lte_model.representations import REPRESENTATIONS
 from lte_model.settings import Settings, load_settings
 from lte_model.verdict import OVER_NONE, OVER_POPULARITY, Evaluation, Figure, Outcome
 from lte_model.windows import parse_run_date
@@ -96,11 +97,13 @@ def register(settings: Settings, training_date: datetime.date) -> ModelVersion:
     """Registers the prefix model of the training of `training_date` and gives it the alias `challenger`.
 
     The same model of the same run is registered once: a second call refreshes its tags and alias. Raises `LTEError`
-    without an evaluation, without a trained model, and where the training began anew after the evaluation.
+    without an evaluation, without a trained model, where the training began anew after the evaluation, and for a model
+    that reads a representation which is never published.
     """
     from lte_model.training import MODEL_DIRECTORY, side_directory  # torch is for those who read a model
 
     evaluation = verdict.read_evaluation(settings, training_date)
+    _require_publishable(evaluation)
     run_id = tracking.find_or_create_run(settings, training_date, SIDE)
     evaluated = evaluation["sides"][SIDE]["run_id"]
     if run_id != evaluated:
@@ -319,16 +322,16 @@ def _reads_live_ltes(settings: Settings, version: ModelVersion) -> Check:
     rule, path = "reads the live LTEs", settings.table_path("lte_live")
     if not DeltaTable.is_deltatable(path):
         return Check(rule, True, "table lte_live does not exist yet")
-    live = pl.scan_delta(path)
-    newest = live.filter(pl.col("snapshot_date") == pl.col("snapshot_date").max())
-    kinds = newest.select(*KIND, "snapshot_date").unique().sort(KIND).collect().to_dicts()
+    # Each representation for itself: a row that didn't change keeps its date, so that one may have a newer row.
+    newest = pl.col("snapshot_date") == pl.col("snapshot_date").max().over("representation")
+    kinds = pl.scan_delta(path).filter(newest).select(*KIND, "snapshot_date").unique().sort(KIND).collect().to_dicts()
     if not kinds:
         return Check(rule, True, "table lte_live is empty")
     tags = version.tags
     # A model of several representations, joined by +, reads each of them.
     wanted = [{field: tags[field] for field in KIND} | {"representation": name} for name in _representations(tags)]
     live_kinds = [{field: str(kind[field]) for field in KIND} for kind in kinds]
-    date = kinds[0]["snapshot_date"]
+    date = max(kind["snapshot_date"] for kind in kinds)
     missing = [kind for kind in wanted if kind not in live_kinds]
     if not missing:
         return Check(rule, True, f"those of {date} have its basis {tags['basis_id']}")
@@ -343,6 +346,16 @@ def _reads_live_ltes(settings: Settings, version: ModelVersion) -> Check:
 
 def _representations(tags: Mapping[str, str]) -> list[str]:
     return tags["representation"].split("+")
+
+
+def _require_publishable(evaluation: Evaluation) -> None:
+    for name in _representations(evaluation):
+        kind = REPRESENTATIONS.get(name)
+        if kind and not kind.publishable:
+            raise LTEError(
+                f"the model of {evaluation['training_date']} reads representation {name}, which is never published: "
+                f"{kind.description}; train one without it, and register that"
+            )
 
 
 def _summary(settings: Settings, version: ModelVersion) -> str:
@@ -368,10 +381,15 @@ def _summary(settings: Settings, version: ModelVersion) -> str:
     )
 
 
+def _named(tags: Mapping[str, str]) -> str:
+    count = len(_representations(tags))
+    return "long-term embedding" if count == 1 else f"{count} long-term embeddings"
+
+
 def _description(settings: Settings, tags: Mapping[str, str]) -> str:
     """What MLflow's page says of a version."""
     return (
-        f"SASRec-style ranker with the long-term embedding as prefix token, training of {tags['training_date']}. "
+        f"SASRec-style ranker with the {_named(tags)} as prefix, training of {tags['training_date']}. "
         f"LTE: basis {tags['basis_id']}, {tags['representation']}, lag {tags['lag_days']} days, window "
         f"{tags['window_days']} days. Report: "
         f"{verdict.report_path(settings, datetime.date.fromisoformat(tags['training_date']))}"

@@ -4,16 +4,14 @@
 
 1. reads `evaluation.json`, which lte_model.evaluation wrote for the training of D;
 2. reads from the Delta tables what the training could see: events known before D, and its training set;
-3. draws the charts (report_charts.py) and fills the page (report.html.jinja);
+3. draws the charts (report_charts.py) and fills the page (report.html.jinja, in the frame of page.html.jinja);
 4. writes `<reports>/<D>/report.html` and logs it as an artifact of the training's MLflow run `evaluation`.
 
-The page asks for nothing beyond itself: no script, no font, no picture from elsewhere, and its own content security
-policy forbids them. Titles come from the shop's feed, so the template escapes every value.
+Titles come from the shop's feed, so the template escapes every value.
 """
 
 import argparse
 import datetime
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +20,8 @@ from typing import Any
 import mlflow
 import polars as pl
 from deltalake import DeltaTable
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lte_model import report_charts, tracking, verdict
+from lte_model import page, report_charts, tracking, verdict
 from lte_model.errors import LTEError, run
 from lte_model.settings import Settings, load_settings
 from lte_model.verdict import Evaluation
@@ -55,11 +52,8 @@ def main() -> None:
 def write_report(settings: Settings, training_date: datetime.date) -> Path:
     """Renders the report and puts it in place whole. Raises `LTEError` without an evaluation or its tables."""
     evaluation = verdict.read_evaluation(settings, training_date)
-    page = render(evaluation, read_glance(settings, training_date))
     path = verdict.report_path(settings, training_date)
-    unfinished = path.with_suffix(".html.unfinished")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
+    page.write(path, render(evaluation, read_glance(settings, training_date)))
     return path
 
 
@@ -189,44 +183,22 @@ def render(evaluation: Evaluation, glance: Glance) -> str:
     names = list(evaluation["sides"]["prefix"]["metrics"])
     names.sort(key=_as_listed)
     sides = [side for side in report_charts.SIDES if side in evaluation["sides"]]
-    return (
-        _environment()
-        .get_template(_TEMPLATE)
-        .render(
-            evaluation=evaluation,
-            glance=glance,
-            metric=metric,
-            metric_names=names,
-            verdicts=_verdicts(evaluation, metric),
-            strongest_popularity=_strongest_popularity(evaluation, metric),
-            sides=sides,
-            cohort_sides=[side for side in sides if any(side in cohort["sides"] for cohort in evaluation["cohorts"])],
-            side_names=report_charts.SIDES,
-            users=[_shown_user(user) for user in evaluation["users"]],
-            charts=_charts(evaluation, glance, metric, names),
-            over_none=verdict.OVER_NONE,
-            over_popularity=verdict.OVER_POPULARITY,
-        )
+    return page.render(
+        _TEMPLATE,
+        evaluation=evaluation,
+        glance=glance,
+        metric=metric,
+        metric_names=names,
+        verdicts=_verdicts(evaluation, metric),
+        strongest_popularity=_strongest_popularity(evaluation, metric),
+        sides=sides,
+        cohort_sides=[side for side in sides if any(side in cohort["sides"] for cohort in evaluation["cohorts"])],
+        side_names=report_charts.SIDES,
+        users=[_shown_user(user) for user in evaluation["users"]],
+        charts=_charts(evaluation, glance, metric, names),
+        over_none=verdict.OVER_NONE,
+        over_popularity=verdict.OVER_POPULARITY,
     )
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=verdict.number,
-        interval=verdict.interval,
-        percent=verdict.percent,
-        percent_interval=verdict.percent_interval,
-        metric=verdict.metric_label,
-        duration=_duration,
-    )
-    return environment
 
 
 def _as_listed(name: str) -> tuple[int, int]:
@@ -284,14 +256,6 @@ def _charts(evaluation: Evaluation, glance: Glance, metric: str, names: Sequence
     if evaluation["cohorts"]:
         charts["cohorts"] = report_charts.cohorts(evaluation, metric)
     return charts
-
-
-def _duration(seconds: float) -> str:
-    """1.4 s, 48 s, 3 min 20 s."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 if __name__ == "__main__":

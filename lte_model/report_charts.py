@@ -1,4 +1,4 @@
-"""The charts of the report: each function draws one figure and returns it as SVG to be put into the page.
+"""The charts of the reports: each function draws one figure and returns it as SVG to be put into the page.
 
 The drawings carry no colour of their own. They are drawn in placeholder colours, which `_as_svg` turns into the CSS
 variables of the page (`PALETTE` names them), so that one drawing is readable on light and on dark paper. The text
@@ -9,6 +9,7 @@ import datetime
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from markupsafe import Markup
 from matplotlib import rc_context
@@ -17,14 +18,14 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from lte_model.verdict import Evaluation, Figure, is_defined, metric_label
+from lte_model.verdict import Ablation, Evaluation, Figure, is_defined, metric_label, outcome
 from lte_model.windows import Interval, lte_window, target_window
 
 PALETTE = {
     name: f"#0000{number:02x}"
     for number, name in enumerate(
         ("ink", "soft", "line", "prefix", "none", "popularity-all", "popularity-30d", "popularity-7d")
-        + ("window", "target", "validation", "test"),
+        + ("window", "target", "validation", "test", "better", "worse", "undecided"),
         start=1,
     )
 }
@@ -207,6 +208,57 @@ def curves(evaluation: Evaluation, metric: str) -> Markup:
         loss.legend(loc="upper right")
         figure.get_layout_engine().set(wspace=0.06)
         return _as_svg(figure, "curves", "Training loss and validation metric by epoch")
+
+
+def answers(questions: Sequence[dict[str, Any]]) -> Markup:
+    """The answers of an ablation, a line each: the relative difference in % with its interval, a dot for each seed, and
+    a diamond where the paper has its own."""
+    with rc_context(_STYLE | {"axes.grid.axis": "x"}):
+        figure = Drawing(figsize=(_WIDTH, 0.7 + 0.27 * len(questions)), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(0, color=PALETTE["ink"], linewidth=0.8)
+        for line, question in enumerate(questions):
+            uplift = _scaled(question["uplift"], 100)
+            if question["size"] is not None:
+                axes.plot(100 * question["size"], line, "D", markersize=5, color=PALETTE["target"], fillstyle="none")
+            seeds = [100 * difference for difference in question["by_seed"] if difference is not None]
+            axes.plot(seeds, [line + 0.24] * len(seeds), ".", markersize=2.5, color=PALETTE["soft"])
+            if uplift:
+                colour = PALETTE[outcome(uplift).value] if question["measure"] == "ndcg" else PALETTE["ink"]
+                axes.plot((uplift["low"], uplift["high"]), (line, line), color=colour, linewidth=1.6)
+                axes.plot(uplift["value"], line, "o", markersize=4.5, color=colour)
+        axes.set_yticks(range(len(questions)), [question["text"] for question in questions])
+        _from_the_top(axes)
+        axes.set_ylim(len(questions) - 0.4, -0.6)
+        return _as_svg(figure, "answers", "Relative differences with 95 % intervals")
+
+
+def budget(ablation: Ablation) -> Markup:
+    """Left, the headline against the tokens of the sequence, with LTE and without, with intervals; right, the cost."""
+    tokens, metric = ablation["budget"]["tokens"], ablation["headline"]
+    with rc_context(_STYLE):
+        figure = Drawing(figsize=(_WIDTH, 2.8), layout="constrained")
+        quality, cost = figure.subplots(1, 2)
+        for side in ("prefix", "none"):
+            colour = PALETTE[side]
+            of_tokens = [ablation["sides"][f"{side}@{n}"] for n in tokens]
+            measured = [of_side["metrics"][metric] for of_side in of_tokens]
+            style = {"color": colour, "marker": _MARKERS[side], "markersize": 4, "linewidth": 1.4}
+            quality.plot(tokens, [figure_of["value"] for figure_of in measured], label=SIDES[side], **style)
+            for n, figure_of in zip(tokens, measured, strict=True):
+                quality.plot((n, n), (figure_of["low"], figure_of["high"]), color=colour, linewidth=1)
+            cost.plot(tokens, [of_side["milliseconds_per_query"] for of_side in of_tokens], **style)
+        quality.set_title(f"{metric_label(metric)}, test users")
+        cost.set_title("Milliseconds a query, in batches on the CPU")
+        cost.set_ylim(bottom=0)
+        for axes in (quality, cost):
+            axes.set_xscale("log")
+            axes.set_xticks(tokens, [str(n) for n in tokens])
+            axes.minorticks_off()
+            axes.set_xlabel("tokens of the sequence, the context token among them")
+        quality.legend(loc="lower right")
+        figure.get_layout_engine().set(wspace=0.06)
+        return _as_svg(figure, "budget", "Quality and cost against the tokens of the sequence")
 
 
 def _sides(evaluation: Evaluation) -> list[str]:

@@ -9,9 +9,10 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from lte_model.errors import LTEError
+from lte_model.representations import require_distinct
 
 PREFIX = "LTE_"
 SETTINGS_VARIABLE = "LTE_SETTINGS"
@@ -69,6 +70,7 @@ class Model(_Section):
 
     `sequence` is the policy: `lagged` reads the events of [D−L, D), `newest` the newest of any date before D, of which
     those before D−L are inputs and never targets. `max_tokens` counts the context tokens, one a representation.
+    `representations` are some of lte_model/representations.py.
     """
 
     integration: Literal["prefix", "none", "late_fusion", "feature_injection"] = "prefix"
@@ -88,6 +90,38 @@ class Model(_Section):
     id_dropout: Share = 0.1
     """How often training takes an item's own vector away, so that its content learns to stand for it."""
 
+    @field_validator("representations")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            require_distinct(names)
+        except LTEError as error:  # pydantic adds the key to a ValueError
+            raise ValueError(str(error)) from None
+        return names
+
+
+class Representations(_Section):
+    """How the representations are made that have something to choose."""
+
+    half_life_days: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 90.0
+    """recency: the days after which an event weighs half as much."""
+
+
+class Autoencoder(_Section):
+    """How the encoder of a date is fitted: on up to `anchors` anchors a lag apart, of up to `users` users. `inertia`
+    weighs the distance, 1 − cosine, of an LTE from that of the week before, beside the cross entropy."""
+
+    anchors: Count = 12
+    users: Count = 200_000
+    epochs: Count = 40
+    patience: Count = 3
+    batch_size: Count = 256
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    event_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    inertia: Annotated[float, Field(ge=0)] = 0.0
+    seed: int = 0
+
 
 class Training(_Section):
     """How the weights are found. Up to `exact_items` candidates the softmax is exact; beyond, it is over
@@ -99,6 +133,8 @@ class Training(_Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     seed: int = 0
+    refit: bool = False
+    """Whether a model is trained once more, for as many epochs as the validation chose, up to the test cut."""
     loss_positions: Literal["all", "last"] = "all"
     exact_items: Count = 100_000
     sampled_items: Count = 8192
@@ -177,8 +213,10 @@ class Settings(_Section):
     sources: Sources = Sources()
     window: Window = Window()
     basis: Basis = Basis()
+    representations: Representations = Representations()
     training_set: TrainingSet = TrainingSet()
     model: Model = Model()
+    autoencoder: Autoencoder = Autoencoder()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     online_test: OnlineTest = OnlineTest()

@@ -1,4 +1,5 @@
-"""What MLflow holds of a training: one run `training` per training date, with a child run per side.
+"""What MLflow holds of a training: one run `training` per training date, with a child run per side; and one run
+`ablation` per ablation, with a child run per variant and seed.
 
 A run is found by its tags `lte.training_date` and `lte.side`, so that a task that is tried again goes on with the run
 of its first try instead of leaving a broken one behind. The read-out of an online test is a run too, found by the
@@ -24,6 +25,7 @@ from lte_model.errors import LTEError
 from lte_model.settings import Settings
 
 PARENT_SIDE = "training"
+ABLATION_SIDE = "ablation"
 DATE_TAG = "lte.training_date"
 SIDE_TAG = "lte.side"
 TEST_TAG = "lte.online_test"
@@ -60,7 +62,7 @@ def training_run(
 ) -> Iterator[mlflow.ActiveRun]:
     """The active run of `side` for the training of `training_date`; found or created, and ended with the block.
 
-    Any side but `training` itself is a child of that run. `anew` begins a new run although there is one: a training
+    A side is a child of the run that `parent_of` names, and ends with it. `anew` begins a new run although there is one: a training
     that starts over with other parameters doesn't overwrite the record of the old ones.
     """
     run_id = find_or_create_run(settings, training_date, side, anew)
@@ -68,20 +70,28 @@ def training_run(
         with mlflow.start_run(run_id=run_id) as run:
             yield run
     finally:
-        if side != PARENT_SIDE:
+        if parent_of(side):
             # A parent ends as the last of its children did.
             client = MlflowClient()
             ended = client.get_run(run_id)
             client.set_terminated(ended.data.tags[MLFLOW_PARENT_RUN_ID], ended.info.status)
 
 
+def parent_of(side: str) -> str:
+    """The side whose run holds that of `side`: `ablation` for `ablation/…`; none ("") for the two that hold others."""
+    if side in (PARENT_SIDE, ABLATION_SIDE):
+        return ""
+    return ABLATION_SIDE if side.startswith(f"{ABLATION_SIDE}/") else PARENT_SIDE
+
+
 def find_or_create_run(settings: Settings, training_date: datetime.date, side: str, anew: bool = False) -> str:
     """The id of the run of `side`, which is not started or touched."""
     experiment_id = configure(settings).experiment_id
-    parent_id = None if side == PARENT_SIDE else find_or_create_run(settings, training_date, PARENT_SIDE)
+    parent = parent_of(side)
+    parent_id = find_or_create_run(settings, training_date, parent) if parent else None
     found = find_runs(experiment_id, training_date, side)
     if found and not anew:
-        return (found[0] if side == PARENT_SIDE else found[-1]).info.run_id
+        return (found[-1] if parent else found[0]).info.run_id
     tags = {
         DATE_TAG: str(training_date),
         SIDE_TAG: side,
@@ -89,7 +99,7 @@ def find_or_create_run(settings: Settings, training_date: datetime.date, side: s
         **({MLFLOW_PARENT_RUN_ID: parent_id} if parent_id else {}),
     }
     created = MlflowClient().create_run(experiment_id, tags=tags).info.run_id
-    if side == PARENT_SIDE:
+    if not parent:
         # Two sides that start at once may both have created their parent: both then take the older one.
         return find_runs(experiment_id, training_date, side)[0].info.run_id
     return created

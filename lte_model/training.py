@@ -4,7 +4,8 @@
    chosen by then, or, where those are more than `training.exact_items`, against a sample of them.
 2. After each epoch the model is measured on the validation cut, by NDCG at the largest cutoff, and a checkpoint is
    written: model, optimizer, best weights so far, curve. It replaces the last one in one step.
-3. Training stops when `patience` epochs brought nothing better, and the best weights become the model directory.
+3. Training stops when `patience` epochs brought nothing better, and the best weights become the model directory. With
+   `training.refit` they don't: a new model is trained for as many epochs, on the days of the validation too.
 
 In `<checkpoints>/<D>/<side>/` appear `checkpoint.pt`, then `model/`, and last `training.json`: all is done.
 A training that was killed goes on from its checkpoint and ends in the same weights, bit for bit: each epoch draws its
@@ -62,16 +63,16 @@ def side_directory(settings: Settings, training_date: datetime.date, side: str) 
     return Path(settings.checkpoints) / str(training_date) / side
 
 
-def read_result(settings: Settings, training_date: datetime.date, side: str) -> dict[str, Any]:
+def read_result(settings: Settings, training_date: datetime.date, side: str, again: str = "") -> dict[str, Any]:
     """What a finished training left: fingerprint, best_epoch, seconds, curve, versions.
 
-    Raises `LTEError` where the training of that side isn't finished.
+    Raises `LTEError` where the training of that side isn't finished; it says to run `again`, the training by default.
     """
     file = side_directory(settings, training_date, side) / RESULT_FILE
     if not file.is_file():
         raise LTEError(
             f"the training of {training_date}, side {side}, is not finished ({file} is missing); "
-            f"run lte_model.training --date {training_date} --integration {side}"
+            f"run {again or f'lte_model.training --date {training_date} --integration {side}'}"
         )
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -93,9 +94,11 @@ def train(
 
     training_set = open_training_set(settings, training_date)
     config = ranker_config(settings, training_set, integration)
-    cases, validation = training_set.cases("train"), training_set.cases("validation")
-    cases = cases.windows(config.max_events, last_only=settings.training.loss_positions == "last")
-    fingerprint = _fingerprint(settings, config, training_set, cases, validation, group)
+    last_only = settings.training.loss_positions == "last"
+    cases = training_set.cases("train").windows(config.max_events, last_only)
+    validation = training_set.cases("validation")
+    all_cases = training_set.cases("train", "refit").windows(config.max_events, last_only)
+    fingerprint = _fingerprint(settings, config, training_set, all_cases, validation, group)
     if _is_done(directory, fingerprint):
         _say(group, f"the training of {training_date}, side {side}, is done already: {directory / MODEL_DIRECTORY}")
         return directory / MODEL_DIRECTORY
@@ -113,10 +116,14 @@ def train(
         if group.is_first:
             _log_inputs(settings, training_set, config, device)
         ranker = new_ranker(config, training_set, settings.training.seed).to(device)
-        fit = _Fit(settings, ranker, cases, validation, device, group)
+        fit = Fit(settings, ranker, cases, validation, device, group)
         progress = fit.run(directory / CHECKPOINT_FILE, fingerprint, checkpoint)
+        ranker.load_state_dict(progress.best_weights)
+        if settings.training.refit:
+            _say(group, f"once more for {progress.best_epoch} epochs, up to the test cut")
+            ranker = new_ranker(config, training_set, settings.training.seed).to(device)
+            Fit(settings, ranker, all_cases, validation, device, group).refit(progress.best_epoch)
         if group.is_first:
-            ranker.load_state_dict(progress.best_weights)
             save_ranker(ranker, directory / MODEL_DIRECTORY)
             result = {
                 "fingerprint": fingerprint,
@@ -180,8 +187,8 @@ class _Loss(nn.Module):
         return self.ranker.loss(*arguments)
 
 
-class _Fit:
-    """The epochs of one training."""
+class Fit:
+    """The epochs of one training of `ranker`, which lies on `device`."""
 
     def __init__(
         self,
@@ -238,7 +245,13 @@ class _Fit:
             seconds = time.perf_counter() - started
             targets_per_second = self.cases.target_counts.sum() / (trained - started)
             progress.curve.append(
-                {"epoch": progress.epoch, "training_loss": loss, measure: quality, "seconds": round(seconds, 3)}
+                {
+                    "epoch": progress.epoch,
+                    "training_loss": loss,
+                    measure: quality,
+                    "seconds": round(seconds, 3),
+                    "targets_per_second": round(float(targets_per_second), 1),
+                }
             )
             if not self.group.is_first:
                 continue
@@ -259,6 +272,15 @@ class _Fit:
                 f"{targets_per_second:,.0f} targets/s",
             )
         return progress
+
+    def refit(self, epochs: int) -> None:
+        """Runs that many epochs, unmeasured. A kill loses them: the next try begins the refit anew."""
+        for epoch in range(1, epochs + 1):
+            started = time.perf_counter()
+            loss = self.train_epoch(epoch)
+            _say(
+                self.group, f"refit, epoch {epoch} of {epochs}: loss {loss:.4f}, {time.perf_counter() - started:.1f} s"
+            )
 
     def validate(self) -> float:
         """Mean NDCG at the largest cutoff."""

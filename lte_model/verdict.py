@@ -17,6 +17,9 @@ from lte_model.settings import Settings
 Evaluation = dict[str, Any]
 """The content of `evaluation.json`; its keys are those that lte_model.evaluation writes."""
 
+Ablation = dict[str, Any]
+"""The content of `ablation.json`; its keys are those that lte_model.ablation writes."""
+
 Figure = dict[str, float | None]
 """A measured value and the ends of its 95 % interval: `value`, `low`, `high`. None where it isn't defined."""
 
@@ -42,12 +45,26 @@ def report_path(settings: Settings, training_date: datetime.date) -> Path:
     return Path(settings.reports) / training_date.isoformat() / "report.html"
 
 
+def ablation_path(settings: Settings, training_date: datetime.date) -> Path:
+    """Where the ablation of the training of `training_date` is written. Its page lies beside it, as `.html`."""
+    return Path(settings.reports) / training_date.isoformat() / "ablation.json"
+
+
 def read_evaluation(settings: Settings, training_date: datetime.date) -> Evaluation:
     """The evaluation of the training of `training_date`. Raises `LTEError` where there is none or it is cut off."""
-    path = evaluation_path(settings, training_date)
     again = f"run python -m lte_model.evaluation --date {training_date}"
+    return _read(evaluation_path(settings, training_date), f"the training of {training_date} has no evaluation", again)
+
+
+def read_ablation(settings: Settings, training_date: datetime.date) -> Ablation:
+    """The ablation of the training of `training_date`. Raises `LTEError` where there is none or it is cut off."""
+    again = f"run python -m lte_model.ablation report --date {training_date}"
+    return _read(ablation_path(settings, training_date), f"the training of {training_date} has no ablation", again)
+
+
+def _read(path: Path, missing: str, again: str) -> dict[str, Any]:
     if not path.is_file():
-        raise LTEError(f"the training of {training_date} has no evaluation at {path}; {again} first")
+        raise LTEError(f"{missing} at {path}; {again} first")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -17,6 +17,7 @@ FORBIDDEN = {
 WITHOUT_TORCH = (
     "lte_model.windows",
     "lte_model.basis",
+    "lte_model.representations",
     "lte_model.settings",
     "lte_model.errors",
     "lte_model.online_test",

@@ -33,10 +33,15 @@ class Inputs:
     accounts: pl.DataFrame
     catalogue: Catalogue
 
-    def hash(self, date: datetime.date, lag_days: int, window_days: int) -> str:
-        """16 hex digits of the SHA-256 of all that the snapshot of `date` reads, and of its lag and window."""
+    def hash(self, date: datetime.date, lag_days: int, window_days: int, choices: str = "") -> str:
+        """16 hex digits of the SHA-256 of all that the snapshot of `date` reads, and of its lag and window.
+
+        `choices` says what else decides its bits: the encoder, how events are weighed.
+        """
         window = lte_window(date, lag_days, window_days)
         content = hashlib.sha256(f"{self.basis_id} {window} {date}\n".encode())
+        if choices:
+            content.update(f"{choices}\n".encode())
         seen = self.accounts.filter(pl.col("known_date").is_between(window.start, date, closed="left"))
         for day, content_hash in seen.select("known_date", "content_hash").iter_rows():
             content.update(f"{day} {content_hash}\n".encode())

@@ -44,8 +44,7 @@ def choose_plan(
     `there` has the snapshots that are there: the hash of the inputs that each was made from. One whose hash isn't
     `inputs_hash` of its date any more is no base.
     """
-    first, last = dates[0], dates[-1]
-    made = f"LTE of {first}" if first == last else f"{len(dates)} LTEs from {first} to {last}"
+    first, made = dates[0], in_words(dates)
     near = [
         date
         for date in there
@@ -66,10 +65,18 @@ def choose_plan(
         return Plan(calendar, f"{made}: incremental, from the snapshot of {base}")
     calendar = Calendar(tuple(dates), window.lag_days, window.window_days)
     if changed:
-        why = f"the snapshot of {changed[0]} was made from other events, items, lag or window than there are now"
+        why = (
+            f"the snapshot of {changed[0]} was made from other events, items, lag, window or encoder than there are now"
+        )
     else:
         why = "there is no snapshot near it to go on from"
     return Plan(calendar, f"{made}: in full, for {why}")
+
+
+def in_words(dates: Sequence[datetime.date]) -> str:
+    """What a run makes."""
+    first, last = dates[0], dates[-1]
+    return f"LTE of {first}" if first == last else f"{len(dates)} LTEs from {first} to {last}"
 
 
 def days_seen(calendar: Calendar) -> Interval:

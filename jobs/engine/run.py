@@ -28,7 +28,7 @@ EVENTS_OF_A_GROUP = 5_000_000
 USERS_OF_A_GROUP = 50_000
 """About what a task of the second stage holds at once, at most."""
 
-_ROWS = (
+ROWS_IN_SQL = (
     "user_id STRING, user_bucket INT, vector_sum ARRAY<INT>, event_count INT, newest_event_date DATE, "
     "snapshot_date DATE"
 )
@@ -97,7 +97,7 @@ def run_engine(
         yield from snapshot_rows(blobs, _rows_of_base(base, group), shipped.matrix(), calendar)
 
     blobs = spark.range(0, len(parts), 1, max(1, len(parts))).mapInArrow(pack_part, "group INT, blob BINARY")
-    return blobs.repartitionById(groups, "group").mapInArrow(sum_group, _ROWS)
+    return blobs.repartitionById(groups, "group").mapInArrow(sum_group, ROWS_IN_SQL)
 
 
 def _rows_of_base(base: Listing | None, buckets: range) -> pa.Table | None:

@@ -74,7 +74,7 @@ def snapshot_rows(
             if newest_entering is not None and not calendar.backward:
                 entering = newest_entering[step * users + first : step * users + first + size]
                 np.maximum(newest[block], entering, out=newest[block])
-            _require_countable(user_ids[block], count[block], date)
+            require_countable(user_ids[block], count[block], date)
             yield _rows(user_ids[block], buckets[block], sums, count[block], newest[block], date)
 
 
@@ -126,7 +126,7 @@ def _newest_of_first_date(
     return newest
 
 
-def _require_countable(user_ids: pa.Array, count: np.ndarray, date: datetime.date) -> None:
+def require_countable(user_ids: pa.Array, count: np.ndarray, date: datetime.date) -> None:
     if count.max() > MAX_EVENTS:
         busiest = user_ids[int(count.argmax())].as_py()
         raise LTEError(

@@ -37,6 +37,9 @@ RESULTS, PAGES = "results", "site"
 
 ROWS_SHOWN = 5
 
+WITH_ANCHORS = ("item_encodings", "lte_snapshots", "item_popularity")
+"""The tables of which a training reads several dates."""
+
 
 def context_of(settings: Settings) -> AbstractDataContext:
     """A context whose suites live in memory, as the code is their only source, and whose results and pages on disk."""
@@ -131,6 +134,9 @@ def _written(row: object) -> str:
 
 def check(settings: Settings, table: str, batches: Sequence[Batch], date: datetime.date) -> None:
     """Runs the gate. Raises `LTEError` where a rule is broken."""
+    if not batches:
+        print(f"gate {table} of {date}: nothing to check, for model.representations in the settings has no need of it")
+        return
     context = context_of(settings)
     broken: list[str] = []
     rules = 0
@@ -153,7 +159,7 @@ def main() -> None:
     parser.add_argument("table", choices=sorted(SUITES))
     parser.add_argument("--since", help="events: check every day from this one up to --date")
     parser.add_argument(
-        "--anchors", action="store_true", help="lte_snapshots, item_popularity: check what the training of --date reads"
+        "--anchors", action="store_true", help=f"{', '.join(WITH_ANCHORS)}: check what the training of --date reads"
     )
     parser.add_argument("--test", help="test_measurements: the name of the test")
     arguments, settings, dates = parser.read_dates()
@@ -166,7 +172,7 @@ def main() -> None:
     options = {}
     if arguments.table == "events":
         options["since"] = parse_date(arguments.since) if arguments.since else None
-    if arguments.table in ("lte_snapshots", "item_popularity"):
+    if arguments.table in WITH_ANCHORS:
         options["anchors"] = arguments.anchors
     if arguments.table == "test_measurements":
         options["test"] = arguments.test

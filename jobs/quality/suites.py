@@ -16,6 +16,7 @@ from great_expectations.expectations.expectation import Expectation
 
 from lte_model.basis import CONTENT_COLUMNS, GRID, MAX_EVENTS
 from lte_model.errors import LTEError
+from lte_model.representations import AUTOENCODER, REPRESENTATIONS
 from lte_model.settings import Settings
 from lte_model.windows import ONE_DAY, training_dates
 
@@ -47,7 +48,7 @@ def _at_least_one_row() -> Expectation:
 
 
 def _later(column: str, than: str, or_equal: bool = False) -> Expectation:
-    """One date is after another. A missing date is not compared; `_present` asks for it where it must be there."""
+    """One value, mostly a date, is after another. A missing one is not compared; `_present` asks for it where it must be there."""
     return gxe.ExpectColumnPairValuesAToBeGreaterThanB(
         column_A=column, column_B=than, or_equal=or_equal, ignore_row_if="either_value_is_missing"
     )
@@ -165,41 +166,146 @@ def item_embeddings(settings: Settings, date: datetime.date) -> list[Batch]:
     ]
 
 
-def lte_snapshots(settings: Settings, date: datetime.date, anchors: bool) -> list[Batch]:
-    """The snapshot of `date`, or the snapshots that the training of `date` reads."""
+def item_encodings(settings: Settings, date: datetime.date, anchors: bool) -> list[Batch]:
+    """The encoder of `date`, or those of every date that the training of `date` reads. Every date must have one.
+
+    Nothing to check where the settings don't ask for the autoencoder.
+    """
+    if AUTOENCODER not in settings.model.representations:
+        return []
     dates = training_dates(date, settings.training_set).snapshot_dates if anchors else (date,)
+    vector = pl.col("vector")
+    rows = (
+        scan(settings, "item_encodings")
+        .filter(pl.col("fitted_on").is_in(dates))
+        .join(
+            scan(settings, "item_embeddings").select("basis_id", "item_id", embedded=True),
+            ["basis_id", "item_id"],
+            "left",
+        )
+        .select(
+            "basis_id",
+            "encoder_id",
+            "fitted_on",
+            "item_id",
+            pl.col("embedded").fill_null(False),
+            dimensions=vector.list.len(),
+            largest=vector.list.eval(pl.element().abs()).list.max(),
+            off_grid=vector.list.eval((pl.element() * GRID) != (pl.element() * GRID).round()).list.sum(),
+        )
+    )
+    encoders = pl.LazyFrame({"fitted_on": dates}).join(
+        rows.group_by("fitted_on").agg(
+            encoders=pl.struct("basis_id", "encoder_id").n_unique(), bases=pl.col("basis_id").n_unique()
+        ),
+        "fitted_on",
+        "left",
+    )
+    keys = ("basis_id", "fitted_on", "item_id")
+    rules = (
+        _at_least_one_row(),
+        *_present(*keys, "encoder_id", "dimensions"),
+        gxe.ExpectCompoundColumnsToBeUnique(column_list=list(keys)),
+        gxe.ExpectColumnValuesToBeInSet(column="dimensions", value_set=[settings.basis.dimensions]),
+        gxe.ExpectColumnValuesToBeInSet(column="off_grid", value_set=[0]),
+        gxe.ExpectColumnValuesToBeBetween(column="largest", max_value=1),
+        gxe.ExpectColumnValuesToBeInSet(column="embedded", value_set=[True]),
+    )
+    one_each = (*_present("encoders"), gxe.ExpectColumnPairValuesToBeEqual(column_A="encoders", column_B="bases"))
+    return [
+        Batch("item_encodings", rows, keys, rules),
+        Batch("item_encodings_dates", encoders, ("fitted_on",), one_each),
+    ]
+
+
+def lte_snapshots(settings: Settings, date: datetime.date, anchors: bool) -> list[Batch]:
+    """The snapshot of `date`, or the snapshots that the training of `date` reads, of all representations of the
+    settings."""
+    dates = training_dates(date, settings.training_set).snapshot_dates if anchors else (date,)
+    keys = ("basis_id", "representation", "snapshot_date", "user_id")
+    rows = _ltes(settings, "lte_snapshots", keys).filter(pl.col("snapshot_date").is_in(dates))
+    return [
+        Batch("lte_snapshots", rows, keys, _rules_of_ltes(settings, keys)),
+        Batch(
+            "lte_snapshots_representations",
+            _per_representation(rows, settings.model.representations),
+            ("representation",),
+            tuple(_present("users")),
+        ),
+    ]
+
+
+def lte_live(settings: Settings, date: datetime.date) -> list[Batch]:
+    """What is live on `date`, of all representations of the settings; of one that is never published, nothing."""
+    keys = ("basis_id", "representation", "user_id")
+    rows = _ltes(settings, "lte_live", (*keys, "snapshot_date"))
+    never = [kind.name for kind in REPRESENTATIONS.values() if not kind.publishable]
+    wanted = [name for name in settings.model.representations if name not in never]
+    published = scan(settings, "lte_live").select(*keys)
+    return [
+        Batch("lte_live", rows, keys, _rules_of_ltes(settings, keys)),
+        Batch(
+            "lte_live_representations",
+            _per_representation(rows, wanted),
+            ("representation",),
+            tuple(_present("users")),
+        ),
+        Batch(
+            "lte_live_published",
+            published,
+            keys,
+            (gxe.ExpectColumnValuesToNotBeInSet(column="representation", value_set=never),),
+        ),
+    ]
+
+
+def _ltes(settings: Settings, table: str, keys: Sequence[str]) -> pl.LazyFrame:
+    """The rows of a table of LTEs that are of the settings' representations, as `_rules_of_ltes` looks at them."""
     sums = pl.col("vector_sum")
     squared_sum = sums.list.eval((pl.element().cast(pl.Float64) / GRID).pow(2)).list.sum()
-    keys = ("basis_id", "representation", "snapshot_date", "user_id")
-    rows = (
-        scan(settings, "lte_snapshots")
-        .filter(pl.col("snapshot_date").is_in(dates))
+    lags = {name: REPRESENTATIONS[name].lag_days(settings.window.lag_days) for name in settings.model.representations}
+    return (
+        scan(settings, table)
+        .filter(pl.col("representation").is_in(list(lags)))
         .select(
             *keys,
             "event_count",
             "newest_event_date",
             "lag_days",
             "window_days",
+            lag_days_of_settings=pl.col("representation").replace_strict(lags, default=None, return_dtype=pl.Int32),
             window_start=_window_end() - pl.duration(days=pl.col("window_days")),
             window_end=_window_end(),
             dimensions=sums.list.len(),
             norm=squared_sum.sqrt() / pl.col("event_count"),
+            # The vectors of content have unit length; those of an encoder only lie within [−1, 1].
+            largest_norm=pl.when(pl.col("representation") == AUTOENCODER).then(sums.list.len().sqrt()).otherwise(1)
+            + 0.01,
         )
     )
-    rules = (
+
+
+def _rules_of_ltes(settings: Settings, keys: Sequence[str]) -> tuple[Expectation, ...]:
+    """What holds of every row of LTEs, of whatever representation; `keys` name a row once."""
+    return (
         _at_least_one_row(),
         *_present("user_id", "event_count", "newest_event_date", "dimensions"),
         gxe.ExpectCompoundColumnsToBeUnique(column_list=list(keys)),
-        # The leak rule: the newest event in the LTE of D is dated before D−L.
+        # The leak rule: the newest event in the LTE of D is dated before D−L. (A representation without lag says so.)
         _later("window_end", "newest_event_date"),
         _later("newest_event_date", "window_start", or_equal=True),
         gxe.ExpectColumnValuesToBeBetween(column="event_count", min_value=1, max_value=MAX_EVENTS),
-        gxe.ExpectColumnValuesToBeBetween(column="norm", max_value=1.01),
+        _later("largest_norm", "norm"),
         gxe.ExpectColumnValuesToBeInSet(column="dimensions", value_set=[settings.basis.dimensions]),
-        gxe.ExpectColumnValuesToBeInSet(column="lag_days", value_set=[settings.window.lag_days]),
+        gxe.ExpectColumnPairValuesToBeEqual(column_A="lag_days", column_B="lag_days_of_settings"),
         gxe.ExpectColumnValuesToBeInSet(column="window_days", value_set=[settings.window.window_days]),
     )
-    return [Batch("lte_snapshots", rows, keys, rules)]
+
+
+def _per_representation(rows: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:
+    """(representation, users) of each of the names; no number where it has no row."""
+    wanted = pl.LazyFrame({"representation": list(names)}, schema={"representation": pl.String})
+    return wanted.join(rows.group_by("representation").agg(users=pl.len()), "representation", "left")
 
 
 def item_popularity(settings: Settings, date: datetime.date, anchors: bool) -> list[Batch]:
@@ -246,8 +352,8 @@ def training_set(settings: Settings, date: datetime.date) -> list[Batch]:
             times=pl.col("event_times").list.len(),
         )
     )
-    evaluates = rows.filter(pl.col("split") != "train")
-    trains = rows.filter(pl.col("split") == "train")
+    evaluates = rows.filter(pl.col("split").is_in(list(ends)))
+    trains = rows.filter(~pl.col("split").is_in(list(ends)))
     return [
         Batch(
             "training_set",
@@ -257,7 +363,7 @@ def training_set(settings: Settings, date: datetime.date) -> list[Batch]:
                 _at_least_one_row(),
                 *_present(*keys, "basis_id"),
                 gxe.ExpectCompoundColumnsToBeUnique(column_list=list(keys)),
-                gxe.ExpectColumnValuesToBeInSet(column="split", value_set=["train", *ends]),
+                gxe.ExpectColumnValuesToBeInSet(column="split", value_set=["train", "refit", *ends]),
                 gxe.ExpectColumnValuesToBeInSet(column="basis_id", value_set=_one_basis(rows)),
                 gxe.ExpectColumnPairValuesToBeEqual(column_A="length", column_B="times"),
                 gxe.ExpectColumnValuesToBeBetween(column="length", max_value=settings.training_set.max_length),
@@ -366,7 +472,9 @@ SUITES: dict[str, Callable[..., Sequence[Batch]]] = {
         events,
         items,
         item_embeddings,
+        item_encodings,
         lte_snapshots,
+        lte_live,
         item_popularity,
         training_set,
         test_measurements,

@@ -307,7 +307,8 @@ def spark_run(warehouse, name: str, target: Path) -> Path:
 def job_run(warehouse, name: str) -> Path:
     from pyspark.sql import functions as F
 
-    from jobs.snapshot_lte import snapshot_lte, uniform_lte_of
+    from jobs.recipes import lte_of
+    from jobs.snapshot_lte import snapshot_lte
     from jobs.tables import LTE_SNAPSHOTS, sql_date
 
     basis_id = warehouse.settings.basis.basis_id
@@ -316,9 +317,9 @@ def job_run(warehouse, name: str) -> Path:
     )
     if name == "rewrite":
         rows = warehouse.read(LTE_SNAPSHOTS).where(
-            f"{uniform_lte_of(basis_id)} AND snapshot_date = {sql_date(DATE - ONE_DAY)}"
+            f"{lte_of(basis_id, 'uniform')} AND snapshot_date = {sql_date(DATE - ONE_DAY)}"
         )
-        today = f"{uniform_lte_of(basis_id)} AND snapshot_date = {sql_date(DATE)}"
+        today = f"{lte_of(basis_id, 'uniform')} AND snapshot_date = {sql_date(DATE)}"
         warehouse.replace(LTE_SNAPSHOTS, rows.withColumn("snapshot_date", F.lit(DATE)), today)
     elif name == "sweep_30":
         snapshot_lte(warehouse, [DATE - ONE_DAY * days for days in range(DAILY)], full=True)

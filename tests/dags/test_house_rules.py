@@ -8,6 +8,7 @@ import importlib
 import itertools
 import json
 import shlex
+import string
 import sys
 import time
 from pathlib import Path
@@ -15,11 +16,14 @@ from types import SimpleNamespace
 
 import pytest
 from airflow.dag_processing.dagbag import BundleDagBag
+from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import ParamValidationError
 
 from jobs.erase_users import FILES, TABLES_WITH_USERS
 from jobs.tables import TABLES
 from lte_model.errors import LTEError
+from lte_model.settings import Settings
+from lte_model.variants import VARIANTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAGS = REPOSITORY / "dags"
@@ -37,8 +41,12 @@ CONTEXT = {
         "shares": "no lte=0.9,lte=0.1",
         "uplift": 0.0116,
         "rehearse": True,
+        "variants": "none,prefix@20",
+        "seeds": 2,
     },
 }
+ENTRY = {"VARIANT": "prefix@20", "SEED": "1"}
+"""What a mapped task gets."""
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +57,15 @@ def dags():
 
 
 def _tasks(dags, kind=None):
-    return [task for dag in dags.values() for task in dag.tasks if kind is None or task.task_type == kind]
+    """The tasks; in the place of one that is mapped, that of an entry."""
+    tasks = [task for dag in dags.values() for task in dag.tasks if kind is None or task.task_type == kind]
+    return [task.unmap({"env": ENTRY}) if isinstance(task, MappedOperator) else task for task in tasks]
 
 
 def test_all_dags_are_there(dags):
-    names = ("bootstrap", "daily", "backfill", "audit", "training", "promotion", "maintenance", "erasure", "read_out")
+    names = (
+        "bootstrap", "daily", "backfill", "audit", "training", "ablation", "promotion", "maintenance", "erasure", "read_out",
+    )  # fmt: skip
     assert set(dags) == {f"lte_{name}" for name in names}
 
 
@@ -77,7 +89,9 @@ def test_every_task_says_what_to_do_when_it_fails(dags):
 
 def test_jobs_are_tried_again_and_gates_are_not(dags):
     for task in _tasks(dags, "BashOperator"):
-        is_gate = any(word in task.bash_command for word in ("quality.check", "registry gate", "audit_lte"))
+        is_gate = any(
+            word in task.bash_command for word in ("quality.check", "registry gate", "audit_lte", "ablation list")
+        )
         assert task.retries == (0 if is_gate else 2), f"{task.dag_id}.{task.task_id}"
 
 
@@ -105,6 +119,8 @@ def _written(task):
     """The table or the files that a command names, else its module, which has one table."""
     words = shlex.split(task.bash_command)
     named = [after for word, after in itertools.pairwise(words) if word in ("--table", "--files")]
+    if words[2] == "lte_model.ablation":
+        return {"train": "lte_model.training", "report": "lte_model.report"}.get(words[3], "")  # it lists, too
     return named[0] if named else words[2]
 
 
@@ -138,16 +154,19 @@ def test_dates_can_be_run_in_any_order(dags):
 
 def test_gates_stand_between_a_table_and_the_next(dags):
     """What a job wrote is read by the next job only past the gate that checks it."""
-    daily, training, online = dags["lte_daily"], dags["lte_training"], dags["lte_read_out"]
+    daily, training, ablation, online = (dags[f"lte_{name}"] for name in ("daily", "training", "ablation", "read_out"))
     for dag, before, gate, after in (
         (daily, "ingest_items", "check_items", "embed_items"),
         (daily, "ingest_events", "check_events", "embed_items"),
         (daily, "embed_items", "check_item_embeddings", "snapshot_lte"),
         (daily, "snapshot_lte", "check_lte_snapshots", "publish_lte"),
+        (training, "encode_items", "check_item_encodings", "snapshot_anchors"),
         (training, "snapshot_anchors", "check_lte_snapshots", "build_training_set"),
         (training, "count_popularity", "check_item_popularity", "build_training_set"),
         (training, "build_training_set", "check_training_set", "train_prefix"),
         (training, "build_training_set", "check_training_set", "train_none"),
+        (ablation, "encode_items", "check_item_encodings", "snapshot_anchors"),
+        (ablation, "snapshot_anchors", "check_lte_snapshots", "list_trainings"),
         (online, "measure_test", "check_test_measurements", "read_out"),
     ):
         assert gate in dag.get_task(before).downstream_task_ids, f"{dag.dag_id}: {before} → {gate}"
@@ -184,6 +203,40 @@ def test_a_backfill_without_a_range_is_refused_before_it_starts(dags, params, na
 def test_a_backfill_takes_every_date_unless_told_otherwise(dags):
     asked = {"from": "2024-01-01", "to": "2024-02-01"}
     assert filled(dags["lte_backfill"], asked) == asked | {"step": 1}
+
+
+def test_an_ablation_trains_what_its_list_names(dags):
+    ablation = dags["lte_ablation"]
+    listing, train, report = (ablation.get_task(name) for name in ("list_trainings", "train", "report"))
+    assert isinstance(train, MappedOperator)
+    assert [operator.task_id for operator in train.iter_mapped_dependencies()] == ["list_trainings"]
+    assert listing.output_processor('[{"variant": "prefix@20", "seed": 1}]') == [ENTRY]
+    assert train.partial_kwargs["append_env"]
+    assert train.partial_kwargs["bash_command"].endswith('--variant "$VARIANT" --seed "$SEED"')
+    assert report.upstream_task_ids == {"train"}
+    for task in (listing, report):
+        words = shlex.split(task.render_template(task.bash_command, CONTEXT))
+        assert words[4:] == ["--date", "2024-05-01", "--variants", "none,prefix@20", "--seeds", "2"]
+
+
+def test_an_ablation_makes_every_representation_that_a_variant_reads(dags):
+    words = dags["lte_ablation"].get_task("snapshot_anchors").bash_command.split()
+    made = {after for word, after in itertools.pairwise(words) if word == "--representation"}
+    read = {name for variant in VARIANTS.values() for name in variant.settings(Settings(), 0).model.representations}
+    assert made == read
+
+
+@pytest.mark.parametrize(
+    ("params", "named"),
+    [({"variants": "none'; rm -r /"}, "variants"), ({"variants": "$(id)"}, "variants"), ({"seeds": 0}, "seeds")],
+)
+def test_an_ablation_of_something_else_is_refused_before_it_starts(dags, params, named):
+    with pytest.raises(ParamValidationError, match=f"Invalid input for param {named}: "):
+        filled(dags["lte_ablation"], params)
+
+
+def test_an_ablation_takes_all_variants_unless_told_otherwise(dags):
+    assert filled(dags["lte_ablation"], {}) == {"variants": "", "seeds": 3}
 
 
 PERIOD = {"test": "t", "from": "2024-01-01", "to": "2024-02-01"}
@@ -271,6 +324,7 @@ def test_every_command_line_is_accepted_by_its_module(dags, monkeypatch, tmp_pat
     for task in _tasks(dags, "BashOperator"):
         where = f"{task.dag_id}.{task.task_id}"
         command = task.render_template(task.bash_command, CONTEXT)
+        command = string.Template(command).safe_substitute(task.env or {})
         python, minus_m, module, *arguments = shlex.split(command)
         assert (python, minus_m) == ("python", "-m"), where
         assert Path(task.cwd) == REPOSITORY, where

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.demo import Progress, make_shop, read_feed, settings_text
+from infra.demo import Progress, demo_training, make_shop, read_feed, settings_text
 from infra.local_stack import LocalStack
 from lte_model.settings import load_settings
 from lte_model.windows import ONE_DAY
@@ -35,7 +35,9 @@ def installation(tmp_path_factory) -> Iterator[Installation]:
     home = tmp_path_factory.mktemp("shop")
     make_shop(home / "source", USERS, ITEMS)
     feed = read_feed(home / "source" / "events.parquet")
-    text = settings_text(home / "source", lag_days=30, window_days=365, test_days=30, anchors=2, epochs=2)
+    text = settings_text(
+        home / "source", lag_days=30, window_days=365, test_days=30, anchors=2, model=demo_training(epochs=2)
+    )
     # Enough to run every step; the figures of this shop mean nothing.
     text += "\n[model]\nwidth = 16\nblocks = 1\n\n[basis]\ndimensions = 16\n"
     (home / "settings.toml").write_text(text, encoding="utf-8")

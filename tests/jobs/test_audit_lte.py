@@ -15,6 +15,7 @@ from jobs.ingest import days_known
 from jobs.ingest_events import ingest_events
 from jobs.ingest_items import ingest_items
 from jobs.publish_lte import publish_lte
+from jobs.recipes import recipe
 from jobs.snapshot_lte import snapshot_lte
 from jobs.tables import EVENTS, LTE_AUDITS, LTE_LIVE, LTE_SNAPSHOTS, SEMANTIC_BASES, Warehouse
 from lte_model.errors import LTEError
@@ -85,8 +86,8 @@ FAULTS = {
 
 
 def test_a_clean_warehouse_has_nothing_to_find_and_that_is_kept(warehouse):
-    earlier = Audit("lte_live", DATE, 9, 1, 1, 1, ())
-    record(warehouse, earlier, basis_in_force(warehouse), 1)
+    earlier = Audit("lte_live", "uniform", DATE, 9, 1, 1, 1, ())
+    record(warehouse, earlier, recipe(warehouse, basis_in_force(warehouse), "uniform", DATE), 1)
     for live in (False, True):
         found = audit(warehouse, live)
         assert found.clean and found.sampled_users == len(users(warehouse)) > len(FAULTS)
@@ -110,7 +111,9 @@ def test_each_planted_fault_is_found_and_named(warehouse, monkeypatch):
         [f"user '{user_of[fault]}' mismatched in {fault}" for fault in list(FAULTS)[:4]]
         + [f"user '{user_of['removed']}' missing", f"user '{user_of['doubled']}' extra", "user 'zz nobody' extra"]
     )
-    with pytest.raises(LTEError, match=f"of lte_snapshots of {DATE} audited: 4 mismatched.* first: {found.first[0]}"):
+    with pytest.raises(
+        LTEError, match=f"of lte_snapshots, uniform, of {DATE} audited: 4 mismatched.* first: {found.first[0]}"
+    ):
         require_clean(found)
     kept = warehouse.read(LTE_AUDITS).first()
     assert (kept.mismatched, kept.missing, kept.extra) == (4, 1, 2)
@@ -196,8 +199,8 @@ def test_a_null_in_a_row_is_a_mismatch(spark):
 
 
 def test_rates_are_of_the_sampled_users():
-    audit = Audit("lte_live", DATE, 400, 1, 0, 4, ())
+    audit = Audit("lte_live", "uniform", DATE, 400, 1, 0, 4, ())
     assert (audit.rate("mismatched"), audit.rate("extra"), audit.clean) == (0.0025, 0.01, False)
     assert str(audit) == (
-        "400 users of lte_live of 2024-07-01 audited: 1 mismatched (0.25%), 0 missing (0.00%), 4 extra (1.00%)"
+        "400 users of lte_live, uniform, of 2024-07-01 audited: 1 mismatched (0.25%), 0 missing (0.00%), 4 extra (1.00%)"
     )

@@ -51,6 +51,7 @@ def expected(rows, tie):
         if event.known_date < DATE:
             of_user[event.user_id].append(event)
     splits = [("train", anchor, None) for anchor in DATES.anchors]
+    splits += [("refit", DATES.test.start, None)]
     splits += [("validation", DATES.validation.start, DATES.validation), ("test", DATES.test.start, DATES.test)]
     found = {}
     for user, mine in of_user.items():
@@ -63,7 +64,7 @@ def expected(rows, tie):
             )[-TRAINING.max_length :]
             after_lag = sum(day_of(step) in days for step in steps)
             targets = sorted(place(e) for e in mine if target_days and e.event_date in target_days)
-            if (split == "train" and after_lag) or (targets and seen):
+            if (split in ("train", "refit") and after_lag) or (targets and seen):
                 target = targets[0][2] if targets else None
                 found[split, date, user] = ([item for _, _, item in steps], after_lag, target, len(seen))
     return found
@@ -82,5 +83,5 @@ def test_rows_are_those_of_the_oracle_and_nothing_leaks(spark, rows):
         assert row.oldest_target_date == min((time.date() for time in targets), default=None)
         assert row.oldest_target_date is None or lag_start <= row.oldest_target_date < date
         assert all(time.date() < lag_start for time in row.event_times[: len(row.event_times) - row.target_count])
-        if split != "train":
+        if split in ("validation", "test"):
             assert row.target_date >= date

@@ -15,6 +15,7 @@ JOBS = (
     "jobs.ingest_events",
     "jobs.fit_basis",
     "jobs.embed_items",
+    "jobs.encode_items",
     "jobs.snapshot_lte",
     "jobs.publish_lte",
     "jobs.count_popularity",
@@ -69,6 +70,25 @@ def test_an_unknown_setting_is_refused(tmp_path):
 )
 def test_dates_that_make_no_range_are_refused(tmp_path, options, message):
     assert message in error_of(run(f"jobs.snapshot_lte {options}", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("jobs.snapshot_lte --representation unifrom", "there is no representation 'unifrom'; take some of uniform"),
+        ("jobs.snapshot_lte --representation recency --representation recency", "'recency' is named 2 times"),
+        ("jobs.publish_lte --representation leaking", "representation leaking is never published: a window without"),
+        ("jobs.audit_lte --representation recency", "covers the exact representations alone (uniform, autoencoder)"),
+    ],
+)
+def test_a_representation_that_can_not_be_is_refused(tmp_path, command, message):
+    assert message in error_of(run(f"{command} --date 2024-03-01", tmp_path))
+
+
+def test_without_the_autoencoder_no_items_are_encoded_and_no_jvm_is_started(tmp_path):
+    done = run("jobs.encode_items --date 2024-03-01 --anchors --if-read", tmp_path, JAVA_HOME=str(tmp_path), PATH="")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "nothing to encode: autoencoder is not among model.representations of the settings\n"
 
 
 @pytest.mark.parametrize("share", ["0", "nan"])

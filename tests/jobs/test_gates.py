@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from jobs.quality.check import check, main
+from jobs.quality.check import WITH_ANCHORS, check, main
 from jobs.quality.suites import SUITES
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
@@ -41,6 +41,21 @@ def tables(settings: Settings) -> dict[str, pl.DataFrame]:
             "lag_days": settings.window.lag_days,
             "basis_id": "b",
         }
+
+    ltes = pl.DataFrame(
+        {
+            "user_id": ["u", "v"],
+            "vector_sum": [[UNIT, -UNIT, 0, 0], [UNIT, 0, 0, 0]],
+            "event_count": [2, 1],
+            "newest_event_date": [DATE - lag - ONE_DAY] * 2,
+            "lag_days": [settings.window.lag_days] * 2,
+            "window_days": [settings.window.window_days] * 2,
+            "snapshot_date": [DATE] * 2,
+            "basis_id": ["b"] * 2,
+            "representation": ["uniform"] * 2,
+        },
+        schema_overrides={"vector_sum": pl.List(pl.Int32)},
+    )
 
     return {
         "events": pl.DataFrame(
@@ -79,20 +94,18 @@ def tables(settings: Settings) -> dict[str, pl.DataFrame]:
             {"basis_id": ["b", "b"], "item_id": ["a", "b"], "vector": [[1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0]]},
             schema_overrides={"vector": pl.List(pl.Float32)},
         ),
-        "lte_snapshots": pl.DataFrame(
+        "item_encodings": pl.DataFrame(
             {
-                "user_id": ["u", "v"],
-                "vector_sum": [[UNIT, -UNIT, 0, 0], [UNIT, 0, 0, 0]],
-                "event_count": [2, 1],
-                "newest_event_date": [DATE - lag - ONE_DAY] * 2,
-                "lag_days": [settings.window.lag_days] * 2,
-                "window_days": [settings.window.window_days] * 2,
-                "snapshot_date": [DATE] * 2,
-                "basis_id": ["b"] * 2,
-                "representation": ["uniform"] * 2,
+                "basis_id": ["b", "b"],
+                "encoder_id": ["e", "e"],
+                "fitted_on": [DATE, DATE],
+                "item_id": ["a", "b"],
+                "vector": [[1.0, 0.5, 0.0, 0.0], [0.0, -1.0, 0.0, 1.0]],
             },
-            schema_overrides={"vector_sum": pl.List(pl.Int32)},
+            schema_overrides={"vector": pl.List(pl.Float32)},
         ),
+        "lte_live": ltes,
+        "lte_snapshots": ltes,
         "item_popularity": pl.DataFrame(
             {
                 "snapshot_date": [DATE, DATE],
@@ -134,15 +147,19 @@ def tables(settings: Settings) -> dict[str, pl.DataFrame]:
     }
 
 
-OPTIONS = {
-    "events": {"since": None},
-    "lte_snapshots": {"anchors": False},
-    "item_popularity": {"anchors": False},
-    "test_measurements": {"test": "t"},
+OPTIONS = {"events": {"since": None}, "test_measurements": {"test": "t"}} | {
+    table: {"anchors": False} for table in WITH_ANCHORS
 }
 
 
+def reading(settings: Settings, *names: str) -> Settings:
+    """The settings with other representations."""
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"representations": names})})
+
+
 def gate(settings: Settings, tables: dict[str, pl.DataFrame], table: str) -> None:
+    if table == "item_encodings":
+        settings = reading(settings, "uniform", "autoencoder")
     for name, frame in tables.items():
         frame.write_delta(settings.table_path(name))
     check(settings, table, SUITES[table](settings, DATE, **OPTIONS.get(table, {})), DATE)
@@ -179,6 +196,12 @@ FAULTS = {
     "a vector too long": ("item_embeddings", "item_embeddings", spoil("vector", [1.0, 1.0, 0, 0]), "squared_norm"),
     "a vector of other dimensions": ("item_embeddings", "item_embeddings", spoil("vector", [1.0]), "dimensions"),
     "items without a vector": ("item_embeddings", "item_embeddings", lambda frame: frame.head(0), "has_vector"),
+    "an encoding off the grid": ("item_encodings", "item_encodings", spoil("vector", [0.6, 0, 0, 0]), "off_grid"),
+    "an encoding out of range": ("item_encodings", "item_encodings", spoil("vector", [1.5, 0, 0, 0]), "largest"),
+    "an encoding of an unknown item": ("item_encodings", "item_encodings", spoil("item_id", "z"), "embedded"),
+    "two encoders of a date": ("item_encodings", "item_encodings", spoil("encoder_id", "f"), "encoders"),
+    "another lag, live": ("lte_live", "lte_live", spoil("lag_days", 0), "lag_days"),
+    "a leak that is live": ("lte_live", "lte_live", spoil("representation", "leaking"), "to_not_be_in_set"),
     "a leak": (
         "lte_snapshots",
         "lte_snapshots",
@@ -269,7 +292,7 @@ def test_a_range_is_checked_date_by_date_up_to_a_broken_one(settings, tables, mo
         check_range(monkeypatch, settings, tables, "lte_snapshots --from 2024-03-01 --to 2024-03-05 --every 2")
     assert "2024-03-03" not in capsys.readouterr().out
     check_range(monkeypatch, settings, {}, "lte_snapshots --from 2024-03-03 --to 2024-03-05 --every 2")
-    assert "gate lte_snapshots of 2024-03-03: 13 rules hold" in capsys.readouterr().out
+    assert "gate lte_snapshots of 2024-03-03: 14 rules hold" in capsys.readouterr().out
     with pytest.raises(LTEError, match="gate lte_snapshots of 2024-03-04: .* expect_table_row_count"):
         check_range(monkeypatch, settings, {}, "lte_snapshots --from 2024-03-03 --to 2024-03-05")
 
@@ -295,6 +318,32 @@ def test_a_range_that_is_none_is_refused(settings, monkeypatch, options, said):
 def test_a_missing_table_is_named(settings):
     with pytest.raises(LTEError, match="table items does not exist at .*; run the job that writes it"):
         SUITES["items"](settings, DATE)
+
+
+def test_every_representation_of_the_settings_is_checked(settings, tables, capsys):
+    rows, settings = tables["lte_snapshots"], reading(settings, "uniform", "leaking")
+    with pytest.raises(LTEError, match="1 of 14 rules are broken.*lte_snapshots_representations"):
+        gate(settings, tables, "lte_snapshots")
+    assert "representation=leaking" in capsys.readouterr().out
+    leaking = rows.with_columns(
+        pl.lit("leaking").alias("representation"),
+        pl.col("newest_event_date") + ONE_DAY * 3,
+        lag_days=pl.lit(0, pl.Int64),
+    )
+    for lag_days, broken in ((0, None), (3, "window_end")):
+        rows_there = pl.concat([rows, leaking.with_columns(lag_days=pl.lit(lag_days, pl.Int64))])
+        rows_there.write_delta(settings.table_path("lte_snapshots"), mode="overwrite")
+        batches = SUITES["lte_snapshots"](settings, DATE, anchors=False)
+        if broken is None:
+            check(settings, "lte_snapshots", batches, DATE)
+        else:
+            with pytest.raises(LTEError, match=broken):
+                check(settings, "lte_snapshots", batches, DATE)
+
+
+def test_without_the_autoencoder_no_encoder_is_asked_for(settings, capsys):
+    check(settings, "item_encodings", SUITES["item_encodings"](settings, DATE, anchors=True), DATE)
+    assert "nothing to check" in capsys.readouterr().out
 
 
 def test_a_date_that_was_not_counted_is_named(settings, tables):

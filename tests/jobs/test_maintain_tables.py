@@ -101,19 +101,21 @@ def test_snapshots_are_thinned_to_the_dates_that_trainings_read(warehouse):
     old = {DAY - ONE_DAY * back for back in (31, 40)}
     anchor = DAY - ONE_DAY * 45
     dates = sorted(of_model | recent | old | {anchor})
-    warehouse.replace(LTE_SNAPSHOTS, frame(warehouse, LTE_SNAPSHOTS, [lte("u", date) for date in dates]), "true")
-    kind = {"lag_days": 3, "window_days": 10, "basis_id": "b", "representation": "uniform"}
-    accounts = [{"snapshot_date": date, "inputs": "x", "events_version": 1, "users": 1} | kind for date in dates]
+    kinds = ("uniform", "recency")
+    ltes = [lte("u", date) | {"representation": name} for date in dates for name in kinds]
+    warehouse.replace(LTE_SNAPSHOTS, frame(warehouse, LTE_SNAPSHOTS, ltes), "true")
+    of_all = {"lag_days": 3, "window_days": 10, "basis_id": "b", "inputs": "x", "events_version": 1, "users": 1}
+    accounts = [{"snapshot_date": date, "representation": name} | of_all for date in dates for name in kinds]
     warehouse.replace(SNAPSHOT_ACCOUNTS, frame(warehouse, SNAPSHOT_ACCOUNTS, accounts), "true")
     read = case("u", "train") | {"snapshot_date": anchor}
     warehouse.replace(TRAINING_SET, frame(warehouse, TRAINING_SET, [read]), "true")
 
     versions = [model(EVENTS, 3, training_date=training_date)]
     done = maintain(warehouse, LTE_SNAPSHOTS, DAY, versions)
-    assert (done.thinned_dates, done.thinned_rows) == (2, 2)
+    assert (done.thinned_dates, done.thinned_rows) == (2, 4)
     for table in (LTE_SNAPSHOTS, SNAPSHOT_ACCOUNTS):
-        left = {row.snapshot_date for row in warehouse.read(table).collect()}
-        assert left == of_model | recent | {anchor}, table.name
+        left = {(row.representation, row.snapshot_date) for row in warehouse.read(table).collect()}
+        assert left == {(name, date) for name in kinds for date in of_model | recent | {anchor}}, table.name
     version = DeltaTable(warehouse.path(LTE_SNAPSHOTS)).version()
     again = maintain(warehouse, LTE_SNAPSHOTS, DAY, versions)
     assert again.thinned_dates == 0 and DeltaTable(warehouse.path(LTE_SNAPSHOTS)).version() == version

@@ -55,8 +55,8 @@ def test_a_run_goes_on_from_the_nearest_snapshot_and_says_so(filled, capsys):
         DATE - 3 * ONE_DAY: two_ago,
     }
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"LTE of {two_ago}: in full, for there is no snapshot near it to go on from"
-    assert said[1] == f"LTE of {yesterday}: incremental, from the snapshot of {two_ago}"
+    assert said[0] == f"uniform: LTE of {two_ago}: in full, for there is no snapshot near it to go on from"
+    assert said[1] == f"uniform: LTE of {yesterday}: incremental, from the snapshot of {two_ago}"
     assert snapshots(filled) == oracle(FEED, VECTORS, list(made_from(filled)), LAG, WINDOW)
 
 
@@ -89,6 +89,14 @@ def test_an_old_date_made_again_has_the_bits_that_were_served(filled):
     found = snapshots(filled)
     assert {key: row for key, row in found.items() if key[0] == DATE} == served
     assert found == oracle([*FEED, *late], VECTORS, [DATE, DATE + 2 * ONE_DAY], LAG, WINDOW)
+
+
+def test_accounts_of_an_earlier_release_get_the_column_that_they_lack(filled):
+    without = replace(SNAPSHOT_ACCOUNTS, columns=SNAPSHOT_ACCOUNTS.columns.replace(", encoder_id STRING", ""))
+    filled.create(without)
+    snapshot_lte(filled, [DATE])
+    [account] = filled.read(SNAPSHOT_ACCOUNTS).collect()
+    assert (account.snapshot_date, account.encoder_id) == (DATE, None)
 
 
 def test_a_missing_day_is_named_before_anything_is_written(filled):

@@ -17,7 +17,7 @@ from lte_model.windows import Interval, TrainingDates, lte_window, target_window
 
 TRAINING_DATE = datetime.date(2024, 12, 1)
 REPRESENTATION = "uniform"
-OTHER_REPRESENTATION = "contrary"
+OTHER_REPRESENTATION = "recency"
 COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "grey")
 KINDS = ("shirt", "dress", "shoe", "coat", "hat", "skirt", "belt", "scarf", "sock", "bag")
 
@@ -222,6 +222,7 @@ def training_rows(
     rows = []
     for split, cut, targets in (
         *(("train", anchor, None) for anchor in dates.anchors),
+        ("refit", dates.test.start, None),
         ("validation", dates.validation.start, dates.validation),
         ("test", dates.test.start, dates.test),
     ):

@@ -222,8 +222,20 @@ def test_a_missing_snapshot_is_named_with_the_command_that_makes_it(own_shop):
 
 def test_a_snapshot_of_another_lag_is_named(own_shop):
     change(own_shop, "lte_snapshots", pl.lit(19).alias("lag_days"))
-    with pytest.raises(LTEError, match="has lag 19 and window 200, the training_set of .* has 20 and 200; run"):
+    with pytest.raises(
+        LTEError, match="has lag 19 and window 200, where the training_set of .* asks for 20 and 200; run"
+    ):
         open_training_set(own_shop, TRAINING_DATE).cases("train")
+
+
+def test_the_leaking_window_alone_has_no_lag(own_shop):
+    change(own_shop, "lte_snapshots", pl.lit(0).cast(pl.Int32).alias("lag_days"))
+    with pytest.raises(LTEError, match="the uniform LTE of .* has lag 0 and window 200"):
+        open_training_set(own_shop, TRAINING_DATE).cases("train")
+    change(own_shop, "lte_snapshots", pl.lit("leaking").alias("representation"))
+    frame = pl.scan_delta(own_shop.table_path("lte_snapshots")).unique(["snapshot_date", "user_id"]).collect()
+    write_table(own_shop, "lte_snapshots", frame)
+    assert open_training_set(with_model(own_shop, representations=("leaking",)), TRAINING_DATE).cases("train").lte.any()
 
 
 def test_representations_stand_side_by_side(shop):

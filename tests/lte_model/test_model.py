@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lte_model.errors import LTEError
 from lte_model.integrations import INTEGRATIONS
-from lte_model.model import GAP_BUCKETS, Batch, LTEKind, Ranker, RankerConfig, load_ranker, save_ranker
+from lte_model.model import GAP_BUCKETS, Batch, Dropout, LTEKind, Ranker, RankerConfig, load_ranker, save_ranker
 
 KIND = LTEKind(basis_id="3f2a", representation="uniform", lag_days=30, window_days=365)
 ITEMS, DIMENSIONS = 23, 6
@@ -335,6 +335,22 @@ def test_a_missing_model_is_named(tmp_path):
 def test_sizes_that_do_not_fit_are_refused(sizes, named):
     with pytest.raises(LTEError, match=named):
         RankerConfig(items=5, dimensions=4, **sizes)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.75, 1.0])
+def test_dropout_drops_as_often_as_it_says_and_keeps_the_mean(p):
+    dropout, x = Dropout(p), torch.full((400, 7, 63), 2.0, requires_grad=True)
+    torch.manual_seed(0)
+    y = dropout(x)
+    y.sum().backward()
+    kept = y != 0
+    assert kept.double().mean().item() == pytest.approx(1 - p, abs=0.005)
+    assert kept.double().mean(dim=(0, 1)).sub(1 - p).abs().max() < 0.05  # each of a draw's parts alike
+    torch.testing.assert_close(y, torch.where(kept, 2.0 / max(1 - p, 1e-9), 0.0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(x.grad, y.detach() / 2)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x), y)
+    assert torch.equal(dropout.eval()(x), x)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -85,9 +85,9 @@ def trained(settings, date, seed=0, over_none=0.2, over_popularity=0.3, kind=KIN
     return ranker
 
 
-def publish(settings, kind):
-    """One row of `lte_live`, of 1 February."""
-    row = {"user_id": "u", "snapshot_date": FEBRUARY} | dataclasses.asdict(kind)
+def publish(settings, kind, date=FEBRUARY):
+    """One row of `lte_live`, of 1 February unless `date` says otherwise."""
+    row = {"user_id": "u", "snapshot_date": date} | dataclasses.asdict(kind)
     pl.DataFrame([row]).write_delta(settings.table_path("lte_live"), mode="append")
 
 
@@ -187,6 +187,22 @@ def test_a_model_of_two_representations_needs_both_live(settings):
         registry.gate(settings).require()
     publish(settings, dataclasses.replace(KIND, representation="recency"))
     registry.gate(settings).require()
+
+
+def test_a_representation_without_a_newer_row_is_live_all_the_same(settings):
+    """A row that a later publication finds unchanged keeps its date."""
+    kind = dataclasses.replace(KIND, representation="uniform+recency")
+    trained(settings, JANUARY, kind=kind, representations=2)
+    registry.register(settings, JANUARY)
+    publish(settings, KIND)
+    publish(settings, kind.of("recency"), FEBRUARY + datetime.timedelta(days=1))
+    registry.gate(settings).require()
+
+
+def test_a_model_of_a_leaking_window_is_not_registered(settings):
+    trained(settings, JANUARY, kind=dataclasses.replace(KIND, representation="uniform+leaking"), representations=2)
+    with pytest.raises(LTEError, match="reads representation leaking, which is never published: a window without lag"):
+        registry.register(settings, JANUARY)
 
 
 def test_logged_model_holds_no_pickle(settings, tmp_path):

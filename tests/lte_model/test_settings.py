@@ -50,6 +50,9 @@ def test_relative_paths_start_at_home_and_urls_stay(tmp_path):
         ("[windows]\nlag_days = 7\n", "unknown key 'windows'"),
         ("[window]\nlag_days = 0\n", "window.lag_days = 0: input should be greater than or equal to 1"),
         ("[window\n", "is not TOML"),
+        ('[model]\nrepresentations = ["unifrom"]\n', "there is no representation 'unifrom'; take some of uniform, rec"),
+        ('[model]\nrepresentations = ["uniform", "uniform"]\n', "'uniform' is named 2 times; once is enough"),
+        ("[representations]\nhalf_life_days = 0\n", "representations.half_life_days = 0: input should be greater"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(tmp_path, text, message):

@@ -1,0 +1,103 @@
+"""# lte_ablation
+Which part of the model earns its place? The run of logical date D trains the variants of the model, each with several
+seeds, on the training set of D, and compares them on the same test users: representations, integrations, sequence
+policies and lengths. It ends in a report with the paper's table beside ours.
+
+**Before:** `lte_training` of the same logical date, which makes the training set and counts popularity.
+
+**To run:** trigger it with that logical date. `variants` are names from `lte_model/variants.py`, with commas, or
+nothing for all; each is trained with the seeds 0, 1, … One training at a time has the pool `gpu`.
+
+**A training that was killed** goes on from its last checkpoint, and one that is done is found done: a second run with
+more variants or seeds trains what is new.
+
+**When it fails:** the log of the task names the variant and what it lacks. Clear what failed; the report runs when all
+trainings have ended well. Nothing here touches the champion, its challenger or what is live.
+"""
+
+from airflow.sdk import DAG, Param, chain
+
+from commands import DATE, OWNER, gate, job, job_for_each, listing, pool_of
+
+REPRESENTATIONS = " ".join(
+    f"--representation {name}" for name in ("uniform", "recency", "inverse_popularity", "autoencoder", "leaking")
+)
+CHOSEN = "--variants '{{ params.variants }}' --seeds {{ params.seeds }}"
+
+with DAG(
+    "lte_ablation",
+    description="Every variant of the model with several seeds, compared on the same users",
+    schedule=None,
+    max_active_runs=1,
+    is_paused_upon_creation=False,
+    params={
+        "variants": Param(
+            "",
+            type="string",
+            pattern="^[a-z0-9_@,]*$",
+            title="Variants",
+            description="Their names, with commas; empty for all",
+        ),
+        "seeds": Param(
+            3,
+            type="integer",
+            minimum=1,
+            maximum=20,
+            title="Seeds",
+            description="How often each variant is trained",
+        ),
+    },
+    default_args=OWNER,
+    tags=["lte", "ablation", "training"],
+    doc_md=__doc__,
+):
+    fit_encoders = job(
+        "fit_encoders",
+        f"lte_model.autoencoder --date {DATE} --anchors",
+        writes="checkpoints",
+        on_failure="The log names the date, and what it lacks. Clear the task: encoders that are there stay.",
+    )
+    encode_items = job(
+        "encode_items",
+        f"jobs.encode_items --date {DATE} --anchors",
+        writes="item_encodings",
+        on_failure="It reads the encoders of `fit_encoders`; clear that if one is missing.",
+    )
+    check_item_encodings = gate(
+        "check_item_encodings",
+        f"jobs.quality.check item_encodings --date {DATE} --anchors",
+        on_failure="A date without an encoder, or a vector off the grid. The log names the date and the items.",
+    )
+    snapshot_anchors = job(
+        "snapshot_anchors",
+        f"jobs.snapshot_lte --date {DATE} --anchors {REPRESENTATIONS}",
+        writes="lte_snapshots",
+        on_failure="The log names the anchor. No encoder? Put `autoencoder` into `model.representations`, clear them all.",
+    )
+    check_lte_snapshots = gate(
+        "check_lte_snapshots",
+        f"jobs.quality.check lte_snapshots --date {DATE} --anchors",
+        on_failure="An anchor without rows has no event old enough: use fewer anchors (`training_set.anchors`).",
+    )
+    list_trainings = listing(
+        "list_trainings",
+        f"lte_model.ablation list --date {DATE} {CHOSEN}",
+        pool=pool_of("checkpoints"),
+        on_failure="The log names the variant that there isn't, or the table that lacks what it reads.",
+    )
+    train = job_for_each(
+        list_trainings.output,
+        "train",
+        f'lte_model.ablation train --date {DATE} --variant "$VARIANT" --seed "$SEED"',
+        writes="checkpoints",
+        on_failure="Clear the task: it goes on from its last checkpoint. Out of memory: lower `training.batch_size`.",
+    )
+    report = job(
+        "report",
+        f"lte_model.ablation report --date {DATE} {CHOSEN}",
+        writes="reports",
+        on_failure="The log names the variant whose training isn't finished, or is of other settings: clear it.",
+    )
+
+    chain(fit_encoders, encode_items, check_item_encodings, snapshot_anchors, check_lte_snapshots, list_trainings)
+    train >> report  # train itself follows the list that it is mapped over

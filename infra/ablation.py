@@ -1,0 +1,233 @@
+"""The ablation of a feed on one machine, without Airflow: `make ablation DATA=folder`.
+
+1. An installation for the feed under `.lte/`, as the demo writes one; its trainings run until two epochs bring nothing better.
+2. The jobs that make the tables, one after another, for the representations that the chosen variants read.
+3. The trainings, as many at once as there are cores up to `TRAININGS_AT_ONCE`, each with a thread of its own.
+4. The report, and a table of what came out.
+
+A command that succeeded before isn't run again: a second call goes on where the first one stopped, and one with more
+variants or seeds adds what is new.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from infra.demo import read_feed, settle
+from infra.local_stack import REPOSITORY
+from lte_model.errors import LTEError, run
+from lte_model.settings import SETTINGS_VARIABLE, Settings
+from lte_model.variants import Variant, chosen_variants
+from lte_model.verdict import Ablation, ablation_path, interval, number, percent, percent_interval, read_ablation
+from lte_model.windows import ONE_DAY, parse_date
+
+TRAININGS_AT_ONCE = 2
+SEEDS = 3
+POLL_SECONDS = 0.5
+LOG_LINES = 15
+
+TRAINING = """\
+[training]
+# Dozens of trainings: each ends two epochs after its best.
+patience = 2
+"""
+DONE_FILE = "done.txt"
+"""The command lines that succeeded, one a line."""
+
+
+def table_commands(
+    date: datetime.date, since: datetime.date, variants: Sequence[Variant], settings: Settings
+) -> list[str]:
+    """The command lines that make the tables which `variants` read, in order."""
+    read = {name for variant in variants for name in variant.settings(settings, 0).model.representations}
+    encoders = [
+        f"lte_model.autoencoder --date {date} --anchors",
+        f"jobs.encode_items --date {date} --anchors",
+    ]
+    return [
+        f"jobs.ingest_items --date {date}",
+        f"jobs.ingest_events --date {date} --since {since}",
+        f"jobs.fit_basis --date {date}",
+        f"jobs.embed_items --date {date}",
+        f"jobs.count_popularity --date {date} --anchors",
+        *(encoders if "autoencoder" in read else []),
+        f"jobs.snapshot_lte --date {date} --anchors " + " ".join(f"--representation {name}" for name in sorted(read)),
+        f"jobs.build_training_set --date {date}",
+    ]
+
+
+class Commands:
+    """Runs command lines of the project for one installation, each with a log of its own."""
+
+    def __init__(self, home: Path):
+        self.home = home
+        self.environment = os.environ | {SETTINGS_VARIABLE: str(home / "settings.toml")}
+
+    def run(self, command: str) -> None:
+        """Raises `LTEError` where the command fails; says so where it succeeded before."""
+        self.run_all([command], at_once=1)
+
+    def run_all(self, commands: Sequence[str], at_once: int) -> None:
+        """The same for several, `at_once` of them at a time, with one thread each where they share the machine."""
+        environment = self.environment | ({"LTE_TRAINING__THREADS": "1"} if at_once > 1 else {})
+        done = self._done()
+        waiting = [command for command in commands if command not in done]
+        for command in commands:
+            if command in done:
+                print(f"          {command}: succeeded before, not run again", flush=True)
+        running: dict[str, tuple[subprocess.Popen, float]] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    command = waiting.pop(0)
+                    running[command] = (self._start(command, environment), time.monotonic())
+                for command, (process, begin) in list(running.items()):
+                    if process.poll() is not None:
+                        del running[command]
+                        self._require(command, process.returncode)
+                        print(f"{time.monotonic() - begin:6.0f} s  {command}", flush=True)
+                        with open(self.home / DONE_FILE, "a", encoding="utf-8") as stream:
+                            stream.write(f"{command}\n")
+                time.sleep(POLL_SECONDS)
+        finally:
+            for process, _ in running.values():
+                process.terminate()
+                process.wait()
+
+    def output(self, command: str) -> str:
+        """The last line that the command prints. It is run whether it succeeded before or not."""
+        print(f"          {command}", flush=True)
+        self._require(command, self._start(command, self.environment).wait())
+        return self._log(command).read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
+
+    def _start(self, command: str, environment: dict[str, str]) -> subprocess.Popen:
+        log = self._log(command)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "wb") as stream:
+            return subprocess.Popen(
+                [sys.executable, "-m", *command.split()],
+                cwd=REPOSITORY,
+                env=environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _require(self, command: str, exit_code: int) -> None:
+        if exit_code:
+            log = self._log(command)
+            print(*log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:], sep="\n  ")
+            raise LTEError(f"{command} failed; its log: {log}; correct the cause, then run this again")
+
+    def _done(self) -> set[str]:
+        file = self.home / DONE_FILE
+        return set(file.read_text(encoding="utf-8").splitlines()) if file.exists() else set()
+
+    def _log(self, command: str) -> Path:
+        name = "".join(letter if letter.isalnum() or letter in "-_.@" else "_" for letter in command)
+        return self.home / "logs" / f"{name[:150]}.log"
+
+
+def measures_of(ablation: Ablation) -> list[dict[str, Any]]:
+    """The figures in the form of every measuring command: a list of measure, side, value, unit."""
+    headline, sides = ablation["headline"], ablation["sides"]
+    rows = [(headline, side, of_side["metrics"][headline]["value"], "ndcg") for side, of_side in sides.items()]
+    best = ablation["best"]["variant"]
+    if best:
+        rows.append((headline, "best", sides[best]["metrics"][headline]["value"], "ndcg"))
+    for key, measure, unit in (
+        ("validation", f"validation_{headline}", "ndcg"),
+        ("targets_per_second", "training_targets_per_second", "targets/s"),
+        ("milliseconds_per_query", "query", "ms"),
+    ):
+        rows += [(measure, side, of_side[key], unit) for side, of_side in sides.items() if key in of_side]
+    for side, of_side in ablation["recency"].items():
+        rows += [(measure, side, figure["value"], "ratio") for measure, figure in of_side.items() if "users" in figure]
+    return [dict(zip(("measure", "side", "value", "unit"), row, strict=True)) for row in rows]
+
+
+def print_outcome(ablation: Ablation) -> None:
+    """The closing table."""
+    headline = ablation["headline"]
+    print(
+        f"\n{headline}, 95 % intervals, means over {ablation['seeds']} seeds: {ablation['test_users']:,} users, "
+        f"{ablation['catalogue_items']:,} items, test days [{ablation['test'][0]}, {ablation['test'][1]})"
+    )
+    for side, of_side in ablation["sides"].items():
+        figure = of_side["metrics"][headline]
+        cost = f"{of_side['milliseconds_per_query']:8.3f} ms a query" if "milliseconds_per_query" in of_side else ""
+        print(f"  {side:<42} {number(figure['value'])}  {interval(figure)}  {cost}")
+    print(f"  validation chose {ablation['best']['variant']} of {len(ablation['best']['candidates'])} variants\n")
+    for answer in ablation["questions"]:
+        uplift = answer["uplift"]
+        print(f"  {answer['text']:<72} {percent(uplift['value']):>8}  {percent_interval(uplift)}")
+
+
+Rank = Callable[[Settings, datetime.date], Mapping[str, Path]]
+"""Ranks the test users by models of another making, once the tables are there: their names, and the files of ranks."""
+
+
+def ablate(arguments: argparse.Namespace, rank: Rank | None = None) -> Ablation:
+    """The ablation, for the options of the command line; returns what was found."""
+    source = Path(arguments.data).resolve()
+    home = Path(arguments.home).resolve() if arguments.home else REPOSITORY / ".lte" / f"{source.name}-ablation"
+    variants = chosen_variants(arguments.variants)
+    feed = read_feed(source / "events.parquet")
+    date = parse_date(arguments.date) if arguments.date else feed.last + ONE_DAY
+    settings = settle(arguments, home, source, feed, date, TRAINING)
+    commands = Commands(home)
+    for command in table_commands(date, feed.first, variants, settings):
+        commands.run(command)
+
+    chosen = f"--variants {','.join(variant.name for variant in variants)} --seeds {arguments.seeds}"
+    trainings = json.loads(commands.output(f"lte_model.ablation list --date {date} {chosen}"))
+    commands.run_all(
+        [
+            f"lte_model.ablation train --date {date} --variant {training['variant']} --seed {training['seed']}"
+            for training in trainings
+        ],
+        at_once=min(TRAININGS_AT_ONCE, os.cpu_count() or 1),
+    )
+    rivals = rank(settings, date) if rank else {}
+    chosen += "".join(f" --rival {name}={file}" for name, file in rivals.items())
+    commands.output(f"lte_model.ablation report --date {date} {chosen}")
+    ablation = read_ablation(settings, date)
+    print_outcome(ablation)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(measures_of(ablation), indent=1) + "\n", encoding="utf-8")
+    print(f"\nreport  {os.path.relpath(ablation_path(settings, date).with_suffix('.html'))}")
+    return ablation
+
+
+def options(values: Iterable[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="FOLDER", required=True, help="a feed: events.parquet and items.parquet")
+    parser.add_argument("--variants", default="", help="names, with commas (default: all)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds of each variant (default: %(default)s)")
+    parser.add_argument("--lag", type=int, help="days (default: from the feed's span)")
+    parser.add_argument("--window", type=int, help="days (default: a year, or five lags)")
+    parser.add_argument("--date", help="training date, YYYY-MM-DD (default: the day after the last event)")
+    parser.add_argument("--test-days", type=int, help="days (default: the last tenth of the events)")
+    parser.add_argument("--home", help="folder of the installation (default: .lte/<name of the feed>-ablation)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    return parser.parse_args(values)
+
+
+def main() -> None:
+    # Both ways to be stopped end the commands that are running.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        ablate(options())
+    except KeyboardInterrupt:
+        raise LTEError("stopped; run it again to go on from here") from None
+
+
+if __name__ == "__main__":
+    run(main)

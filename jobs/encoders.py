@@ -1,0 +1,76 @@
+"""The encoders of items, as a job meets them: which one a snapshot date uses, and the vectors that it gives.
+
+An encoder gives an item a vector that was learned from behaviour, in the coordinates of a basis and on its grid. A
+snapshot date D uses the newest encoder fitted on D or before. An item that the encoder doesn't know, for it is newer,
+keeps the vector of its content.
+"""
+
+import dataclasses
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from jobs.bases import ItemVectors
+from jobs.tables import ITEM_ENCODINGS, Warehouse
+from lte_model.basis import to_grid
+from lte_model.errors import LTEError
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder that table `item_encodings` holds: its id, and the day whose past it was fitted on."""
+
+    encoder_id: str
+    fitted_on: datetime.date
+
+
+def encoders_there(warehouse: Warehouse, basis_id: str) -> list[Encoder]:
+    """The encoders of a basis, oldest first."""
+    if not warehouse.exists(ITEM_ENCODINGS):
+        return []
+    rows = pl.scan_delta(warehouse.path(ITEM_ENCODINGS)).filter(pl.col("basis_id") == basis_id)
+    found = rows.select("encoder_id", "fitted_on").unique().sort("fitted_on", "encoder_id").collect()
+    return [Encoder(*row) for row in found.iter_rows()]
+
+
+def encoder_of(encoders: Sequence[Encoder], date: datetime.date) -> Encoder | None:
+    """The encoder that the snapshot of `date` uses; None where all were fitted later."""
+    return max((encoder for encoder in encoders if encoder.fitted_on <= date), key=_fitted_on, default=None)
+
+
+def require_encoder(encoders: Sequence[Encoder], date: datetime.date, basis_id: str) -> Encoder:
+    """The encoder that the snapshot of `date` uses. Raises `LTEError` where there is none."""
+    encoder = encoder_of(encoders, date)
+    if encoder is None:
+        raise LTEError(
+            f"table item_encodings holds no encoder of basis {basis_id} fitted on {date} or before, which the "
+            f"autoencoder LTE of {date} needs; run python -m lte_model.autoencoder --date {date}, then "
+            f"python -m jobs.encode_items --date {date}"
+        )
+    return encoder
+
+
+def encoded_items(warehouse: Warehouse, basis_id: str, fitted_on: datetime.date) -> pl.DataFrame:
+    """(encoder_id, item_id, vector) of the encoder of a date, ordered by item."""
+    of_date = (pl.col("basis_id") == basis_id) & (pl.col("fitted_on") == fitted_on)
+    rows = pl.scan_delta(warehouse.path(ITEM_ENCODINGS)).filter(of_date)
+    return rows.select("encoder_id", "item_id", "vector").sort("item_id").collect()
+
+
+def with_encoder(warehouse: Warehouse, vectors: ItemVectors, encoder: Encoder) -> ItemVectors:
+    """The same items with the encoder's vectors, and their own where the encoder doesn't know them."""
+    rows = encoded_items(warehouse, vectors.basis_id, encoder.fitted_on)
+    numbered = pl.DataFrame({"item_id": vectors.catalogue.item_ids}).with_row_index("number")
+    found = rows.join(numbered, "item_id")
+    units = vectors.units.copy()
+    if len(found):
+        encodings = found["vector"].explode().to_numpy().reshape(len(found), -1)
+        units[found["number"].to_numpy()] = to_grid(np.asarray(encodings))
+    return dataclasses.replace(vectors, units=units)
+
+
+def _fitted_on(encoder: Encoder) -> datetime.date:
+    return encoder.fitted_on

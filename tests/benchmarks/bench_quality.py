@@ -1,0 +1,103 @@
+"""How good the models are on real data, beside each other and RecTools' SASRec: `make bench-quality`.
+
+For each data set: the ablation (infra/ablation.py) of the sides below, the rival's search and ranks (rival.py), and one
+report of all. Choices are made on the validation days, of both makers' models; figures are NDCG@500 on the test days.
+
+    popularity_7d                         what sold in the last 7 days
+    none … leak                           the paper's policy: the sequence is [D−L, D)
+    long_sequence, long_prefix            200 of the newest events, without LTE and with it
+    best                                  the variant that validation chose
+    rectools                              SASRec of RecTools: length and epochs by validation, then all days before the cut
+
+What succeeded before isn't run again, so that a stopped run goes on. All other variants of the report: VARIANTS.
+"""
+
+import argparse
+import datetime
+import json
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from infra.ablation import ablate, options
+from lte_model.errors import LTEError, run
+from lte_model.settings import Settings
+from lte_model.variants import RIVAL, VARIANTS
+from lte_model.verdict import Ablation
+from tests.benchmarks.rival import rectools_ranks
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DATA = REPOSITORY.parent / "shared" / "data"
+SETS = ("online_retail", "xwines_slim")
+SIDES = (
+    "popularity_7d", "none", "prefix", "prefix_recency", "prefix_autoencoder", "late_fusion", "feature_injection",
+    "leak", "long_sequence", "long_prefix", "best", RIVAL,
+)  # fmt: skip
+COMPARED = ("none_newest", "prefix_newest", "prefix_newest_autoencoder")
+"""What the questions about the policy `newest` need."""
+
+CANDIDATES = (
+    "prefix_newest_popularity_time", "prefix_newest_autoencoder_popularity_time", "long_prefix_popularity_time",
+)  # fmt: skip
+"""What one would deploy. All but the leak are candidates; these are the likely ones."""
+
+
+def rows_of(data: str, ablation: Ablation) -> list[dict[str, Any]]:
+    """The figures of one data set in the form of every measuring command: a list of measure, side, value, unit."""
+    measure, sides = f"{ablation['headline']}_{data}", dict(ablation["sides"])
+    if ablation["best"]["variant"]:
+        sides["best"] = sides[ablation["best"]["variant"]]
+    return [
+        {
+            "measure": measure,
+            "side": side,
+            "value": round(sides[side]["metrics"][ablation["headline"]]["value"], 5),
+            "unit": "ndcg",
+        }
+        for side in (*SIDES, *COMPARED, *CANDIDATES)
+        if side in sides
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compares the models on real data, and with RecTools' SASRec.")
+    parser.add_argument("--data", default=str(DATA), help="the folder of the data sets (default: %(default)s)")
+    parser.add_argument("--sets", default=",".join(SETS), help="their names, with commas (default: %(default)s)")
+    parser.add_argument(
+        "--variants", default=",".join(name for name in (*SIDES, *COMPARED, *CANDIDATES) if name in VARIANTS)
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="of every side (default: %(default)s)")
+    parser.add_argument("--without-rival", action="store_true", help="leave RecTools out")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def rank(settings: Settings, date: datetime.date) -> Mapping[str, Path]:
+        rival = rectools_ranks(settings, date, range(arguments.seeds))
+        print(f"rectools: length {rival.length}, {rival.epochs} epochs, {rival.seconds:.0f} s of fitting", flush=True)
+        file = Path(settings.home, "rival", f"{date}.parquet")
+        pl.concat(
+            pl.DataFrame({"user_id": rival.user_ids, "seed": [seed] * len(ranks), "rank": ranks})
+            for seed, ranks in rival.ranks.items()
+        ).write_parquet(file)
+        return {RIVAL: file}
+
+    figures = []
+    for data in arguments.sets.split(","):
+        folder = Path(arguments.data, data)
+        if not folder.is_dir():
+            raise LTEError(f"there is no folder {folder}; give the folder that holds the data sets with --data")
+        print(f"\n{data}")
+        values = ["--data", str(folder), "--variants", arguments.variants, "--seeds", str(arguments.seeds)]
+        figures += rows_of(data, ablate(options(values), None if arguments.without_rival else rank))
+        if arguments.json:
+            Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    for figure in figures:
+        print(f"{figure['measure']:<28} {figure['side']:<44} {figure['value']:.4f}")
+
+
+if __name__ == "__main__":
+    run(main)
