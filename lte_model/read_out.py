@@ -8,14 +8,13 @@
 3. prints a table, and writes `<reports>/online_tests/<NAME>/<D>.json` and the page `<D>.html` beside it;
 4. logs both, and the figures, to the read-out's MLflow run.
 
-Nothing in it names a user. The page asks for nothing beyond itself, as that of lte_model.report.
+Nothing in it names a user. The page is read_out.html.jinja, in the frame of page.html.jinja.
 """
 
 import argparse
 import datetime
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,10 +25,9 @@ import mlflow
 import numpy as np
 import polars as pl
 from deltalake import DeltaTable
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from lte_model import online_test, tracking, verdict
+from lte_model import online_test, page, tracking, verdict
 from lte_model.errors import LTEError, run
 from lte_model.online_test import ALPHA, CONTROL, REHEARSED, SUMS, Comparison, Moments, Uplift
 from lte_model.settings import Settings, load_settings
@@ -235,23 +233,13 @@ def lines_of(content: Content) -> list[str]:
 
 def render(content: Content) -> str:
     """The page as one string of HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=lambda share, signed=True: verdict.percent(share, signed, digits=2),
-        percent_interval=lambda figure: verdict.percent_interval(figure, digits=2),
-        p=_p,
-    )
-    return environment.get_template(_TEMPLATE).render(
+    return page.render(
+        _TEMPLATE,
         read=content,
         decisive=[one for one in content["comparisons"] if one["metric"] == content["metrics"][0]],
         how_long=lambda one: _how_long(content, one),
         day_chart=lambda one: _day_chart(one["by_day"]),
+        p=_p,
     )
 
 
@@ -307,9 +295,7 @@ def write(settings: Settings, content: Content) -> tuple[Path, Path]:
         ("html", render(content)),
     ):
         path = folder / f"{content['date']}.{ending}"
-        unfinished = path.with_suffix(f".{ending}.unfinished")
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
+        page.write(path, text)
         paths.append(path)
     return paths[0], paths[1]
 
