@@ -209,7 +209,7 @@ def lines_of(content: Content) -> list[str]:
     lines = [
         f"test {content['test']} over [{content['start']}, {content['end']}), read on {content['date']}{rehearsal}",
         f"users: {users}; sample ratio p {_p(ratio['p'])}, {'as meant' if ratio['readable'] else NOT_READABLE}",
-        f"{'':<28} {'control':>10} {'variant':>10}  {'uplift':<28} {'with CUPED':<28} {'p (Holm)':>14} {'variance':>9}",
+        f"{'':<28} {'control':>10} {'variant':>10}  {'uplift':<31} {'with CUPED':<31} {'p (Holm)':>14} {'variance':>9}",
     ]
     for one in content["comparisons"]:
         plain, cuped = (
@@ -219,7 +219,7 @@ def lines_of(content: Content) -> list[str]:
         means = one["means"]
         lines.append(
             f"{one['metric'] + ', ' + one['variant']:<28} {means['control']['mean']:>10.4g} "
-            f"{means['treatment']['mean']:>10.4g}  {plain:<28} {cuped:<28} {_p(one['cuped']['p_holm']):>14} "
+            f"{means['treatment']['mean']:>10.4g}  {plain:<31} {cuped:<31} {_p(one['cuped']['p_holm']):>14} "
             f"{verdict.percent(one['variance_reduction'] and -one['variance_reduction']):>9}"
         )
     for one in content["comparisons"]:
@@ -261,10 +261,11 @@ def _day_chart(by_day: Sequence[Figure]) -> Markup:
     band = [at(day, one["low"]) for day, one in known] + [at(day, one["high"]) for day, one in reversed(known)]
     line = [at(day, one["value"]) for day, one in known]
     zero = at(1, 0).split(",")[1]
+    # The ends of the last interval, unless they would stand on the 0.
+    ends = {value: float(at(1, value).split(",")[1]) for value in (later[-1][1]["low"], later[-1][1]["high"])}
+    named = {zero: "0"} | {f"{y:.1f}": verdict.percent(value) for value, y in ends.items() if abs(y - float(zero)) > 14}
     labels = [
-        f'<text x="{_LEFT - 6}" y="{float(at(1, value).split(",")[1]) + 4:.1f}" text-anchor="end">'
-        f"{verdict.percent(value)}</text>"
-        for value in (0, later[-1][1]["low"], later[-1][1]["high"])
+        f'<text x="{_LEFT - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{label}</text>' for y, label in named.items()
     ]
     labels += [
         f'<text x="{at(day, low).split(",")[0]}" y="{_HEIGHT - 6}" text-anchor="{anchor}">day {day}</text>'
