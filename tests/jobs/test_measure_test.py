@@ -2,6 +2,7 @@
 
 import datetime
 from collections import Counter
+from decimal import Decimal
 
 import numpy as np
 import polars as pl
@@ -20,6 +21,7 @@ from jobs.measure_test import (
     measure_test,
     measurements,
     outcomes_by_fate,
+    rehearsed_exposures,
 )
 from jobs.quality.check import check
 from jobs.quality.suites import SUITES
@@ -216,28 +218,29 @@ def write(warehouse, name, table):
     warehouse.settings = warehouse.settings.model_copy(update={"sources": sources})
 
 
-def read(warehouse, test="t"):
-    settings = warehouse.settings
-    return content_of(read_measurements(settings, DATE, test), settings, "control", None, None)
+def write_past_rows(warehouse, test):
+    """What another run of the job may have left of the test."""
+    key = {"test_name": test, "measured_for": DATE}
+    sums = {name: 7 if name == "users" else Decimal(7) for name in SUMS}
+    period = {"test_start": PERIOD.start - ONE_DAY, "test_end": PERIOD.end, "day": PERIOD.start}
+    for table, row in (
+        (TEST_MEASUREMENTS, key | period | {"variant": "past", "metric": "engagement"} | sums),
+        (TEST_ACCOUNTS, key | {"feed": EXPOSURES, "fate": "past", "rows": 7, "users": 7}),
+    ):
+        warehouse.create(table)
+        pl.DataFrame([row]).write_delta(warehouse.path(table), mode="append")
 
 
-def test_a_rehearsal_gives_way_to_the_test_that_is_read_out_as_the_users_were(warehouse):
+def test_what_is_measured_is_read_out_as_the_users_were(warehouse):
     truth = write_feeds(warehouse)
-    measure_test(warehouse, DATE, "t", days_before(PERIOD), rehearse=True)
-    rehearsal = read(warehouse)
-    assert rehearsal["rehearsal"] and sum(one["users"] for one in rehearsal["variants"]) == 480
-    assert {one["name"] for one in rehearsal["variants"]} == {"control", REHEARSED}
-    assert rehearsal["verdicts"][0]["outcome"] == "undecided" and rehearsal["comparisons"][0]["days_needed"] > 4
-    for table in (TEST_MEASUREMENTS, TEST_ACCOUNTS):
-        path = warehouse.path(table)
-        pl.read_delta(path).with_columns(test_name=pl.lit("other")).write_delta(path, mode="append")
-
+    for test in ("t", "other"):
+        write_past_rows(warehouse, test)
     measured = measure_test(warehouse, DATE, "t", PERIOD)
     assert measured.users == {"control": 240, "lte": 240}
     assert measured.accounts[EXPOSURES, "first exposure"] == (480, 480)
     assert measured.accounts[OUTCOMES, "in the test"] == (480, 480)
     check(warehouse.settings, "test_measurements", SUITES["test_measurements"](warehouse.settings, DATE, "t"), DATE)
-    content = read(warehouse)
+    content = content_of(read_measurements(warehouse.settings, DATE, "t"), warehouse.settings, "control", None, None)
     engagement, revenue = content["comparisons"]
     sides = [Moments.of_users(*truth[variant]) for variant in ("lte", "control")]
     for name, cuped in (("plain", False), ("cuped", True)):
@@ -247,11 +250,26 @@ def test_a_rehearsal_gives_way_to_the_test_that_is_read_out_as_the_users_were(wa
     assert engagement["cuped"]["low"] < 0.5 < engagement["cuped"]["high"] and engagement["outcome"] == "better"
     assert revenue["plain"]["value"] is None and revenue["outcome"] == "undecided", "revenue of returns alone"
 
-    kept = [pl.read_delta(warehouse.path(table)) for table in (TEST_MEASUREMENTS, TEST_ACCOUNTS)]
-    assert set(kept[0].filter(test_name="t")["test_start"]) == {PERIOD.start}
-    assert all(set(rows["test_name"]) == {"t", "other"} for rows in kept)
-    assert read(warehouse, "other") == rehearsal | {"test": "other"}
-    assert not any("control17" in rows.write_json() for rows in kept)
+    # The past rows of the test gave way, those of another are there.
+    for table, past in ((TEST_MEASUREMENTS, "variant"), (TEST_ACCOUNTS, "fate")):
+        rows = pl.read_delta(warehouse.path(table))
+        assert rows.filter(pl.col(past) == "past")["test_name"].to_list() == ["other"]
+        assert "control17" not in rows.write_csv()
+
+
+def test_a_rehearsal_divides_who_did_something_in_two(spark):
+    done = [
+        (f"u{n}", f"2024-02-{day:02}T0{hour}:00:00Z", "1", "0")
+        for n in range(400)
+        for day, hour in ((9, 1), (11, 5), (11, 2))
+    ]
+    done += [("late", "2024-02-14T00:00:00Z", "1", "0"), (None, "2024-02-11T00:00:00Z", "1", "0")]
+    rows = rehearsed_exposures(feed(spark, done, OUTCOME), "t", PERIOD).collect()
+    assert {row.user_id for row in rows} == {f"u{n}" for n in range(400)} and len(rows) == 400
+    first = moment("2024-02-11T02:00:00Z").timestamp()
+    assert {(row.exposed_ts.timestamp(), row[FATE]) for row in rows} == {(first, "first exposure")}
+    sizes = Counter(row.variant for row in rows)
+    assert set(sizes) == {"control", REHEARSED} and abs(sizes["control"] - 200) < 40
 
 
 def test_feeds_that_make_no_test_are_named(warehouse):
@@ -271,6 +289,8 @@ def test_feeds_that_make_no_test_are_named(warehouse):
     write(warehouse, "exposures", seen | {"test": ["other", "other"]})
     with pytest.raises(LTEError, match="test t has users of 0 variants .*: 2 of another test"):
         measure_test(warehouse, DATE, "t", PERIOD)
+    with pytest.raises(LTEError, match=r"users of 1 variants .* Rows of source .*outcomes.parquet: 1 first exposure"):
+        measure_test(warehouse, DATE, "t", PERIOD, rehearse=True)
     for period, said in (
         (Interval(PERIOD.end, PERIOD.start), "has no day; give --from before --to"),
         (Interval(PERIOD.start, DATE + ONE_DAY), f"isn't over on --date {DATE}; give --to {DATE} at most"),
