@@ -24,13 +24,13 @@ from tests.jobs.events import collected, oracle
 from tests.jobs.small_tables import DATE, FEED, LAG, VECTORS, WINDOW
 
 
-def write_encoder(settings, fitted_on, seed=0, items=made.ITEMS, **described):
+def write_encoder(settings, fitted_on, seed=0, items=made.ITEMS, dated="", **described):
     """The files of an encoder with random vectors; returns them as units (items, dimensions)."""
     units = np.random.default_rng(seed).integers(-(2**14), 2**14, (len(items), 4), endpoint=True)
     directory = encoder_directory(settings, fitted_on)
     directory.mkdir(parents=True, exist_ok=True)
     save_file({"vectors": (units / 2**14).astype(np.float32)}, directory / "encoder.safetensors")
-    description = {"encoder_id": f"encoder {seed}", "basis_id": "basis", "fitted_on": str(fitted_on)}
+    description = {"encoder_id": f"encoder {seed}", "basis_id": "basis", "fitted_on": dated or str(fitted_on)}
     description |= {"item_ids": list(items)} | described
     (directory / "encoder.json").write_text(json.dumps(description))
     return units
@@ -129,7 +129,7 @@ def test_files_that_are_no_encoder_are_refused(settings):
     with pytest.raises(LTEError, match=f"no encoder of {DATE}: .*encoder.safetensors does not exist; {again}"):
         read_encoder(settings, DATE)
     for described, said in (
-        ({"fitted_on": str(DATE - ONE_DAY)}, f"was fitted on {DATE - ONE_DAY}, not on {DATE}"),
+        ({"dated": str(DATE - ONE_DAY)}, f"was fitted on {DATE - ONE_DAY}, not on {DATE}"),
         ({"item_ids": ["a"]}, "names 1 items in 1 rows, and its tensor `vectors` has the shape"),
         ({"item_ids": list("aabcd")}, "names 4 items in 5 rows"),
     ):
