@@ -136,7 +136,12 @@ def log_dataset(settings: Settings, table: str, version: int, context: str) -> N
     """Names a Delta table at a version as an input of the active run."""
     source = DeltaDatasetSource(path=settings.table_path(table), delta_table_version=version)
     # MLflow leaves version 0 out of the source, so that the digest, which its UI shows beside the name, tells it too.
-    mlflow.log_input(MetaDataset(source, name=table, digest=f"v{version}"), context=context)
+    dataset = MetaDataset(source, name=table, digest=f"v{version}")
+    with _alone(settings):
+        try:
+            mlflow.log_input(dataset, context=context)
+        except MlflowException:  # on a server, another process may have named the same version meanwhile
+            mlflow.log_input(dataset, context=context)
 
 
 def log_metrics(run_id: str, metrics: Mapping[str, float]) -> None:
@@ -149,7 +154,8 @@ def log_metrics(run_id: str, metrics: Mapping[str, float]) -> None:
 
 @contextlib.contextmanager
 def _alone(settings: Settings) -> Iterator[None]:
-    """Keeps other processes out where MLflow is a file: two that open a new one both create its tables; one fails."""
+    """Keeps other processes out where MLflow is a file: of two that create its tables, or a row for the same version
+    of a dataset, one fails."""
     uri = settings.mlflow.tracking_uri
     if not uri.startswith("sqlite:///"):
         yield

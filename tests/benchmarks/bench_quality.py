@@ -92,7 +92,11 @@ def main() -> None:
             raise LTEError(f"there is no folder {folder}; give the folder that holds the data sets with --data")
         print(f"\n{data}")
         values = ["--data", str(folder), "--variants", arguments.variants, "--seeds", str(arguments.seeds)]
-        figures += rows_of(data, ablate(options(values), None if arguments.without_rival else rank))
+        try:
+            ablation = ablate(options(values), None if arguments.without_rival else rank)
+        except KeyboardInterrupt:
+            raise LTEError("stopped; run it again to go on from here") from None
+        figures += rows_of(data, ablation)
         if arguments.json:
             Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     for figure in figures:

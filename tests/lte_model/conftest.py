@@ -8,29 +8,41 @@ from lte_model.settings import Settings, load_settings
 from tests.lte_model.small_shop import SETTINGS, TRAINING_DATE, make_shop, write_warehouse
 
 
-@pytest.fixture(scope="session")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Settings whose warehouse holds a shop of 150 users and 80 items. Not to be written to."""
-    folder = tmp_path_factory.mktemp("shop")
+def write_shop(folder: Path, tracking_uri: str, users: int, seed: int) -> Settings:
     (folder / "settings.toml").write_text(SETTINGS)
     settings = load_settings(folder / "settings.toml")
-    write_warehouse(settings, *make_shop(users=150, seed=0), TRAINING_DATE)
-    return settings
+    write_warehouse(settings, *make_shop(users, seed), TRAINING_DATE)
+    mlflow = settings.mlflow.model_copy(update={"tracking_uri": tracking_uri, "experiment": folder.name})
+    return settings.model_copy(update={"mlflow": mlflow})
+
+
+@pytest.fixture(scope="session")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One SQLite file for all tests: creating MLflow's tables takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> Settings:
+    """Settings whose warehouse holds a shop of 150 users and 80 items. Not to be written to."""
+    return write_shop(tmp_path_factory.mktemp("shop"), tracking_uri, users=150, seed=0)
+
+
+@pytest.fixture(scope="session")
+def smaller_shop(tmp_path_factory: pytest.TempPathFactory, tracking_uri: str) -> Settings:
+    """The same with 60 users, for what trains many times. Not to be written to."""
+    return write_shop(tmp_path_factory.mktemp("smaller"), tracking_uri, users=60, seed=0)
 
 
 @pytest.fixture
-def own_shop(tmp_path: Path) -> Settings:
-    """A smaller shop, whose tables a test may change."""
-    (tmp_path / "settings.toml").write_text(SETTINGS)
-    settings = load_settings(tmp_path / "settings.toml")
-    write_warehouse(settings, *make_shop(users=30, seed=1), TRAINING_DATE)
-    return settings
+def own_shop(tmp_path: Path, tracking_uri: str) -> Settings:
+    """A shop of 30 users, whose tables a test may change."""
+    return write_shop(tmp_path, tracking_uri, users=30, seed=1)
 
 
 @pytest.fixture
 def trainable_shop(shop: Settings, tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
     """The shop's tables, with checkpoints, reports and an MLflow experiment of the test's own."""
-    # One SQLite file for all tests: creating MLflow's tables takes seconds.
     return shop.model_copy(
         update={
             "checkpoints": str(tmp_path / "checkpoints"),

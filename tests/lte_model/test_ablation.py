@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
@@ -15,6 +16,7 @@ from lte_model.ablation import (
     evaluate_ablation,
     list_trainings,
     milliseconds_per_query,
+    read_ranks,
     side_of,
     train_variant,
     trained_variants,
@@ -24,25 +26,35 @@ from lte_model.errors import LTEError
 from lte_model.metrics import ndcg, target_ranks
 from lte_model.model import load_ranker
 from lte_model.training import read_result, side_directory
-from lte_model.variants import BUDGETS, QUESTIONS, VARIANTS, chosen_variants, trained_as
+from lte_model.variants import BUDGETS, QUESTIONS, RIVAL, VARIANTS, chosen_variants, trained_as
 from lte_model.verdict import ablation_path
 from tests.lte_model.small_shop import TRAINING_DATE
 
-CHOSEN = chosen_variants("none,prefix,prefix_newest_popularity,hybrid,none@5,prefix@5,none@20,prefix@20")
+DEPLOYED = "hybrid_prefix_popularity_time"
+"""A variant with everything: other events, their memory, popularity, times, and the refit."""
+
+CHOSEN = chosen_variants(f"none,prefix,{DEPLOYED},none@5,prefix@5,none@20,prefix@20")
 SEEDS = 2
+
+
+@pytest.fixture(scope="module")
+def shop(smaller_shop):
+    return smaller_shop
+
+
+def in_folder(settings, folder):
+    """Settings with reports and an MLflow experiment of their own."""
+    mlflow = settings.mlflow.model_copy(update={"experiment": folder.name, "artifacts": str(folder / "artifacts")})
+    return settings.model_copy(update={"reports": str(folder / "reports"), "mlflow": mlflow})
 
 
 @pytest.fixture(scope="module")
 def compared(shop, tmp_path_factory):
     """Settings whose variants are trained for one epoch each, and their ablation."""
     folder = tmp_path_factory.mktemp("ablation")
-    settings = shop.model_copy(
-        update={
-            "checkpoints": str(folder / "checkpoints"),
-            "reports": str(folder / "reports"),
-            "mlflow": shop.mlflow.model_copy(update={"experiment": "ablation", "artifacts": str(folder / "artifacts")}),
-            "training": shop.training.model_copy(update={"epochs": 1, "batch_size": 128, "threads": 1}),
-        }
+    training = shop.training.model_copy(update={"epochs": 1, "batch_size": 128, "threads": 1})
+    settings = in_folder(shop, folder).model_copy(
+        update={"checkpoints": str(folder / "checkpoints"), "training": training}
     )
     for training in list_trainings(settings, TRAINING_DATE, CHOSEN, SEEDS):
         train_variant(settings, TRAINING_DATE, VARIANTS[training["variant"]], training["seed"])
@@ -62,7 +74,7 @@ def ranks_of(settings, variant, seed):
 
 def test_every_question_is_of_variants_that_there_are():
     named = {side for question in QUESTIONS for side in (question.ours, question.base)}
-    assert named <= {*VARIANTS, "best", "popularity_7d"}
+    assert named <= {*VARIANTS, "best", "popularity_7d", RIVAL}
     for policy_of in (question for question in QUESTIONS if question.paper):
         ours, base = (VARIANTS[side].overrides.get("sequence") for side in (policy_of.ours, policy_of.base))
         assert ours == base
@@ -71,12 +83,16 @@ def test_every_question_is_of_variants_that_there_are():
 def test_every_variant_makes_a_model(shop):
     """The settings accept the overrides, and say the same whatever the installation's own choice is."""
     other = shop.model_copy(
-        update={"model": shop.model.model_copy(update={"integration": "none", "time_features": True})}
+        update={
+            "model": shop.model.model_copy(update={"integration": "none", "time_features": True}),
+            "training": shop.training.model_copy(update={"refit": True}),
+        }
     )
     for variant in VARIANTS.values():
         settings = variant.settings(shop, seed=7)
         assert settings.training.seed == 7 and settings.model.width == shop.model.width
-        assert variant.settings(other, seed=7).model == settings.model
+        assert settings.training.refit == settings.model.time_features  # what one would deploy
+        assert variant.settings(other, seed=7) == settings
     assert {name for name in VARIANTS if "@" in name} == {f"{side}@{n}" for side in ("none", "prefix") for n in BUDGETS}
 
 
@@ -94,8 +110,10 @@ def test_equal_variants_are_trained_once(shop):
 def test_a_variant_that_there_is_not_and_one_without_its_lte_are_named(shop):
     with pytest.raises(LTEError, match="there is no variant 'prefx'; choose of none, prefix, "):
         chosen_variants("none, prefx")
-    with pytest.raises(LTEError, match="lte_snapshots holds no LTE of .* representation recency; run python -m jobs"):
-        list_trainings(shop, TRAINING_DATE, chosen_variants("none,prefix_recency"), seeds=1)
+    with pytest.raises(
+        LTEError, match="lte_snapshots holds no LTE of .* representation inverse_popularity; run python -m jobs"
+    ):
+        list_trainings(shop, TRAINING_DATE, chosen_variants("none,prefix_inverse_popularity"), seeds=1)
 
 
 def test_a_variant_that_is_not_trained_is_named(trainable_shop):
@@ -127,7 +145,7 @@ def test_the_figures_are_means_over_users_and_seeds(compared):
     assert set(ablation["sides"]) == {variant.name for variant in CHOSEN} | {
         "popularity_all", "popularity_30d", "popularity_7d",
     }  # fmt: skip
-    for variant in ("prefix", "hybrid", "none@5"):
+    for variant in ("prefix", DEPLOYED, "none@5"):
         gains = [ndcg(ranks_of(settings, variant, seed), 40) for seed in range(SEEDS)]
         side = ablation["sides"][variant]
         assert ablation["test_users"] == len(gains[0])
@@ -160,7 +178,7 @@ def test_a_question_is_answered_by_paired_users(compared):
 def test_recency_comes_with_its_controls(compared):
     _, ablation = compared
     recency = ablation["recency"]
-    assert set(recency) == {"none", "prefix", "prefix_newest_popularity", "hybrid"}
+    assert set(recency) == {"none", "prefix", DEPLOYED}
     assert set(recency["none"]) == {"attention_ratio", "hrli@5", "hrli@40"}
     controls = {"constant", "shuffled", "over_constant", "over_shuffled"}
     assert set(recency["prefix"]) == {"attention_ratio", "hrli@5", "hrli@40"} | controls
@@ -221,9 +239,11 @@ def test_the_budget_is_traded_where_the_history_is_longer(compared):
 
 def test_costs_are_told(compared):
     settings, ablation = compared
-    for name in ("none", "hybrid", "prefix@20"):
+    for name in ("none", DEPLOYED, "prefix@20"):
         side = ablation["sides"][name]
-        assert side["training_seconds"] > 0 and side["targets_per_second"] > 0 and side["milliseconds_per_query"] > 0
+        results = [read_result(settings, TRAINING_DATE, f"ablation/{name}/seed-{seed}") for seed in range(SEEDS)]
+        assert side["training_seconds"] == round(np.mean([result["seconds"] for result in results]), 1)
+        assert side["targets_per_second"] > 0 and side["milliseconds_per_query"] > 0
     cases = open_training_set(settings, TRAINING_DATE).cases("test")
     assert milliseconds_per_query(ranker_of(settings, "prefix", 0), cases) > 0
 
@@ -244,6 +264,14 @@ def test_mlflow_nests_the_trainings_in_one_run(compared):
     assert [file.path for file in MlflowClient().list_artifacts(parent.info.run_id)] == ["ablation.json"]
 
 
+def test_a_variant_that_one_would_deploy_is_trained_up_to_the_cut(compared):
+    settings, _ = compared
+    experiment_id = tracking.configure(settings).experiment_id
+    for variant, refit in ((DEPLOYED, "True"), ("prefix", "False")):
+        (run,) = tracking.find_runs(experiment_id, TRAINING_DATE, f"ablation/{variant}/seed-0")
+        assert run.data.params["refit"] == refit
+
+
 def test_training_again_finds_it_done(compared, capsys):
     settings, _ = compared
     model = train_variant(settings, TRAINING_DATE, VARIANTS["none"], 1)
@@ -259,3 +287,57 @@ def test_the_list_is_one_line_of_json(shop, monkeypatch, capsys):
         {"variant": "none", "seed": 0},
         {"variant": "prefix", "seed": 0},
     ]
+
+
+@pytest.fixture(scope="module")
+def cases(shop):
+    return open_training_set(shop, TRAINING_DATE).cases("test")
+
+
+def write_ranks(file, cases, ranks):
+    """Ranks (seeds, users) by user, in no order."""
+    frame = pl.concat(
+        pl.DataFrame({"user_id": cases.user_ids, "seed": [seed] * len(cases), "rank": of_seed})
+        for seed, of_seed in enumerate(ranks)
+    )
+    frame.sample(fraction=1, shuffle=True, seed=0).write_parquet(file)
+    return frame
+
+
+def test_ranks_of_another_making_are_read_by_user(cases, tmp_path):
+    ranks = np.random.default_rng(0).integers(1, 81, (2, len(cases))).astype(float)
+    frame = write_ranks(tmp_path / "ranks.parquet", cases, ranks)
+    assert np.array_equal(read_ranks(tmp_path / "ranks.parquet", cases), ranks)
+    more = pl.concat([frame, frame.filter(pl.col("seed") == 0).head(1).with_columns(user_id=pl.lit("nobody"))])
+    more.write_parquet(tmp_path / "more.parquet")
+    assert np.array_equal(read_ranks(tmp_path / "more.parquet", cases), ranks)
+
+
+def test_ranks_that_are_not_there_are_named(cases, tmp_path):
+    with pytest.raises(LTEError, match=r"there is no file of ranks .*ranks.parquet; rank the test users and write"):
+        read_ranks(tmp_path / "ranks.parquet", cases)
+    frame = write_ranks(tmp_path / "ranks.parquet", cases, np.ones((2, len(cases))))
+    missing = cases.user_ids.head(3).implode()
+    frame.filter(~((pl.col("seed") == 1) & pl.col("user_id").is_in(missing))).write_parquet(tmp_path / "ranks.parquet")
+    with pytest.raises(LTEError, match=r"ranks.parquet lacks 3 test users of seed 1; rank all of them"):
+        read_ranks(tmp_path / "ranks.parquet", cases)
+
+
+def test_a_rival_stands_beside_the_variants(compared, cases, tmp_path, monkeypatch, capsys):
+    settings = in_folder(compared[0], tmp_path)
+    ranks = np.random.default_rng(1).integers(1, 81, (3, len(cases))).astype(float)  # seeds of its own
+    write_ranks(tmp_path / "ranks.parquet", cases, ranks)
+    arguments = ["ablation", "report", "--date", str(TRAINING_DATE), "--variants", "none", "--seeds", "1"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--rival", f"{RIVAL}={tmp_path / 'ranks.parquet'}"])
+    monkeypatch.setattr(command, "load_settings", lambda path: settings)
+    command.main()
+    page = Path(capsys.readouterr().out.splitlines()[-1])
+    assert RIVAL in page.read_text()
+    found = json.loads(ablation_path(settings, TRAINING_DATE).read_text())
+    side = found["sides"][RIVAL]
+    assert side["by_seed"] == pytest.approx(ndcg(ranks, 40).mean(axis=1))
+    assert side["metrics"]["ndcg@40"]["value"] == pytest.approx(ndcg(ranks, 40).mean())
+    (answer,) = (answer for answer in found["questions"] if answer["base"] == RIVAL)
+    ours = found["sides"]["none"]["metrics"]["ndcg@40"]["value"]
+    assert answer["ours"] == "best" and answer["uplift"]["value"] == pytest.approx(ours / ndcg(ranks, 40).mean() - 1)
+    assert list(found["best"]["candidates"]) == ["none"]  # the rival is none of them

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lte_model.basis import GRID
-from lte_model.data import epoch_batches, open_training_set
+from lte_model.data import Tables, basis_in_force, epoch_batches, open_training_set
 from lte_model.errors import LTEError
-from lte_model.settings import Window, load_settings
+from lte_model.settings import Basis, Settings, Window, load_settings
 from tests.lte_model.small_shop import (
     OTHER_REPRESENTATION,
     REPRESENTATION,
@@ -340,8 +340,9 @@ def test_gaps_lead_to_the_next_event_and_the_last_to_the_date(shop):
     cases = training_set.cases("test")
     cut = datetime.datetime.combine(training_set.dates.test.start, datetime.time(), datetime.UTC)
     rows = {row["user_id"]: row for row in training_set.rows("test").collect().to_dicts()}
+    catalogue = set(training_set.catalogue.item_ids)
     for i, user in enumerate(cases.user_ids):
-        known = [item in training_set.catalogue.item_ids for item in rows[user]["item_ids"]]
+        known = [item in catalogue for item in rows[user]["item_ids"]]
         times = [time for time, has in zip(rows[user]["event_times"], known, strict=True) if has] + [cut]
         minutes = [(after - before).total_seconds() // 60 for before, after in pairwise(times)]
         expected = [min(int(math.log2(1 + gap)), 23) for gap in minutes]
@@ -389,3 +390,44 @@ def test_versions_are_those_of_the_first_look(own_shop):
     change(own_shop, "training_set", pl.lit("i001").alias("target_item_id"), where=pl.col("split") == "test")
     assert np.array_equal(training_set.cases("test").targets, before.targets)
     assert not np.array_equal(open_training_set(own_shop, TRAINING_DATE).cases("test").targets, before.targets)
+
+
+def test_train_and_refit_together_are_the_cases_of_both(shop):
+    """A refit reads what training read, and the targets of the days before the test cut, none of the test's."""
+    training_set = open_training_set(with_model(shop, popularity_bias=True), TRAINING_DATE)
+    train, refit, both = (training_set.cases(*splits) for splits in (("train",), ("refit",), ("train", "refit")))
+    assert len(refit) > 0 and (refit.targets == -1).all()
+
+    def contents(*of):
+        return sorted(
+            (user, cases.sequence(i).tolist(), cases.target_counts[i], cases.lte[i].tolist())
+            for cases in of
+            for i, user in enumerate(cases.user_ids)
+        )
+
+    assert contents(both) == contents(train, refit)
+    assert np.array_equal(both.seen, train.seen | refit.seen)
+    assert both.popularity.shape == (4, 3, len(training_set.catalogue))
+    np.testing.assert_array_equal(both.popularity[3], refit.popularity[0])
+    assert both.dates[-1] == 3 and (refit.dates == 0).all()
+    cut = training_set.dates.test.start
+    rows = training_set.rows("refit").collect()
+    assert rows["snapshot_date"].unique().to_list() == [cut]
+    assert rows["event_times"].explode().dt.date().max() < cut
+    newest = training_set.rows("train").collect()["event_times"].explode().dt.date().max()
+    assert newest < rows["oldest_target_date"].min()  # no target is trained on twice
+
+
+def test_the_basis_in_force_is_that_of_the_settings_or_the_only_one(tmp_path):
+    def in_force(registered: list[str], wanted: str = "") -> str:
+        settings = Settings(warehouse=str(tmp_path), basis=Basis(basis_id=wanted))
+        write_table(settings, "semantic_bases", pl.DataFrame({"basis_id": registered}))
+        return basis_in_force(Tables(settings))
+
+    assert in_force(["aa"]) == "aa" == in_force(["bb", "aa"], wanted="aa")
+    with pytest.raises(LTEError, match=r"2 bases are registered \(aa, bb\); set basis.basis_id to one"):
+        in_force(["bb", "aa"])
+    with pytest.raises(LTEError, match=r"basis cc is not registered in semantic_bases \(it holds aa, bb\)"):
+        in_force(["bb", "aa"], wanted="cc")
+    with pytest.raises(LTEError, match="table semantic_bases does not exist at .*; run jobs.fit_basis first"):
+        basis_in_force(Tables(Settings(warehouse=str(tmp_path / "nowhere"))))

@@ -1,10 +1,13 @@
 import datetime
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from lte_model import tracking
@@ -51,6 +54,40 @@ def test_a_deleted_experiment_is_named(trainable_shop):
     MlflowClient(trainable_shop.mlflow.tracking_uri).delete_experiment(tracking.configure(trainable_shop).experiment_id)
     with pytest.raises(LTEError, match=f"experiment '{trainable_shop.mlflow.experiment}' .* can't be used"):
         tracking.configure(trainable_shop)
+
+
+def test_trainings_that_start_at_once_name_the_same_tables(trainable_shop):
+    """MLflow alone fails here: each looks for a version of a table, finds none, and adds it."""
+    sides, versions = ("prefix", "none", "late_fusion"), range(5)
+    tracking.find_or_create_run(trainable_shop, DATE, "training")
+    start = threading.Barrier(len(sides), timeout=60)
+
+    def name_tables(side: str) -> str:
+        with tracking.training_run(trainable_shop, DATE, side) as run:
+            for version in versions:
+                start.wait()
+                tracking.log_dataset(trainable_shop, "events", version, "training")
+        return run.info.run_id
+
+    with ThreadPoolExecutor(len(sides)) as pool:
+        for run_id in pool.map(name_tables, sides):
+            inputs = MlflowClient().get_run(run_id).inputs.dataset_inputs
+            assert {entry.dataset.digest for entry in inputs} == {f"v{version}" for version in versions}
+
+
+def test_a_server_on_which_another_was_faster_is_asked_again(trainable_shop, monkeypatch):
+    log_input, failures = mlflow.log_input, [MlflowException("UNIQUE constraint failed")]
+
+    def refused_once(*arguments, **options):
+        if failures:
+            raise failures.pop()
+        log_input(*arguments, **options)
+
+    monkeypatch.setattr(mlflow, "log_input", refused_once)
+    with tracking.training_run(trainable_shop, DATE, "prefix") as run:
+        tracking.log_dataset(trainable_shop, "events", 3, "training")
+    (entry,) = MlflowClient().get_run(run.info.run_id).inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("events", "v3") and not failures
 
 
 @pytest.mark.slow

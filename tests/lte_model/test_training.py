@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
@@ -18,7 +19,7 @@ from lte_model.errors import LTEError
 from lte_model.model import WEIGHTS_FILE, load_ranker
 from lte_model.settings import Settings
 from lte_model.training import CHECKPOINT_FILE, read_result, side_directory, train
-from tests.lte_model.small_shop import OTHER_REPRESENTATION, REPRESENTATION, TRAINING_DATE
+from tests.lte_model.small_shop import OTHER_REPRESENTATION, REPRESENTATION, TRAINING_DATE, write_table
 
 
 def with_training(settings: Settings, **options) -> Settings:
@@ -84,39 +85,39 @@ def test_a_killed_training_ends_in_the_same_weights(trainable_shop, uninterrupte
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(trainable_shop, tmp_path):
+def test_two_processes_train_as_one(trainable_shop, tmp_path, capsys):
     """Without chance in the model, the curve is that of one process: each batch is the same, and so is its gradient."""
+    # An odd batch size: the shares differ in size.
+    settings = with_training(trainable_shop, epochs=2, threads=1, batch_size=31)
+    model = settings.model.model_copy(update={"dropout": 0.0, "id_dropout": 0.0})
+    one = train(settings.model_copy(update={"model": model}), TRAINING_DATE, "prefix").parent
+    assert "1 x 1 threads" in capsys.readouterr().out
     settings_file = tmp_path / "settings.toml"
     settings_file.write_text((Path(trainable_shop.home) / "settings.toml").read_text())
-    options = {"LTE_MODEL__DROPOUT": "0", "LTE_MODEL__ID_DROPOUT": "0", "LTE_TRAINING__EPOCHS": "2"}
-    environment = os.environ | options | {
-        "LTE_WAREHOUSE": trainable_shop.warehouse,
+    environment = os.environ | {
+        "LTE_MODEL__DROPOUT": "0",
+        "LTE_MODEL__ID_DROPOUT": "0",
+        "LTE_TRAINING__EPOCHS": "2",
         "LTE_TRAINING__THREADS": "1",
-        "LTE_TRAINING__BATCH_SIZE": "31",  # an odd one: the shares differ in size
+        "LTE_TRAINING__BATCH_SIZE": "31",
+        "LTE_WAREHOUSE": trainable_shop.warehouse,
+        "LTE_CHECKPOINTS": str(tmp_path / "two"),
         "LTE_MLFLOW__TRACKING_URI": trainable_shop.mlflow.tracking_uri,
         "LTE_MLFLOW__EXPERIMENT": trainable_shop.mlflow.experiment,
         "LTE_MLFLOW__ARTIFACTS": trainable_shop.mlflow.artifacts,
-    }  # fmt: skip
-    results = []
-    for processes in (1, 2):
-        checkpoints = tmp_path / f"{processes}"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command += ["-m", "lte_model.training", "--date", str(TRAINING_DATE), "--integration", "prefix"]
-        done = subprocess.run(
-            [*command, "--settings", str(settings_file)],
-            env=environment | {"LTE_CHECKPOINTS": str(checkpoints)},
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert f"{processes} x 1 threads" in done.stdout and done.stdout.count("\nepoch 2:") == 1
-        results.append(checkpoints / str(TRAINING_DATE) / "prefix")
-    curves = [json.loads((folder / "training.json").read_text())["curve"] for folder in results]
-    for one, two in zip(*curves, strict=True):
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "lte_model.training", "--date", str(TRAINING_DATE), "--integration", "prefix"]
+    command += ["--settings", str(settings_file)]
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 x 1 threads" in done.stdout and done.stdout.count("\nepoch 2:") == 1
+    folders = (one, tmp_path / "two" / str(TRAINING_DATE) / "prefix")
+    curves = [json.loads((folder / "training.json").read_text())["curve"] for folder in folders]
+    for of_one, of_two in zip(*curves, strict=True):
         for measure in ("training_loss", "validation_ndcg@40"):
-            assert two[measure] == pytest.approx(one[measure], rel=1e-4)
-    ours, theirs = (weights(folder / "model") for folder in results)
+            assert of_two[measure] == pytest.approx(of_one[measure], rel=1e-4)
+    ours, theirs = (weights(folder / "model") for folder in folders)
     for name, weight in ours.items():
         torch.testing.assert_close(theirs[name], weight, atol=2e-3, rtol=1e-2)
 
@@ -197,6 +198,42 @@ def test_a_checkpoint_that_cannot_be_read_starts_anew(trainable_shop, capsys):
     (directory / CHECKPOINT_FILE).write_bytes(b"cut off")
     train(with_training(trainable_shop, epochs=1), TRAINING_DATE, "none")
     assert "can't be read" in capsys.readouterr().out
+
+
+def test_a_refit_learns_from_the_days_before_the_test_too(smaller_shop, tmp_path, capsys):
+    def trained(name: str, **options) -> Path:
+        settings = with_training(smaller_shop, epochs=2, **options)
+        return train(settings.model_copy(update={"checkpoints": str(tmp_path)}), TRAINING_DATE, "prefix", side=name)
+
+    plain, refitted = trained("plain"), trained("refitted", refit=True)
+    curves = [json.loads((model.parent / "training.json").read_text()) for model in (plain, refitted)]
+    assert curves[0]["best_epoch"] == curves[1]["best_epoch"]  # what validation chose is the same
+    measured = [[(epoch["epoch"], epoch["training_loss"]) for epoch in of["curve"]] for of in curves]
+    assert measured[0] == measured[1]
+    epochs = curves[1]["best_epoch"]
+    printed = capsys.readouterr().out
+    assert printed.count("refit, epoch ") == epochs and f"refit, epoch {epochs} of {epochs}: loss" in printed
+    assert not same_weights(refitted, plain)
+
+    assert same_weights(trained("again", refit=True), refitted)
+    written = (refitted / WEIGHTS_FILE).stat().st_mtime_ns
+    capsys.readouterr()
+    assert trained("refitted", refit=True) == refitted
+    assert "is done already" in capsys.readouterr().out and (refitted / WEIGHTS_FILE).stat().st_mtime_ns == written
+
+
+def test_a_refit_reads_the_targets_of_the_split_refit(own_shop):
+    """Another target in that split changes the refitted weights, and nothing of what validation chose."""
+    own_shop = with_training(own_shop, epochs=1, refit=True)
+    before = train(own_shop, TRAINING_DATE, "prefix")
+    was, loss = weights(before), read_result(own_shop, TRAINING_DATE, "prefix")["curve"][0]["training_loss"]
+    rows = pl.read_delta(own_shop.table_path("training_set"))
+    reversed_items = pl.col("item_ids").list.reverse()
+    of_refit = pl.when(pl.col("split") == "refit").then(reversed_items).otherwise(pl.col("item_ids"))
+    write_table(own_shop, "training_set", rows.with_columns(of_refit.alias("item_ids")))
+    after = weights(train(own_shop, TRAINING_DATE, "prefix"))
+    assert any(not torch.equal(was[name], after[name]) for name in was)
+    assert read_result(own_shop, TRAINING_DATE, "prefix")["curve"][0]["training_loss"] == loss
 
 
 def test_the_seed_decides_the_weights(trainable_shop, uninterrupted):
