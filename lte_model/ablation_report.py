@@ -120,9 +120,11 @@ def leak_in_words(ablation: Ablation) -> str:
 
 
 def attention_in_words(ablation: Ablation) -> list[str]:
-    """For each variant with controls, whether its attention ratio depends on what the LTE says."""
+    """Of the variants that a question on attention names, whether the ratio depends on what the LTE says."""
     said = []
-    for name, figures in ablation["recency"].items():
+    asked = [question.ours for question in QUESTIONS if question.measure == "attention_ratio"]
+    for name in asked:
+        figures = ablation["recency"].get(name, {})
         if "over_constant" not in figures or "attention_ratio" not in figures:
             continue
         for control, whose in (("constant", "the mean LTE for everybody"), ("shuffled", "another user's LTE")):
