@@ -2,7 +2,8 @@
 
 An encoder gives an item a vector that was learned from behaviour, in the coordinates of a basis and on its grid. A
 snapshot date D uses the newest encoder fitted on D or before. An item that the encoder doesn't know, for it is newer,
-keeps the vector of its content.
+keeps the vector of its content. A snapshot that is there keeps the encoder that it was made with, also where another
+one, which would have been newer, was fitted since: made again, it has the old bits.
 """
 
 import dataclasses
@@ -14,9 +15,10 @@ import numpy as np
 import polars as pl
 
 from jobs.bases import ItemVectors
-from jobs.tables import ITEM_ENCODINGS, Warehouse
+from jobs.tables import ITEM_ENCODINGS, SNAPSHOT_ACCOUNTS, Warehouse
 from lte_model.basis import to_grid
 from lte_model.errors import LTEError
+from lte_model.representations import AUTOENCODER
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,16 @@ def encoders_there(warehouse: Warehouse, basis_id: str) -> list[Encoder]:
     rows = pl.scan_delta(warehouse.path(ITEM_ENCODINGS)).filter(pl.col("basis_id") == basis_id)
     found = rows.select("encoder_id", "fitted_on").unique().sort("fitted_on", "encoder_id").collect()
     return [Encoder(*row) for row in found.iter_rows()]
+
+
+def made_with(warehouse: Warehouse, basis_id: str) -> dict[datetime.date, str]:
+    """The id of the encoder that each autoencoder snapshot was made with, of those that are there."""
+    if not warehouse.exists(SNAPSHOT_ACCOUNTS):
+        return {}
+    accounts = pl.scan_delta(warehouse.path(SNAPSHOT_ACCOUNTS)).filter(basis_id=basis_id, representation=AUTOENCODER)
+    if "encoder_id" not in accounts.collect_schema():  # the table is of an earlier release, and knows no encoders
+        return {}
+    return dict(accounts.select("snapshot_date", "encoder_id").collect().iter_rows())
 
 
 def encoder_of(encoders: Sequence[Encoder], date: datetime.date) -> Encoder | None:

@@ -4,7 +4,7 @@ import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.encoders import Encoder, encoders_there, require_encoder
+from jobs.encoders import Encoder, encoders_there, made_with, require_encoder
 from jobs.engine.inputs import Inputs
 from jobs.tables import Warehouse, sql_text
 from lte_model.representations import AUTOENCODER, RECENCY, Representation, representation
@@ -56,10 +56,11 @@ def recipes(
         if name == RECENCY:
             choices += f" half-life {settings.representations.half_life_days}"
         return {Recipe(kind, basis_id, lag_days, window_days, choices): list(dates)}
-    encoders = encoders_there(warehouse, basis_id)
+    encoders, kept = encoders_there(warehouse, basis_id), made_with(warehouse, basis_id)
+    by_id = {encoder.encoder_id: encoder for encoder in encoders}
     found: dict[Recipe, list[datetime.date]] = {}
     for date in dates:
-        encoder = require_encoder(encoders, date, basis_id)
+        encoder = by_id.get(kept.get(date, "")) or require_encoder(encoders, date, basis_id)
         choices = f"encoder {encoder.encoder_id}"
         found.setdefault(Recipe(kind, basis_id, lag_days, window_days, choices, encoder), []).append(date)
     return found
