@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 
 from jobs.engine.packing import Catalogue
 from jobs.tables import ITEM_EMBEDDINGS, ITEMS, SEMANTIC_BASES, Warehouse
-from lte_model.basis import SemanticBasis, to_grid
+from lte_model.basis import SemanticBasis, chosen_basis, to_grid
 from lte_model.errors import LTEError
 
 ITEMS_AT_ONCE = 2**16
@@ -24,15 +24,7 @@ def basis_in_force(warehouse: Warehouse) -> str:
     registered = [
         row.basis_id for row in warehouse.read(SEMANTIC_BASES).select("basis_id").orderBy("basis_id").collect()
     ]
-    wanted = warehouse.settings.basis.basis_id
-    if wanted and wanted not in registered:
-        raise LTEError(
-            f"basis {wanted} is not registered in {warehouse.path(SEMANTIC_BASES)} (it holds {', '.join(registered)}); "
-            "run jobs.fit_basis or correct basis.basis_id"
-        )
-    if not wanted and len(registered) != 1:
-        raise LTEError(f"{len(registered)} bases are registered ({', '.join(registered)}); set basis.basis_id to one")
-    return wanted or registered[0]
+    return chosen_basis(registered, warehouse.settings.basis.basis_id, warehouse.path(SEMANTIC_BASES))
 
 
 def load_basis(warehouse: Warehouse, basis_id: str) -> SemanticBasis:

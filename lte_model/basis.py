@@ -54,6 +54,21 @@ def to_grid(vectors: np.ndarray) -> np.ndarray:
     return units.astype(np.int32)
 
 
+def chosen_basis(registered: Sequence[str], wanted: str, table: str) -> str:
+    """The id that the settings want, or that of the only basis there is, of those `registered` in `table`.
+
+    Raises `LTEError` where the one that is wanted isn't registered, and where the settings leave a choice open.
+    """
+    if wanted and wanted not in registered:
+        raise LTEError(
+            f"basis {wanted} is not registered in {table} (it holds {', '.join(registered)}); run jobs.fit_basis or "
+            "correct basis.basis_id"
+        )
+    if not wanted and len(registered) != 1:
+        raise LTEError(f"{len(registered)} bases are registered ({', '.join(registered)}); set basis.basis_id to one")
+    return wanted or registered[0]
+
+
 @dataclass(frozen=True)
 class SemanticBasis:
     """A fitted basis with the encoder `hashed-text`.

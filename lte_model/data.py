@@ -25,7 +25,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from lte_model.basis import to_vector
+from lte_model.basis import chosen_basis, to_vector
 from lte_model.errors import LTEError
 from lte_model.model import Batch, LTEKind, gap_buckets
 from lte_model.popularity import popularity_matrix
@@ -430,15 +430,8 @@ def _require_cuts(tables: Tables, training_date: datetime.date, dates: TrainingD
 def basis_in_force(tables: Tables) -> str:
     """The `basis_id` of the settings, or of the one basis that is registered; as the jobs have it."""
     registered = tables.scan("semantic_bases").select("basis_id").sort("basis_id").collect()["basis_id"].to_list()
-    wanted = tables.settings.basis.basis_id
-    if wanted and wanted not in registered:
-        raise LTEError(
-            f"basis {wanted} is not registered in semantic_bases (it holds {', '.join(registered)}); "
-            "run jobs.fit_basis or correct basis.basis_id"
-        )
-    if not wanted and len(registered) != 1:
-        raise LTEError(f"{len(registered)} bases are registered ({', '.join(registered)}); set basis.basis_id to one")
-    return wanted or registered[0]
+    settings = tables.settings
+    return chosen_basis(registered, settings.basis.basis_id, settings.table_path("semantic_bases"))
 
 
 def read_catalogue(tables: Tables, basis_id: str, known_before: datetime.date) -> Catalogue:

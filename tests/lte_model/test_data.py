@@ -427,7 +427,7 @@ def test_the_basis_in_force_is_that_of_the_settings_or_the_only_one(tmp_path):
     assert in_force(["aa"]) == "aa" == in_force(["bb", "aa"], wanted="aa")
     with pytest.raises(LTEError, match=r"2 bases are registered \(aa, bb\); set basis.basis_id to one"):
         in_force(["bb", "aa"])
-    with pytest.raises(LTEError, match=r"basis cc is not registered in semantic_bases \(it holds aa, bb\)"):
+    with pytest.raises(LTEError, match=r"basis cc is not registered in .*semantic_bases \(it holds aa, bb\)"):
         in_force(["bb", "aa"], wanted="cc")
     with pytest.raises(LTEError, match="table semantic_bases does not exist at .*; run jobs.fit_basis first"):
         basis_in_force(Tables(Settings(warehouse=str(tmp_path / "nowhere"))))
