@@ -175,7 +175,7 @@ def test_the_training_is_evaluated_and_reported(installation, trained):
     assert evaluation["training_date"] == trained.isoformat()
     assert "<html" in (folder / "report.html").read_text(encoding="utf-8")
     splits = _table(installation, "training_set").select("split").unique().collect()["split"]
-    assert set(splits) == {"train", "validation", "test"}
+    assert set(splits) == {"train", "refit", "validation", "test"}
 
 
 def test_a_person_sees_what_is_asked(installation, question):
