@@ -24,7 +24,7 @@ from pyspark.sql import functions as F
 
 from jobs.bases import ItemVectors, basis_in_force, load_vectors
 from jobs.command_line import JobParser, asked_representations
-from jobs.encoders import encoder_of, encoders_there, with_encoder
+from jobs.encoders import made_with, with_encoder
 from jobs.engine.calendar import Calendar
 from jobs.engine.files import Listing, list_files
 from jobs.engine.inputs import Inputs
@@ -140,8 +140,8 @@ def _possible_bases(warehouse: Warehouse, recipe: Recipe) -> dict[datetime.date,
     there = snapshots_there(warehouse, recipe.basis_id, recipe.kind.name)
     if recipe.encoder is None:
         return there
-    encoders = encoders_there(warehouse, recipe.basis_id)
-    return {date: inputs for date, inputs in there.items() if encoder_of(encoders, date) == recipe.encoder}
+    used = made_with(warehouse, recipe.basis_id)
+    return {date: inputs for date, inputs in there.items() if used.get(date) == recipe.encoder.encoder_id}
 
 
 def read_inputs(warehouse: Warehouse, catalogue: Catalogue, basis_id: str) -> Inputs:
