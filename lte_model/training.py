@@ -97,7 +97,9 @@ def train(
     last_only = settings.training.loss_positions == "last"
     cases = training_set.cases("train").windows(config.max_events, last_only)
     validation = training_set.cases("validation")
-    all_cases = training_set.cases("train", "refit").windows(config.max_events, last_only)
+    all_cases = cases
+    if settings.training.refit:
+        all_cases = training_set.cases("train", "refit").windows(config.max_events, last_only)
     fingerprint = _fingerprint(settings, config, training_set, all_cases, validation, group)
     if _is_done(directory, fingerprint):
         _say(group, f"the training of {training_date}, side {side}, is done already: {directory / MODEL_DIRECTORY}")
