@@ -11,7 +11,6 @@ import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -26,12 +25,11 @@ from jobs.encoders import encoded_items
 from jobs.session import spark_session
 from jobs.tables import ITEM_ENCODINGS, Warehouse, sql_date, sql_text
 from lte_model.basis import GRID, to_grid
+from lte_model.encoder_files import DESCRIPTION_FILE, VECTORS_FILE, encoder_directory
 from lte_model.errors import LTEError, run
 from lte_model.representations import AUTOENCODER
 from lte_model.settings import Settings
 from lte_model.windows import training_dates
-
-VECTORS_FILE, DESCRIPTION_FILE = "encoder.safetensors", "encoder.json"
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,6 @@ class EncoderFile:
     fitted_on: datetime.date
     item_ids: tuple[str, ...]
     units: np.ndarray
-
-
-def encoder_directory(settings: Settings, fitted_on: datetime.date) -> Path:
-    return Path(settings.checkpoints, "encoder", str(fitted_on))
 
 
 def read_encoder(settings: Settings, fitted_on: datetime.date) -> EncoderFile:

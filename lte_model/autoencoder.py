@@ -40,6 +40,7 @@ from torch.nn import functional
 from lte_model import tracking
 from lte_model.basis import GRID
 from lte_model.data import Catalogue, Tables, basis_in_force, read_catalogue
+from lte_model.encoder_files import DESCRIPTION_FILE, VECTORS_FILE, encoder_directory
 from lte_model.errors import LTEError, run
 from lte_model.metrics import ndcg, ranks_of
 from lte_model.popularity import standardised
@@ -56,9 +57,6 @@ POPULARITY_DAYS = (30, None)
 
 HELD_OUT = 10
 """One user in so many is held out."""
-
-VECTORS_FILE = "encoder.safetensors"
-DESCRIPTION_FILE = "encoder.json"
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,10 @@ class Bags:
         bag = np.repeat(np.arange(len(numbers)), sizes)
         first = np.repeat(self.starts[numbers] - np.append(0, sizes.cumsum()[:-1]), sizes)
         return torch.from_numpy(self.items[first + np.arange(len(bag))]), torch.from_numpy(bag)
+
+    def taken(self, numbers: np.ndarray) -> "Bags":
+        """The bags of those numbers, over the same events."""
+        return Bags(self.items, self.starts[numbers], self.ends[numbers])
 
     @staticmethod
     def joined(parts: "list[Bags]") -> "Bags":
@@ -142,7 +144,9 @@ def read_events(tables: Tables, catalogue: Catalogue, date: datetime.date) -> Ev
     options, window = settings.autoencoder, settings.window
     oldest = lte_window(date - ONE_DAY * window.lag_days * (options.anchors - 1), window.lag_days, window.window_days)
     events = tables.scan("events").filter(
-        pl.col("known_date") < date, pl.col("event_date") < date, pl.col("event_date") >= oldest.start - ONE_DAY * 7
+        pl.col("known_date") < date,
+        pl.col("event_date") < date,
+        pl.col("event_date") >= oldest.start - ONE_DAY * INERTIA_DAYS,
     )
     users = events.select("user_id").unique().collect()["user_id"]
     # A hash of the id: the same users are chosen, and held out, whenever the encoder is fitted.
@@ -173,28 +177,27 @@ def read_events(tables: Tables, catalogue: Catalogue, date: datetime.date) -> Ev
 def encoder_cases(events: Events, items: int, date: datetime.date, settings: Settings) -> EncoderCases:
     """The cases of the encoder of `date`, at its anchors. Raises `LTEError` where there are none."""
     lag_days, window_days = settings.window.lag_days, settings.window.window_days
+    everybody, first = np.unique(events.users, return_index=True)
     windows, before, chosen, anchors, popularity, held_out = [], [], [], [], [], []
     for number in range(settings.autoencoder.anchors):
         anchor = date - ONE_DAY * lag_days * number
         window = lte_window(anchor, lag_days, window_days)
         targets = target_window(anchor, lag_days)
-        users = np.arange(int(events.users.max(initial=-1)) + 1)
-        of_window = events.bags(window, anchor, users)
-        of_targets = events.bags(targets, date, users)
-        users = users[(of_window.sizes > 0) & (of_targets.sizes > 0)]
+        of_window = events.bags(window, anchor, everybody)
+        of_targets = events.bags(targets, date, everybody)
+        users = everybody[(of_window.sizes > 0) & (of_targets.sizes > 0)]
         if not len(users):
             break  # the feed begins here
         earlier = anchor - ONE_DAY * INERTIA_DAYS
-        windows.append(events.bags(window, anchor, users))
+        windows.append(of_window.taken(users))
         before.append(events.bags(lte_window(earlier, lag_days, window_days), earlier, users))
-        chosen.append(events.bags(targets, date, users))
+        chosen.append(of_targets.taken(users))
         counts = []
         for days in POPULARITY_DAYS:
             counted = events.bags(lte_window(anchor, lag_days, days or window_days), anchor, np.arange(0))
             counts.append(np.bincount(counted.items, minlength=items))
         popularity.append(standardised(np.stack(counts)))
         anchors.append(np.full(len(users), number))
-        first = np.unique(events.users, return_index=True)[1]
         held_out.append(events.held_out[first[users]])
     if not windows:
         raise LTEError(
@@ -288,7 +291,7 @@ class _Fit:
         order, losses = np.random.default_rng(seed).permutation(self.fitted), []
         for batch in np.array_split(order, max(1, round(len(order) / self.options.batch_size))):
             lte = self.encoder.encode(self.cases.windows.of(batch), len(batch), self.options.event_dropout)
-            loss = self.cross_entropy(lte, batch).mean()
+            loss = self.cross_entropy(self.logits(lte, batch), batch).mean()
             if self.options.inertia:
                 loss = loss + self.options.inertia * (1 - self.inertia(batch)).mean()
             self.optimizer.zero_grad(set_to_none=True)
@@ -308,9 +311,11 @@ class _Fit:
         lte = self.encoder.encode(self.cases.windows.of(batch), len(batch))
         return functional.cosine_similarity(lte, self.encoder.encode(self.cases.week_before.of(batch), len(batch)))
 
-    def cross_entropy(self, lte: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
-        """The mean loss (cases,) of the items that each case's user chose."""
-        logits = self.encoder.logits(lte, torch.from_numpy(self.cases.anchors[batch]))
+    def logits(self, lte: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
+        return self.encoder.logits(lte, torch.from_numpy(self.cases.anchors[batch]))
+
+    def cross_entropy(self, logits: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
+        """The mean loss (cases,) of the items that each case's user chose; `logits` is (cases, items)."""
         items, case = self.cases.chosen.of(batch)
         of_chosen = torch.zeros(len(batch)).index_add(0, case, logits[case, items])
         return logits.logsumexp(dim=1) - of_chosen / torch.bincount(case, minlength=len(batch))
@@ -321,9 +326,9 @@ class _Fit:
         losses, quality, inertia = [], [], []
         for batch in np.array_split(self.held_out, max(1, -(-len(self.held_out) // self.options.batch_size))):
             lte = self.encoder.encode(self.cases.windows.of(batch), len(batch))
-            losses.append(self.cross_entropy(lte, batch))
+            logits = self.logits(lte, batch)
+            losses.append(self.cross_entropy(logits, batch))
             items, case = self.cases.chosen.of(batch)
-            logits = self.encoder.logits(lte, torch.from_numpy(self.cases.anchors[batch]))
             quality.append(ndcg(ranks_of(logits[case], items).numpy(), CUTOFF))
             inertia.append(self.inertia(batch))
         return {
@@ -331,11 +336,6 @@ class _Fit:
             f"held_out_ndcg@{CUTOFF}": float(np.concatenate(quality).mean()),
             "inertia": float(torch.cat(inertia).mean()) if sum(map(len, inertia)) else 1.0,
         }
-
-
-def encoder_directory(settings: Settings, date: datetime.date) -> Path:
-    """Where the encoder of `date` lies."""
-    return Path(settings.checkpoints) / "encoder" / str(date)
 
 
 def fit_encoder(settings: Settings, date: datetime.date) -> Path:

@@ -18,6 +18,7 @@ WITHOUT_TORCH = (
     "lte_model.windows",
     "lte_model.basis",
     "lte_model.representations",
+    "lte_model.encoder_files",
     "lte_model.settings",
     "lte_model.errors",
     "lte_model.online_test",
