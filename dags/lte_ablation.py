@@ -72,7 +72,7 @@ with DAG(
         "snapshot_anchors",
         f"jobs.snapshot_lte --date {DATE} --anchors {REPRESENTATIONS}",
         writes="lte_snapshots",
-        on_failure="The log names the anchor. No encoder? Put `autoencoder` into `model.representations`, clear them all.",
+        on_failure="The log names the anchor. No encoder? Clear `fit_encoders` and `encode_items`.",
     )
     check_lte_snapshots = gate(
         "check_lte_snapshots",

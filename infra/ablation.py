@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.demo import read_feed, settle
+from infra.demo import add_installation, read_feed, settle
 from infra.local_stack import REPOSITORY
 from lte_model.errors import LTEError, run
 from lte_model.settings import SETTINGS_VARIABLE, Settings
@@ -211,12 +211,7 @@ def options(values: Iterable[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", metavar="FOLDER", required=True, help="a feed: events.parquet and items.parquet")
     parser.add_argument("--variants", default="", help="names, with commas (default: all)")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds of each variant (default: %(default)s)")
-    parser.add_argument("--lag", type=int, help="days (default: from the feed's span)")
-    parser.add_argument("--window", type=int, help="days (default: a year, or five lags)")
-    parser.add_argument("--date", help="training date, YYYY-MM-DD (default: the day after the last event)")
-    parser.add_argument("--test-days", type=int, help="days (default: the last tenth of the events)")
-    parser.add_argument("--home", help="folder of the installation (default: .lte/<name of the feed>-ablation)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
+    add_installation(parser, "from the feed's span", ".lte/<name of the feed>-ablation")
     return parser.parse_args(values)
 
 

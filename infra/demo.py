@@ -448,13 +448,18 @@ def options(values: Iterable[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", metavar="FOLDER", help="your feed; without it the demo shop is made")
     parser.add_argument("--users", type=int, help=f"users of the demo shop (default {SHOP_USERS})")
     parser.add_argument("--items", type=int, help=f"items of the demo shop (default {SHOP_ITEMS})")
-    parser.add_argument("--lag", type=int, help=f"days (default: from the feed's span; the demo shop: {SHOP_LAG})")
+    add_installation(parser, f"from the feed's span; the demo shop: {SHOP_LAG}", ".lte/<name of the feed>")
+    return parser.parse_args(values)
+
+
+def add_installation(parser: argparse.ArgumentParser, lag: str, home: str) -> None:
+    """The options of an installation for a feed, as `settle` reads them; `lag` and `home` describe the defaults."""
+    parser.add_argument("--lag", type=int, help=f"days (default: {lag})")
     parser.add_argument("--window", type=int, help="days (default: a year, or five lags)")
     parser.add_argument("--date", help="training date, YYYY-MM-DD (default: the day after the last event)")
     parser.add_argument("--test-days", type=int, help="days (default: the last tenth of the events)")
-    parser.add_argument("--home", help="folder of the installation (default: .lte/<name of the feed>)")
+    parser.add_argument("--home", help=f"folder of the installation (default: {home})")
     parser.add_argument("--json", metavar="FILE", help="write the closing table there, too")
-    return parser.parse_args(values)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 
 from jobs.bases import basis_in_force, load_catalogue
 from jobs.command_line import JobParser, asked_representations
-from jobs.engine.packing import BUCKETS
+from jobs.engine.run import user_bucket
 from jobs.recipes import Recipe, lte_of, recipe
 from jobs.session import spark_session
 from jobs.snapshot_lte import read_inputs, snapshots_there
@@ -120,9 +120,7 @@ def merge(warehouse: Warehouse, snapshot: DataFrame, touched: DataFrame, of_basi
 
     A user who has no row in the snapshot loses the live one; a row that is the same stays as it is.
     """
-    now = touched.join(snapshot, "user_id", "left").withColumn(
-        "user_bucket", (F.crc32(F.col("user_id").cast("binary")) % BUCKETS).cast("int")
-    )
+    now = touched.join(snapshot, "user_id", "left").withColumn("user_bucket", user_bucket())
     columns = warehouse.read(LTE_LIVE).columns
     differs = " OR ".join(
         f"live.{column} <> now.{column}" for column in ("vector_sum", "event_count", "newest_event_date")

@@ -25,7 +25,7 @@ from pyspark.sql import functions as F
 
 from jobs.bases import ItemVectors
 from jobs.engine.packing import BUCKETS
-from jobs.engine.run import EVENTS_OF_A_GROUP, ROWS_IN_SQL, Shipped
+from jobs.engine.run import EVENTS_OF_A_GROUP, ROWS_IN_SQL, Shipped, user_bucket
 from jobs.engine.sums import ROWS, USERS_AT_ONCE, require_countable
 from jobs.recipes import Recipe
 from lte_model.representations import INVERSE_POPULARITY, RECENCY
@@ -164,7 +164,7 @@ def run_weighted(
             }
         )
     )
-    bucket = (F.crc32(F.col("user_id").cast("binary")) % BUCKETS).cast("int")
+    bucket = user_bucket()
     pairs = weighted_pairs(events, items, dates, recipe, half_life_days).withColumns(
         {"user_bucket": bucket, "group": F.floor(bucket * groups / BUCKETS).cast("int")}
     )

@@ -43,6 +43,7 @@ from lte_model.evaluation import (
     history_is_longer,
     load_side,
     popularity,
+    tested_on,
 )
 from lte_model.metrics import count_ranks, measures, recall, relative_difference, target_ranks
 from lte_model.model import Ranker
@@ -214,18 +215,8 @@ def evaluate_ablation(
     comparison = Comparison.of_values(values, settings)
     metrics = comparison.metrics()
 
-    dates, kind = training_set.dates, training_set.kind
     ablation: Ablation = {
-        "training_date": str(training_date),
-        "basis_id": kind.basis_id,
-        "lag_days": kind.lag_days,
-        "window_days": kind.window_days,
-        "anchors": [str(anchor) for anchor in dates.anchors],
-        "validation": [str(dates.validation.start), str(dates.validation.end)],
-        "test": [str(dates.test.start), str(dates.test.end)],
-        "catalogue_items": len(training_set.catalogue),
-        "test_users": len(cases),
-        "dropped_unknown_target": cases.dropped_unknown_target,
+        **tested_on(training_set, cases),
         "headline": headline,
         "seeds": seeds,
         "threads": torch.get_num_threads(),

@@ -72,20 +72,10 @@ def evaluate(settings: Settings, training_date: datetime.date) -> Evaluation:
     comparison = Comparison.of(ranks, settings)
     run_ids = {side: tracking.find_or_create_run(settings, training_date, side) for side in SIDES}
 
-    dates = training_set.dates
     evaluation: Evaluation = {
-        "training_date": str(training_date),
-        "basis_id": training_set.kind.basis_id,
+        **tested_on(training_set, cases),
         "representation": training_set.kind.representation,
         "policy": settings.model.sequence,
-        "lag_days": training_set.kind.lag_days,
-        "window_days": training_set.kind.window_days,
-        "anchors": [str(anchor) for anchor in dates.anchors],
-        "validation": [str(dates.validation.start), str(dates.validation.end)],
-        "test": [str(dates.test.start), str(dates.test.end)],
-        "catalogue_items": len(training_set.catalogue),
-        "test_users": len(cases),
-        "dropped_unknown_target": cases.dropped_unknown_target,
         "sides": {
             side: ({"run_id": run_ids[side]} if side in run_ids else {}) | {"metrics": metrics}
             for side, metrics in comparison.metrics().items()
@@ -107,6 +97,23 @@ def evaluate(settings: Settings, training_date: datetime.date) -> Evaluation:
     write_atomically(file, json.dumps(evaluation, indent=1, ensure_ascii=False, allow_nan=False).encode())
     _log(settings, training_set, evaluation, run_ids)
     return evaluation
+
+
+def tested_on(training_set: TrainingSet, cases: Cases) -> dict[str, Any]:
+    """What was trained on and tested, the same for all sides: the first keys of an evaluation and of an ablation."""
+    dates, kind = training_set.dates, training_set.kind
+    return {
+        "training_date": str(training_set.training_date),
+        "basis_id": kind.basis_id,
+        "lag_days": kind.lag_days,
+        "window_days": kind.window_days,
+        "anchors": [str(anchor) for anchor in dates.anchors],
+        "validation": [str(dates.validation.start), str(dates.validation.end)],
+        "test": [str(dates.test.start), str(dates.test.end)],
+        "catalogue_items": len(training_set.catalogue),
+        "test_users": len(cases),
+        "dropped_unknown_target": cases.dropped_unknown_target,
+    }
 
 
 def load_side(training_set: TrainingSet, side: str, device: torch.device) -> Ranker:

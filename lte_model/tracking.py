@@ -62,8 +62,8 @@ def training_run(
 ) -> Iterator[mlflow.ActiveRun]:
     """The active run of `side` for the training of `training_date`; found or created, and ended with the block.
 
-    A side is a child of the run that `parent_of` names, and ends with it. `anew` begins a new run although there is one: a training
-    that starts over with other parameters doesn't overwrite the record of the old ones.
+    A side is a child of the run that `parent_of` names, which ends as the child did. `anew` begins a new run although
+    there is one: a training that starts over with other parameters doesn't overwrite the record of the old ones.
     """
     run_id = find_or_create_run(settings, training_date, side, anew)
     try:

@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark import SparkFiles, TaskContext
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from jobs.bases import ItemVectors
 from jobs.engine.calendar import Calendar
 from jobs.engine.files import Listing, read_pieces
-from jobs.engine.packing import COLUMNS, Catalogue, group_buckets, pack, unpack
+from jobs.engine.packing import BUCKETS, COLUMNS, Catalogue, group_buckets, pack, unpack
 from jobs.engine.sums import ROWS, snapshot_rows
 
 EVENTS_OF_A_GROUP = 5_000_000
@@ -98,6 +99,11 @@ def run_engine(
 
     blobs = spark.range(0, len(parts), 1, max(1, len(parts))).mapInArrow(pack_part, "group INT, blob BINARY")
     return blobs.repartitionById(groups, "group").mapInArrow(sum_group, ROWS_IN_SQL)
+
+
+def user_bucket() -> Column:
+    """The bucket of column `user_id`, as packing.py has it."""
+    return (F.crc32(F.col("user_id").cast("binary")) % BUCKETS).cast("int")
 
 
 def _rows_of_base(base: Listing | None, buckets: range) -> pa.Table | None:

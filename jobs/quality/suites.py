@@ -48,7 +48,10 @@ def _at_least_one_row() -> Expectation:
 
 
 def _later(column: str, than: str, or_equal: bool = False) -> Expectation:
-    """One value, mostly a date, is after another. A missing one is not compared; `_present` asks for it where it must be there."""
+    """One value, mostly a date, is after another.
+
+    A missing one is not compared; `_present` asks for it where it must be there.
+    """
     return gxe.ExpectColumnPairValuesAToBeGreaterThanB(
         column_A=column, column_B=than, or_equal=or_equal, ignore_row_if="either_value_is_missing"
     )

@@ -5,15 +5,15 @@ import dataclasses
 import json
 import math
 import re
-from xml.etree import ElementTree
 
 import pytest
 
-from lte_model import ablation_report, report_charts, verdict
+from lte_model import ablation_report, verdict
 from lte_model.ablation_report import judged
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
 from lte_model.variants import BUDGETS, QUESTIONS, VARIANTS
+from tests.lte_model.pages import require_charts
 from tests.lte_model.test_report import DATES, TRAINING_DATE, figure, text_of
 
 NOTHING = dict.fromkeys(("value", "low", "high"))
@@ -189,14 +189,7 @@ def test_controls_are_read_by_their_intervals(ablation):
 def test_charts_and_page_need_nothing_else(ablation):
     page = ablation_report.render(ablation)
     assert "default-src 'none'" in page and not re.findall(r"<(script|img|iframe|object)\b|@import|@font-face", page)
-    charts = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(charts) == 2
-    ids = [identifier for chart in charts for identifier in re.findall(r'\bid="([^"]+)"', chart)]
-    assert len(ids) == len(set(ids))
-    for chart in charts:
-        ElementTree.fromstring(chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
-        assert set(re.findall(r"#[0-9a-f]{6}\b", chart)) == set()
-        assert set(re.findall(r"var\(--([\w-]+)\)", chart)) <= set(report_charts.PALETTE)
+    require_charts(page, 2)
     assert ablation_report.render(copy.deepcopy(ablation)) == page
 
 

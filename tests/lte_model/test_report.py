@@ -8,17 +8,17 @@ import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree
 
 import mlflow
 import polars as pl
 import pytest
 
-from lte_model import report, report_charts, tracking, training, verdict
+from lte_model import report, tracking, training, verdict
 from lte_model.errors import LTEError
 from lte_model.evaluation import evaluate
 from lte_model.settings import Settings, TrainingSet
 from lte_model.windows import lte_window, training_dates
+from tests.lte_model.pages import require_charts
 
 TRAINING_DATE = datetime.date(2026, 3, 1)
 LAG, WINDOW = 30, 365
@@ -252,14 +252,7 @@ def test_titles_are_escaped(settings, evaluation):
 
 def test_charts_are_well_formed_and_use_the_colours_of_the_page(settings, evaluation):
     page = written(settings, evaluation)
-    charts = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
-    assert len(charts) == 5
-    ids = [identifier for chart in charts for identifier in re.findall(r'\bid="([^"]+)"', chart)]
-    assert len(ids) == len(set(ids))
-    for chart in charts:
-        ElementTree.fromstring(chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
-        assert set(re.findall(r"#[0-9a-f]{6}\b", chart)) == set()
-        assert set(re.findall(r"var\(--([\w-]+)\)", chart)) <= set(report_charts.PALETTE)
+    require_charts(page, 5)
 
 
 def test_target_is_marked_in_its_place_or_below_the_list(settings, evaluation):

@@ -1,0 +1,18 @@
+"""What every page with charts must keep."""
+
+import re
+from xml.etree import ElementTree
+
+from lte_model import report_charts
+
+
+def require_charts(page: str, number: int) -> None:
+    """The page has so many charts, well-formed, with ids of their own, in the colours of the page."""
+    charts = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert len(charts) == number
+    ids = [identifier for chart in charts for identifier in re.findall(r'\bid="([^"]+)"', chart)]
+    assert len(ids) == len(set(ids))
+    for chart in charts:
+        ElementTree.fromstring(chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+        assert set(re.findall(r"#[0-9a-f]{6}\b", chart)) == set()
+        assert set(re.findall(r"var\(--([\w-]+)\)", chart)) <= set(report_charts.PALETTE)
