@@ -45,7 +45,7 @@ LOOPBACK = "127.0.0.1"
 USER = "admin"
 DAG_IDS = (
     "lte_bootstrap", "lte_daily", "lte_backfill", "lte_audit", "lte_training", "lte_promotion", "lte_maintenance",
-    "lte_erasure", "lte_read_out",
+    "lte_erasure", "lte_read_out", "lte_ablation",
 )  # fmt: skip
 MARK = "LOCAL_STACK"
 """A variable in the environment of every process of a stack, by which the last of them is found."""
@@ -276,6 +276,9 @@ class LocalStack:
             "AIRFLOW_HOME": str(self.airflow_home),
             SETTINGS_VARIABLE: str(self.settings_file),
             "PATH": path,
+            # A first shell with a socket as its input believes that it was called by ssh, reads ~/.bashrc, and may
+            # find another python there; the shells of Airflow's tasks have such an input.
+            "SHLVL": "1",
             "PYTHONUNBUFFERED": "1",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             MARK: self._mark,
