@@ -203,10 +203,11 @@ class Ranker(nn.Module):
         kept = torch.rand(len(table), 1, device=table.device) >= self.config.id_dropout
         return table + self.id_embedding * kept
 
-    def forward(self, batch: Batch, table: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: Batch, table: torch.Tensor, queries: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states (B, C + T, width); the one at C − 1 + t is of what came before event t, counting from 0.
 
-        C is the number of context tokens; `table` is `item_table()`.
+        C is the number of context tokens; `table` is `item_table()`. With `queries` (B,), one token for each user,
+        the states of these alone, (B, 1, width): the last block has nothing to work out for the others.
         """
         scale = math.sqrt(self.config.width)
         events = functional.embedding(batch.items, table) * scale  # (B, T, width)
@@ -219,8 +220,9 @@ class Ranker(nn.Module):
         if self.memory is not None and batch.older is not None:
             x = x + self.memory(x, functional.embedding(batch.older, table) * scale, batch.older_lengths)
         x = self.dropout(x)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
+        x = self.blocks[-1](x, queries)
         return self.integration.into_states(self.norm(x), batch.lte, batch.has_lte)
 
     def loss(
@@ -253,7 +255,7 @@ class Ranker(nn.Module):
         """
         table = self.item_table() if table is None else table
         users = torch.arange(len(batch), device=batch.items.device)
-        hidden = self(batch, table)[users, self.config.context_tokens - 1 + batch.lengths]  # (B, width)
+        hidden = self(batch, table, self.config.context_tokens - 1 + batch.lengths)[:, 0]  # (B, width)
         hidden, table = self._with_bias(hidden, table, batch, popularity, users)
         return hidden @ table.T
 
@@ -352,9 +354,11 @@ class Block(nn.Module):
             Dropout(config.dropout),
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.feed_forward(self.feed_forward_norm(x))
+    def forward(self, x: torch.Tensor, queries: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T, C) to (B, T, C); with `queries` (B,), one token for each user, to what becomes of these, (B, 1, C)."""
+        read = x if queries is None else tokens_at(x, queries)
+        read = read + self.attention(self.attention_norm(x), queries)
+        return read + self.feed_forward(self.feed_forward_norm(read))
 
 
 class CausalAttention(nn.Module):
@@ -370,29 +374,46 @@ class CausalAttention(nn.Module):
         self.output = nn.Linear(config.width, config.width)
         self.output_dropout = Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        B, T, C = x.shape
-        q, k, v = self._by_head(x)
-        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        y = y.transpose(1, 2).reshape(B, T, C)
-        return self.output_dropout(self.output(y))
+    def forward(self, x: torch.Tensor, queries: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T, C) to (B, T, C), or to (B, 1, C) for the one token of each user at `queries` (B,)."""
+        if queries is None:
+            q, k, v = self._by_head(x)
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            q, k, v = self._by_head(x, queries)
+            seen = up_to(queries, x.shape[1])[:, None, None]  # (B, 1, 1, T)
+            y = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return self.output_dropout(self.output(y.transpose(1, 2).flatten(2)))
 
     def weights(self, x: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         """What `forward` weighs each token with, (B, heads, T), for one query a user: the token at `queries` (B,).
 
         softmax(q·kᵀ / √(C / heads)) over the tokens up to the query, 0 beyond: the fused kernel never shows it.
         """
-        q, k, _ = self._by_head(x)
-        q = q[torch.arange(len(x), device=x.device), :, queries]  # (B, heads, C / heads)
-        logits = torch.einsum("bhc,bhtc->bht", q, k) / math.sqrt(q.shape[2])
-        seen = torch.arange(x.shape[1], device=x.device) <= queries[:, None]  # (B, T)
-        return logits.masked_fill(~seen[:, None], -torch.inf).softmax(dim=2)
+        q, k, _ = self._by_head(x, queries)
+        logits = (q @ k.transpose(2, 3))[:, :, 0] / math.sqrt(q.shape[3])  # (B, heads, T)
+        return logits.masked_fill(~up_to(queries, x.shape[1])[:, None], -torch.inf).softmax(dim=2)
 
-    def _by_head(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Queries, keys and values, each (B, heads, T, C / heads)."""
-        B, T, C = x.shape
-        parts = self.query_key_value(x).split(C, dim=2)
-        return [part.view(B, T, self.heads, C // self.heads).transpose(1, 2) for part in parts]
+    def _by_head(self, x: torch.Tensor, queries: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Queries, keys and values, each (B, heads, T, C / heads); queries (B, heads, 1, C / heads) where they are named."""
+        C = x.shape[2]
+        if queries is None:
+            parts = self.query_key_value(x).split(C, dim=2)
+        else:
+            weight, bias = self.query_key_value.weight, self.query_key_value.bias
+            q = functional.linear(tokens_at(x, queries), weight[:C], bias[:C])
+            parts = (q, *functional.linear(x, weight[C:], bias[C:]).split(C, dim=2))
+        return [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts]
+
+
+def tokens_at(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Of (B, T, C) the one token of each user at `positions` (B,): (B, 1, C)."""
+    return x[torch.arange(len(x), device=x.device), positions][:, None]
+
+
+def up_to(positions: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Which of a user's `tokens` (B, T) bool are seen from the one at `positions` (B,): itself and those before it."""
+    return torch.arange(tokens, device=positions.device) <= positions[:, None]
 
 
 class Dropout(nn.Module):

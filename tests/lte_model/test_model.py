@@ -82,6 +82,17 @@ def test_no_event_changes_the_states_before_it(position, replacement, seed):
             assert not torch.equal(before[:, first + position :], after[:, first + position :])
 
 
+@given(queries=st.lists(st.integers(0, 7), min_size=3, max_size=3), seed=st.integers(0, 100))
+@settings(max_examples=25, deadline=None)
+def test_a_token_that_is_asked_for_alone_has_the_state_that_it_has_among_all(queries, seed):
+    queries = torch.tensor(queries)
+    for options in ({}, {"blocks": 1}, EVERYTHING):
+        ranker = make_ranker(**options)
+        batch, table = users(3, 7, seed, ranker.config.context_tokens), ranker.item_table()
+        of_all = ranker(batch, table)[torch.arange(3), queries]
+        torch.testing.assert_close(ranker(batch, table, queries)[:, 0], of_all, atol=1e-5, rtol=1e-5)
+
+
 def test_the_loss_of_an_event_is_of_what_came_before_it():
     """Takes the gradient of each prediction by each input: none is left of the target or what follows it."""
     ranker = make_ranker()
