@@ -16,6 +16,11 @@ def test_no_shell_of_a_task_reads_the_rc_file_of_its_user(tmp_path, monkeypatch)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         command = subprocess.run(
-            ["bash", "-c", "echo the command"], env=stack._environment(), stdin=theirs, capture_output=True, text=True
+            ["bash", "-c", "echo the command"],
+            env=stack._environment(),
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
         )
     assert command.stdout == "the command\n"
