@@ -42,8 +42,8 @@ ablation: .cache/prepared  ## every variant of the model on a feed, compared [DA
 up: .cache/prepared  ## Airflow, MLflow and the pages on loopback until Ctrl-C [SETTINGS= AIRFLOW_PORT= MLFLOW_PORT= PAGES_PORT=]
 	@exec $(BIN)/python -m infra.local_stack --settings $(SETTINGS)
 
-test: .cache/prepared  ## all tests, in two processes [ARGS="-m 'not e2e'" WORKERS=2]
-	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadgroup --no-loadscope-reorder $(ARGS)
+test: .cache/prepared  ## all tests, in two processes, a file in one of them [ARGS="-m 'not e2e'" WORKERS=2]
+	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-kills: .cache/prepared  ## kill jobs at random instants, run them again, compare every table [KILLS=30 SEED= JSON=]
 	@$(BIN)/python -m tests.jobs.kills --kills $(or $(KILLS),30) $(if $(SEED),--seed $(SEED)) $(if $(JSON),--json '$(JSON)')

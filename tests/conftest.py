@@ -15,12 +15,3 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # PySpark takes a main module of no file for its own doctests, and ends the process.
     sys.modules["__main__"].__file__ = pytest.__file__
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes: a file is never divided, nor is the one Airflow, which begins first."""
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
-    for item in items:
-        of_airflow = item.get_closest_marker("e2e") is not None
-        item.add_marker(pytest.mark.xdist_group("e2e" if of_airflow else item.path.stem))
