@@ -11,7 +11,7 @@ from typing import Any
 
 import pendulum
 from airflow.providers.standard.operators.bash import BashOperator
-from airflow.sdk import Asset, XComArg
+from airflow.sdk import Asset, TriggerRule, XComArg
 from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
@@ -54,9 +54,27 @@ def feed_end() -> datetime.datetime | None:
     return pendulum.parse(day, tz="UTC") if day else None
 
 
-def job(task_id: str, command: str, *, writes: str, on_failure: str, outlets: tuple[Asset, ...] = ()) -> BashOperator:
-    """A task that writes. `writes` names its pool: its table. It may be repeated, and a stop of Airflow may cost a try."""
-    return BashOperator(**_job(task_id, command, writes, on_failure), outlets=list(outlets))
+def job(
+    task_id: str,
+    command: str,
+    *,
+    writes: str,
+    on_failure: str,
+    outlets: tuple[Asset, ...] = (),
+    environment: dict[str, str] | None = None,
+    trigger_rule: TriggerRule = TriggerRule.ALL_SUCCESS,
+) -> BashOperator:
+    """A task that writes. `writes` names its pool: its table. It may be repeated, and a stop of Airflow may cost a try.
+
+    What a person typed reaches the command by the `environment`, where no shell reads it.
+    """
+    return BashOperator(
+        **_job(task_id, command, writes, on_failure),
+        outlets=list(outlets),
+        env=environment,
+        append_env=True,
+        trigger_rule=trigger_rule,
+    )
 
 
 def job_for_each(environments: XComArg, task_id: str, command: str, *, writes: str, on_failure: str) -> MappedOperator:

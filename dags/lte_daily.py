@@ -7,6 +7,7 @@ The run of logical date D makes the LTE that may be used on D, and puts it live.
 | embed_items | items new to the basis | `item_embeddings` |
 | snapshot_lte | the nearest snapshot, and the events that make the difference | `lte_snapshots`, partition D |
 | publish_lte | the rows of users whose LTE may have changed | `lte_live`, `publications` |
+| check_champion | who is champion; one that was promoted by hand is put through the gate | tags of the version |
 
 **First** run `lte_bootstrap`, once. **Backfill** any range of dates, in any order: each run writes the rows of
 its date alone, and the same rows each time. An older date never takes the place of a newer one in `lte_live`.
@@ -81,7 +82,14 @@ with DAG(
         on_failure="The vectors that were live still are. A representation is refused? Its name is in the log. Clear the task.",
     )
 
+    check_champion = gate(
+        "check_champion",
+        "lte_model.promotion watch",
+        on_failure="Somebody made a version champion that does not pass the gate. Run `lte_rollback`, or ask who it was.",
+        pool="model_registry",
+    )
+
     ingest_items >> check_items
     ingest_events >> check_events
     [check_items, check_events] >> embed_items >> check_item_embeddings
-    check_item_embeddings >> snapshot_lte >> check_lte_snapshots >> publish_lte
+    check_item_embeddings >> snapshot_lte >> check_lte_snapshots >> publish_lte >> check_champion

@@ -1,20 +1,27 @@
 """# lte_promotion
 Puts a challenger before a person. It starts when `lte_training` has registered one, or by hand.
 
-1. **gate** compares the challenger with the model without LTE, and with the champion. If not better, the run ends.
-2. **approve** waits for a person, one day at most: *Required Actions*, in this run. No answer is a *Reject*.
-3. **promote** moves the alias `champion` to the approved version.
+1. **challenger** says which version it is, and which champion it would replace. All that follows is about these two.
+2. **check_training_set** checks the rows that it was trained and tested on once more.
+3. **gate** compares it with the model without LTE, with popularity, and with the champion on the same test users.
+4. **approve** waits for a person, one day at most: *Required Actions*, in this run. No answer is a *Reject*.
+5. **promote** moves the alias `champion` to the approved version. If another version got there first, it says so.
+6. **answer** writes what the person said on the version in MLflow, whichever way it went.
 
-**To roll back:** set the alias `champion` in MLflow to the version before. Each version names its `basis_id`, and
-every vector of that basis fits it.
+**To roll back:** run `lte_rollback`.
 """
 
 import datetime
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import DAG
+from airflow.sdk import DAG, Param, TriggerRule
 
-from commands import CHALLENGER, OWNER, REPORTS_URL, gate, job
+from commands import CHALLENGER, OWNER, REPORTS_URL, gate, job, listing
+
+VERSION = "{{ ti.xcom_pull(task_ids='challenger')[0]['VERSION'] }}"
+TRAINING_DATE = "{{ ti.xcom_pull(task_ids='challenger')[0]['TRAINING_DATE'] }}"
+CHAMPION = "{{ ti.xcom_pull(task_ids='challenger')[0]['CHAMPION'] }}"
+SAID = "ti.xcom_pull(task_ids='approve')"
 
 with DAG(
     "lte_promotion",
@@ -26,16 +33,28 @@ with DAG(
     tags=["lte", "promotion"],
     doc_md=__doc__,
 ):
+    challenger = listing(
+        "challenger",
+        "lte_model.promotion challenger",
+        on_failure="No version is challenger: run `lte_training`. Is MLflow up? Then clear the task.",
+        pool="model_registry",
+    )
+    check_training_set = gate(
+        "check_training_set",
+        f"jobs.quality.check training_set --date {TRAINING_DATE}",
+        on_failure="The rows that it was trained on are not what they must be: train again.",
+    )
     compare = gate(
         "gate",
-        "lte_model.registry gate",
-        on_failure="The challenger isn't better, or is of another basis; the log says which. The champion stays.",
+        f"lte_model.promotion gate --version {VERSION}",
+        on_failure="The challenger is worse, or of another basis; the log says which. The champion stays.",
         pool="model_registry",
     )
     approve = ApprovalOperator(
         task_id="approve",
         subject="Promote the challenger to champion?",
         body=f"{{{{ ti.xcom_pull(task_ids='gate') }}}}\n\n[Reports]({REPORTS_URL})",
+        params={"reason": Param("", type="string", title="Reason", description="Kept with the version in MLflow")},
         defaults=ApprovalOperator.REJECT,
         response_timeout=datetime.timedelta(days=1),
         doc_md="Waits for a person; takes no worker while it waits.\n\n"
@@ -43,9 +62,21 @@ with DAG(
     )
     promote = job(
         "promote",
-        "lte_model.registry promote",
+        f"lte_model.promotion promote --version {VERSION} --over '{CHAMPION}'",
         writes="model_registry",
-        on_failure="The alias is as it was. Is MLflow up? Clear the task.",
+        on_failure="The alias is as it was. Another version became champion meanwhile? Run `lte_promotion` again.",
+    )
+    answer = job(
+        "answer",
+        f'lte_model.promotion answer --version {VERSION} --answer "$ANSWER" --by "$BY" --reason "$REASON"',
+        writes="model_registry",
+        environment={
+            "ANSWER": f"{{{{ {SAID}['chosen_options'][0] }}}}",
+            "BY": f"{{{{ ({SAID}['responded_by_user'] or {{}}).get('name', '') }}}}",
+            "REASON": f"{{{{ {SAID}['params_input'].get('reason', '') }}}}",
+        },
+        trigger_rule=TriggerRule.NONE_FAILED,
+        on_failure="The alias is where the answer put it; the answer itself is in the log of `approve`. Clear the task.",
     )
 
-    compare >> approve >> promote
+    challenger >> check_training_set >> compare >> approve >> promote >> answer

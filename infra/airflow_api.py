@@ -104,9 +104,10 @@ class AirflowAPI:
         """What a task asks a person: `subject`, `body`, `options`."""
         return self.call("GET", self._question_path(dag_id, run_id, task_id))
 
-    def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
+    def answer(self, dag_id: str, run_id: str, task_id: str, option: str, reason: str = "") -> None:
         """Answers a task that waits for a person."""
-        self.call("PATCH", self._question_path(dag_id, run_id, task_id), {"chosen_options": [option]})
+        body = {"chosen_options": [option], "params_input": {"reason": reason}}
+        self.call("PATCH", self._question_path(dag_id, run_id, task_id), body)
 
     @staticmethod
     def _question_path(dag_id: str, run_id: str, task_id: str) -> str:

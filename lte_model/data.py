@@ -227,6 +227,16 @@ class TrainingSet:
     kind: LTEKind
     catalogue: Catalogue
 
+    def in_basis(self, basis_id: str) -> "TrainingSet":
+        """The same users and events, with the catalogue and the LTEs of the basis `basis_id`."""
+        if basis_id == self.kind.basis_id:
+            return self
+        return dataclasses.replace(
+            self,
+            kind=dataclasses.replace(self.kind, basis_id=basis_id),
+            catalogue=read_catalogue(self.tables, basis_id, self.dates.test.start),
+        )
+
     def rows(self, *splits: Split) -> pl.LazyFrame:
         """The rows of these splits, as the table holds them."""
         return _rows(self.tables, self.training_date).filter(pl.col("split").is_in(splits))

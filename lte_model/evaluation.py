@@ -37,7 +37,7 @@ from lte_model.training import (
     target_counts_of,
     write_atomically,
 )
-from lte_model.verdict import OVER_NONE, OVER_POPULARITY, Evaluation, evaluation_path
+from lte_model.verdict import OVER_NONE, OVER_POPULARITY, Evaluation, Figure, evaluation_path
 from lte_model.windows import ONE_DAY, lte_window, parse_run_date
 
 SIDES = ("prefix", "none")
@@ -112,6 +112,7 @@ def tested_on(training_set: TrainingSet, cases: Cases) -> dict[str, Any]:
         "test": [str(dates.test.start), str(dates.test.end)],
         "catalogue_items": len(training_set.catalogue),
         "test_users": len(cases),
+        "test_users_with_lte": int(cases.has_lte.any(axis=1).sum()),
         "dropped_unknown_target": cases.dropped_unknown_target,
     }
 
@@ -124,6 +125,47 @@ def load_side(training_set: TrainingSet, side: str, device: torch.device) -> Ran
     ranker.require(training_set.kind, source)
     ranker.require_catalogue(training_set.catalogue.item_ids.to_list(), source)
     return ranker
+
+
+def over_champion(
+    settings: Settings, training_date: datetime.date, challenger: Ranker, champion: Ranker
+) -> tuple[Figure, int]:
+    """By how much the challenger's headline measure differs from the champion's over the same test users, and how many.
+
+    Relative, with its interval. The users are those of the test of `training_date` whom both can rank; each ranker
+    reads them as it was trained to. Raises `LTEError` where the tables lack what one of them reads.
+    """
+    ours, theirs = (ranks_by_user(settings, training_date, ranker) for ranker in (challenger, champion))
+    both = ours.join(theirs, on="user_id", suffix=" of the champion", maintain_order="left")
+    comparison = Comparison.of(
+        {"challenger": both["rank"].to_numpy(), "champion": both["rank of the champion"].to_numpy()}, settings
+    )
+    uplifts = comparison.uplifts({"over": ("challenger", "champion")})
+    return uplifts["over"][comparison.headline], len(both)
+
+
+def ranks_by_user(settings: Settings, training_date: datetime.date, ranker: Ranker) -> pl.DataFrame:
+    """The rank of each test user's target (user_id, rank) by a ranker of whatever training.
+
+    It ranks the catalogue of `training_date`, of its own basis; items that it never met by their content. Raises
+    `LTEError` where the tables lack what it reads.
+    """
+    config = ranker.config
+    reads = {
+        "representations": ranker.kind.representations,
+        "sequence": config.sequence,
+        "popularity_bias": config.popularity_bias,
+    }
+    settings = settings.model_copy(update={"model": settings.model.model_copy(update=reads)})
+    training_set = open_training_set(settings, training_date).in_basis(ranker.kind.basis_id)
+    ranker.require(training_set.kind, f"the training set of {training_date}")
+    cases, catalogue, device = (
+        training_set.cases("test"),
+        training_set.catalogue,
+        choose_device(settings.training.device),
+    )
+    ranker = ranker.over(catalogue.item_ids.to_list(), torch.from_numpy(catalogue.vectors)).to(device)
+    return pl.DataFrame({"user_id": cases.user_ids, "rank": target_ranks(ranker, cases, device)})
 
 
 def popularity(training_set: TrainingSet, days: int | None) -> np.ndarray:

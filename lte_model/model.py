@@ -294,19 +294,26 @@ class Ranker(nn.Module):
                 f"the new items' vectors are {tuple(content.shape)}, those of the model's basis {self.kind.basis_id} "
                 f"have {self.config.dimensions} dimensions; embed the items in that basis"
             )
-        config = dataclasses.replace(self.config, items=self.config.items + len(item_ids))
-        content = torch.cat((self.content, content.to(self.content)))
-        ranker = Ranker(config, self.kind, (*self.item_ids, *item_ids), content).to(self.content.device)
-        state = self.state_dict()
-        for name, old in state.items():
-            new = ranker.state_dict()[name]
-            if name == "id_embedding":
-                state[name] = torch.cat((old, torch.zeros_like(new[len(old) :])))
-            elif name == "content":
-                state[name] = content
-            elif name == "popularity":
-                least = old.amin(dim=2, keepdim=True)
-                state[name] = torch.cat((old, least.expand(-1, -1, len(item_ids))), dim=2)
+        return self.over((*self.item_ids, *item_ids), torch.cat((self.content, content.to(self.content))))
+
+    def over(self, item_ids: Sequence[str], content: torch.Tensor) -> "Ranker":
+        """This ranker over the catalogue `item_ids`, whose vectors in its basis are `content` (items, dimensions).
+
+        What it learned of an item goes with the item; of an item that it never met it knows the content alone.
+        """
+        row = {item_id: number for number, item_id in enumerate(self.item_ids)}
+        rows = torch.tensor(
+            [row.get(item_id, -1) for item_id in item_ids], dtype=torch.int64, device=self.content.device
+        )
+        met, rows = rows >= 0, rows.clamp(min=0)
+        state = self.state_dict() | {"content": content.to(self.content)}
+        if self.id_embedding is not None:
+            state["id_embedding"] = self.id_embedding.detach()[rows] * met[:, None]
+        if self.config.popularity_bias:
+            least = self.popularity.amin(dim=2, keepdim=True)
+            state["popularity"] = torch.where(met, self.popularity[:, :, rows], least)
+        config = dataclasses.replace(self.config, items=len(item_ids))
+        ranker = Ranker(config, self.kind, item_ids, state["content"]).to(self.content.device)
         ranker.load_state_dict(state)
         return ranker.train(self.training)
 

@@ -173,10 +173,12 @@ class MLflow(_Section):
 
 
 class Gates(_Section):
-    """The shares of a day's rows that may be refused, and that may name an unknown item, before a gate stops it."""
+    """The shares of a day's rows that may be refused, and that may name an unknown item, before a gate stops it; and
+    the share of its test users that must have an LTE, for a model to be promoted."""
 
     max_quarantined_share: Share = 0.05
     max_unknown_item_share: Share = 0.05
+    min_lte_coverage: Share = 0.1
 
 
 class Maintenance(_Section):

@@ -9,6 +9,7 @@ import itertools
 import json
 import shlex
 import string
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -43,8 +44,21 @@ CONTEXT = {
         "rehearse": True,
         "variants": "none,prefix@20",
         "seeds": 2,
+        "reason": 'it\'s a "test"; $(false)',
+        "version": 3,
     },
+    "ti": SimpleNamespace(
+        xcom_pull=lambda task_ids: {
+            "challenger": [{"VERSION": "3", "TRAINING_DATE": "2024-05-01", "CHAMPION": ""}],
+            "approve": {"chosen_options": ["Reject"], "responded_by_user": None, "params_input": {"reason": "why not"}},
+        }[task_ids]
+    ),
 }
+GATES = (
+    "quality.check", "promotion challenger", "promotion gate", "promotion watch", "audit_lte", "ablation list",
+)  # fmt: skip
+"""The commands of tasks that read and decide."""
+
 ENTRY = {"VARIANT": "prefix@20", "SEED": "1"}
 """What a mapped task gets."""
 
@@ -64,7 +78,8 @@ def _tasks(dags, kind=None):
 
 def test_all_dags_are_there(dags):
     names = (
-        "bootstrap", "daily", "backfill", "audit", "training", "ablation", "promotion", "maintenance", "erasure", "read_out",
+        "bootstrap", "daily", "backfill", "audit", "training", "ablation", "promotion", "rollback", "maintenance",
+        "erasure", "read_out",
     )  # fmt: skip
     assert set(dags) == {f"lte_{name}" for name in names}
 
@@ -89,9 +104,7 @@ def test_every_task_says_what_to_do_when_it_fails(dags):
 
 def test_jobs_are_tried_again_and_gates_are_not(dags):
     for task in _tasks(dags, "BashOperator"):
-        is_gate = any(
-            word in task.bash_command for word in ("quality.check", "registry gate", "audit_lte", "ablation list")
-        )
+        is_gate = any(word in task.bash_command for word in GATES)
         assert task.retries == (0 if is_gate else 2), f"{task.dag_id}.{task.task_id}"
 
 
@@ -290,6 +303,9 @@ def test_promotion_waits_for_the_challenger_and_for_a_person(dags):
     assert approve.defaults == ["Reject"]
     assert approve.response_timeout == datetime.timedelta(days=1)
     assert approve.upstream_task_ids == {"gate"} and approve.downstream_task_ids == {"promote"}
+    # What was said is written down whether the promotion was done or passed over.
+    answer = promotion.get_task("answer")
+    assert answer.upstream_task_ids == {"promote"} and answer.trigger_rule == "none_failed"
 
 
 @pytest.mark.parametrize("file", sorted(DAGS.glob("*.py")), ids=lambda file: file.name)
@@ -324,7 +340,7 @@ def test_every_command_line_is_accepted_by_its_module(dags, monkeypatch, tmp_pat
     for task in _tasks(dags, "BashOperator"):
         where = f"{task.dag_id}.{task.task_id}"
         command = task.render_template(task.bash_command, CONTEXT)
-        command = string.Template(command).safe_substitute(task.env or {})
+        command = string.Template(command).safe_substitute(quoted(task.render_template(task.env or {}, CONTEXT)))
         python, minus_m, module, *arguments = shlex.split(command)
         assert (python, minus_m) == ("python", "-m"), where
         assert Path(task.cwd) == REPOSITORY, where
@@ -337,6 +353,22 @@ def test_every_command_line_is_accepted_by_its_module(dags, monkeypatch, tmp_pat
             pytest.fail(f"{where}: `{command}` is refused by {module}: {error}")
         else:
             pytest.fail(f"{where}: {module} ran without settings")
+
+
+def quoted(environment):
+    """The values as they stand within the double quotes of a command, where a shell takes them as they are."""
+    return {name: value.replace("\\", "\\\\").replace('"', '\\"') for name, value in environment.items()}
+
+
+def test_what_a_person_typed_reaches_the_command_as_it_is(dags):
+    task = dags["lte_rollback"].get_task("rollback")
+    reason = task.render_template(task.env, CONTEXT)["REASON"]
+    printed = task.bash_command.replace("python -m lte_model.promotion", "printf '%s|'")
+    command = task.render_template(printed, CONTEXT)
+    shown = subprocess.run(
+        ["bash", "-c", command], env={"REASON": reason}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert shown.stdout == f"rollback|--reason|{CONTEXT['params']['reason']}|--version|3|"
 
 
 def test_a_command_gets_the_logical_date_or_the_day_it_was_started_on(dags):

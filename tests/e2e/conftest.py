@@ -1,4 +1,4 @@
-"""One stack on a tiny shop for all end-to-end tests: it is started once, and what a test makes the next one finds."""
+"""One stack on a tiny shop for the tests of a file: it is started once, and what a test makes the next one finds."""
 
 import datetime
 import os
@@ -30,7 +30,7 @@ class Installation:
         return self.stack.settings
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def installation(tmp_path_factory) -> Iterator[Installation]:
     home = tmp_path_factory.mktemp("shop")
     make_shop(home / "source", USERS, ITEMS)
@@ -49,7 +49,7 @@ def installation(tmp_path_factory) -> Iterator[Installation]:
         yield Installation(stack, Progress(stack), feed.first, training_date)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def screenshots() -> Path:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     return SCREENSHOTS

@@ -22,10 +22,11 @@ from lte_model.windows import ONE_DAY
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+REASON = "the cohort of new users looks odd; don't"
 NO_CHROMIUM = "no chromium on PATH: install it (Debian: apt-get install chromium) to test what a person sees"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page(installation):
     """A browser page that is logged in to Airflow; None where there is no chromium."""
     if CHROMIUM is None:
@@ -46,7 +47,7 @@ def page(installation):
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bootstrapped(installation):
     date = installation.training_date - 2 * ONE_DAY
     run_id = installation.stack.api.trigger("lte_bootstrap", date, {"since": installation.first_event.isoformat()})
@@ -54,7 +55,7 @@ def bootstrapped(installation):
     return run_id
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def backfilled(installation, bootstrapped, page, screenshots):
     """The dates of a finished backfill of `lte_daily`."""
     dates = [installation.training_date - ONE_DAY, installation.training_date]
@@ -94,7 +95,7 @@ def _await_runs(api, dag_id, count):
     return runs
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def trained(installation, backfilled):
     api = installation.stack.api
     api.unpause("lte_training")
@@ -103,7 +104,7 @@ def trained(installation, backfilled):
     return installation.training_date
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def question(installation, trained, page, screenshots):
     """What the promotion asks a person. The training started it by its asset."""
     api = installation.stack.api
@@ -122,11 +123,54 @@ def question(installation, trained, page, screenshots):
     return run_id, api.question("lte_promotion", run_id, "approve")
 
 
-@pytest.fixture(scope="session")
-def promoted(installation, question):
+@pytest.fixture(scope="module")
+def rejected(installation, question):
+    """The aliases after a person said no, and what stays of it on the version."""
     run_id, _ = question
+    installation.stack.api.answer("lte_promotion", run_id, "approve", "Reject", REASON)
     installation.progress.follow("lte_promotion", {run_id: "lte_promotion"})
-    return run_id
+    return _aliases(installation), _version(installation, "challenger").tags
+
+
+@pytest.fixture(scope="module")
+def promoted(installation, rejected):
+    """The same challenger is put before a person again, who says yes."""
+    run_id = installation.stack.api.trigger("lte_promotion", installation.training_date)
+    installation.progress.follow("lte_promotion", {run_id: "lte_promotion"})
+    return _aliases(installation)
+
+
+@pytest.fixture(scope="module")
+def replaced(installation, backfilled, promoted):
+    """Another training, whose model takes the place of the first."""
+    api = installation.stack.api
+    run_id = api.trigger("lte_training", backfilled[0])
+    installation.progress.follow("lte_training", {run_id: "lte_training again"})
+    newest = _await_runs(api, "lte_promotion", 3)[0]["dag_run_id"]
+    installation.progress.follow("lte_promotion", {newest: "lte_promotion again"})
+    return _aliases(installation)
+
+
+@pytest.fixture(scope="module")
+def rolled_back(installation, replaced):
+    run_id = installation.stack.api.trigger("lte_rollback", installation.training_date, {"reason": REASON})
+    installation.progress.follow("lte_rollback", {run_id: "lte_rollback"})
+    return _aliases(installation)
+
+
+def _registry(installation):
+    from mlflow import MlflowClient
+
+    return MlflowClient(installation.settings.mlflow.tracking_uri)
+
+
+def _aliases(installation):
+    aliases = _registry(installation).get_registered_model(installation.settings.mlflow.model_name).aliases
+    return {alias: str(number) for alias, number in aliases.items()}
+
+
+def _version(installation, alias):
+    return _registry(installation).get_model_version_by_alias(installation.settings.mlflow.model_name, alias)
 
 
 def _table(installation, name):
@@ -186,17 +230,29 @@ def test_a_person_sees_what_is_asked(installation, question):
     assert f"({installation.stack.pages_url}/reports/)" in asked["body"]
 
 
-def test_the_approved_version_is_champion(installation, promoted):
-    from mlflow import MlflowClient
+def test_a_refusal_moves_nothing_and_its_reason_stays(rejected):
+    aliases, tags = rejected
+    assert aliases == {"challenger": "1"}
+    assert tags["gate"] == "passed"
+    assert tags["approval"].startswith("Reject by admin at ") and tags["approval"].endswith(f": {REASON}")
 
-    client = MlflowClient(installation.settings.mlflow.tracking_uri)
-    aliases = client.get_registered_model(installation.settings.mlflow.model_name).aliases
-    assert aliases["champion"] == aliases["challenger"]
+
+def test_the_approved_version_is_champion(promoted):
+    assert promoted == {"challenger": "1", "champion": "1"}
 
 
-def test_nothing_was_tried_twice(installation, promoted):
+def test_a_better_or_equal_version_takes_its_place(installation, replaced):
+    assert replaced == {"challenger": "2", "champion": "2", "previous": "1"}
+
+
+def test_a_rollback_brings_the_champion_of_before_back(installation, rolled_back):
+    assert rolled_back == {"challenger": "2", "champion": "1", "previous": "2"}
+    assert _version(installation, "previous").tags["rolled_back_because"] == REASON
+
+
+def test_nothing_was_tried_twice(installation, rolled_back):
     api = installation.stack.api
-    for dag_id in ("lte_bootstrap", "lte_daily", "lte_training", "lte_promotion"):
+    for dag_id in ("lte_bootstrap", "lte_daily", "lte_training", "lte_promotion", "lte_rollback"):
         for run in api.runs(dag_id):
             assert run["state"] == "success", run["dag_run_id"]
             for task in api.tasks(dag_id, run["dag_run_id"]):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lte_model.settings import Settings, load_settings
+from lte_model.settings import MLflow, Settings, load_settings
 from tests.lte_model.small_shop import SETTINGS, TRAINING_DATE, make_shop, write_warehouse
 
 
@@ -42,13 +42,29 @@ def own_shop(tmp_path: Path, tracking_uri: str) -> Settings:
 
 @pytest.fixture
 def trainable_shop(shop: Settings, tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
-    """The shop's tables, with checkpoints, reports and an MLflow experiment of the test's own."""
+    """The shop's tables, with checkpoints, reports, an MLflow experiment and a model of the test's own."""
     return shop.model_copy(
         update={
             "checkpoints": str(tmp_path / "checkpoints"),
             "reports": str(tmp_path / "reports"),
-            "mlflow": shop.mlflow.model_copy(
-                update={"experiment": request.node.name, "artifacts": str(tmp_path / "artifacts")}
-            ),
+            "mlflow": named_after(request, tmp_path, shop.mlflow.tracking_uri),
         }
     )
+
+
+@pytest.fixture
+def installation(tmp_path: Path, tracking_uri: str, request: pytest.FixtureRequest) -> Settings:
+    """An installation without a table."""
+    return Settings(
+        home=str(tmp_path),
+        warehouse=str(tmp_path / "warehouse"),
+        checkpoints=str(tmp_path / "checkpoints"),
+        reports=str(tmp_path / "reports"),
+        mlflow=named_after(request, tmp_path, tracking_uri),
+    )
+
+
+def named_after(request: pytest.FixtureRequest, folder: Path, tracking_uri: str) -> MLflow:
+    """Experiment and model of one test."""
+    name = request.node.name.replace("[", "-").replace("]", "")
+    return MLflow(tracking_uri=tracking_uri, artifacts=str(folder / "artifacts"), experiment=name, model_name=name)

@@ -1,0 +1,95 @@
+"""Models with random weights, with what their training and evaluation leave: enough to register them."""
+
+import dataclasses
+import datetime
+import json
+
+import polars as pl
+import torch
+from mlflow.tracking import MlflowClient
+
+from lte_model import tracking, verdict
+from lte_model.basis import GRID
+from lte_model.model import LTEKind, Ranker, RankerConfig, save_ranker
+from lte_model.training import MODEL_DIRECTORY, side_directory
+
+JANUARY, FEBRUARY = datetime.date(2026, 1, 1), datetime.date(2026, 2, 1)
+KIND = LTEKind("3f2ac41b907d", "uniform", 30, 365)
+ITEMS, DIMENSIONS = 20, 8
+
+
+def figure(value, spread):
+    return {"value": value, "low": value - spread, "high": value + spread}
+
+
+def random_ranker(kind=KIND, seed=0, item_ids=None, content=None, **options):
+    """A prefix model over twenty items, or those that are given."""
+    torch.manual_seed(seed)
+    if content is None:
+        item_ids = [f"item {row}" for row in range(ITEMS)]
+        content = torch.nn.functional.normalize(torch.randn(ITEMS, DIMENSIONS), dim=1)
+        content = (content * GRID).round() / GRID
+    config = RankerConfig(*content.shape, max_tokens=6, width=16, heads=2, **options)
+    ranker = Ranker(config, kind, item_ids, content).eval()
+    if config.popularity_bias:
+        torch.nn.init.normal_(ranker.popularity_scale)
+        ranker.popularity.normal_()
+    return ranker
+
+
+def evaluated(settings, date, ranker, over_none=0.2, over_popularity=0.3, with_lte=900):
+    """The ranker as the prefix model of a training, and an evaluation with these figures."""
+    save_ranker(ranker, side_directory(settings, date, "prefix") / MODEL_DIRECTORY)
+    metrics = {name: figure(0.15, 0.02) for name in ("ndcg@10", "ndcg@500", "recall@500")}
+    evaluation = {
+        "training_date": date.isoformat(),
+        **dataclasses.asdict(ranker.kind),
+        "anchors": ["2025-10-01", "2025-11-01"],
+        "validation": ["2025-11-15", "2025-12-01"],
+        "test": ["2025-12-01", date.isoformat()],
+        "test_users": 1045,
+        "test_users_with_lte": with_lte,
+        "sides": {
+            "prefix": {"run_id": tracking.find_or_create_run(settings, date, "prefix"), "metrics": metrics},
+            **{side: {"metrics": metrics} for side in ("none", "popularity_all", "popularity_30d", "popularity_7d")},
+        },
+        "uplift": {
+            verdict.OVER_NONE: {"ndcg@500": figure(over_none, 0.1)},
+            verdict.OVER_POPULARITY: {"ndcg@500": figure(over_popularity, 0.1)},
+        },
+        "tables": {"training_set": {"version": 6}, "events": {"version": 41}},
+    }
+    path = verdict.evaluation_path(settings, date)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(evaluation), encoding="utf-8")
+    return ranker
+
+
+FIGURES = ("over_none", "over_popularity", "with_lte")
+
+
+def trained(settings, date, **options):
+    """A model with random weights and its evaluation, as training and evaluation leave them."""
+    figures = {name: options.pop(name) for name in FIGURES if name in options}
+    return evaluated(settings, date, random_ranker(**options), **figures)
+
+
+def publish(settings, kind, date=FEBRUARY):
+    """One row of `lte_live`, of 1 February unless `date` says otherwise."""
+    row = {"user_id": "u", "snapshot_date": date} | dataclasses.asdict(kind)
+    pl.DataFrame([row]).write_delta(settings.table_path("lte_live"), mode="append")
+
+
+def aliases(settings):
+    named = MlflowClient().get_registered_model(settings.mlflow.model_name).aliases
+    return {alias: int(version) for alias, version in named.items()}
+
+
+def settings_file(settings, folder):
+    """A file with what the registry's commands read of the settings."""
+    options, file = settings.mlflow, folder / "lte.toml"
+    file.write_text(
+        f'[mlflow]\ntracking_uri = "{options.tracking_uri}"\nexperiment = "{options.experiment}"\n'
+        f'artifacts = "artifacts"\nmodel_name = "{options.model_name}"\n'
+    )
+    return file
