@@ -21,11 +21,13 @@ BLOCK = 2**24
 
 
 def ranks_of(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The rank of each row's target: `scores` (B, items) and `targets` (B,) give (B,) float64."""
-    of_target = scores.gather(1, targets[:, None])
-    greater = (scores > of_target).sum(dim=1)
-    others_alike = (scores == of_target).sum(dim=1) - 1
-    return 1 + greater + others_alike.double() / 2
+    """The rank of each row's target: `scores` (B, items) and `targets` (B,) give (B,) float64. Scores are finite.
+
+    1 + greater + (alike − 1) / 2, of which greater + less + alike = items, is (1 + items + greater − less) / 2: one sum of
+    signs, which float32 takes exactly up to 2^24 items.
+    """
+    above = (scores - scores.gather(1, targets[:, None])).sign().sum(dim=1, dtype=torch.float32)
+    return (1 + scores.shape[1] + above.double()) / 2
 
 
 def target_ranks(ranker: Ranker, cases: Cases, device: torch.device, batch_size: int = 0) -> np.ndarray:

@@ -77,7 +77,8 @@ class RankerConfig:
     width: int = 64
     blocks: int = 2
     heads: int = 2
-    dropout: float = 0.2
+    feed_forward: int = 1
+    dropout: float = 0.3
     id_embedding: bool = True
     id_dropout: float = 0.0
     integration: str = "prefix"
@@ -354,10 +355,11 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(config.width)
         self.attention = CausalAttention(config)
         self.feed_forward_norm = nn.LayerNorm(config.width)
+        hidden = config.feed_forward * config.width
         self.feed_forward = nn.Sequential(
-            nn.Linear(config.width, 4 * config.width),
-            nn.GELU(),
-            nn.Linear(4 * config.width, config.width),
+            nn.Linear(config.width, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, config.width),
             Dropout(config.dropout),
         )
 

@@ -85,7 +85,9 @@ class Model(_Section):
     width: Count = 64
     blocks: Count = 2
     heads: Count = 2
-    dropout: Share = 0.2
+    feed_forward: Count = 1
+    """The hidden width of the feed-forward layers, in widths of the transformer. SASRec has 1, language models 4."""
+    dropout: Share = 0.3
     id_embedding: bool = True
     id_dropout: Share = 0.1
     """How often training takes an item's own vector away, so that its content learns to stand for it."""

@@ -3,8 +3,7 @@
 Both are given the same sequences, of a made-up shop of 5,000 users and 3,399 items or of a data set's: of each user
 the last event is the one to rank, and the 51 before it train, for that is all that RecTools keeps. Width 64, 2 blocks,
 2 heads, 50 events, batches of 128 users, a softmax over the whole catalogue, 2 threads. Ours are the settings as they
-come, but for the length: the item table is made of content vectors too, an LTE is read as prefix, and the feed-forward
-layers are four times as wide as RecTools'.
+come, but for the length: the item table is made of content vectors too, and an LTE is read as prefix.
 
     training_targets_per_second    the epochs alone; padding is no target
     evaluation_users_per_second    NDCG@500. Ours takes exact ranks; RecTools recommends 500 items, then measures them
@@ -210,7 +209,7 @@ def at_scale(items: int, device: torch.device, users: int, seconds: float) -> tu
     rate = targets_per_second(fit, seconds)
     config, candidates = fit.ranker.config, fit.objective.sampled or items
     width, tokens = config.width, config.max_tokens
-    a_token = config.blocks * (24 * width**2 + 2 * tokens * width)  # causal: half of 4 · tokens · width
+    a_token = config.blocks * ((8 + 4 * config.feed_forward) * width**2 + 2 * tokens * width)  # causal: half of 4 · tokens · width
     a_target = 3 * (a_token * tokens / LENGTH + 2 * candidates * width)
     the_table = 4 * items * DIMENSIONS * width / (fit.options.batch_size * LENGTH)  # no gradient by the content
     return rate, rate * (a_target + the_table) / greatest_rate(device)
