@@ -52,9 +52,10 @@ bench-snapshot: .cache/prepared  ## a snapshot beside the other ways to make it 
 	@$(BIN)/python -m tests.benchmarks.bench_snapshot $(if $(SIZE),--size $(SIZE)) $(if $(SIDES),--sides $(SIDES)) \
 	    $(if $(DIMENSIONS),--dimensions $(DIMENSIONS)) $(if $(REPEATS),--repeats $(REPEATS)) $(if $(JSON),--json '$(JSON)')
 
-bench-quality: .cache/prepared  ## every model on the real data sets, beside RecTools' SASRec [DATA= SETS= VARIANTS= SEEDS=3 JSON=]
+bench-quality: .cache/prepared  ## every model on the real data sets, beside RecTools' SASRec [DATA= SETS= VARIANTS= SEEDS=3 LENGTHS= JSON=]
 	@$(BIN)/python -m tests.benchmarks.bench_quality $(if $(DATA),--data '$(DATA)') $(if $(SETS),--sets '$(SETS)') \
-	    $(if $(VARIANTS),--variants '$(VARIANTS)') $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JSON),--json '$(JSON)')
+	    $(if $(VARIANTS),--variants '$(VARIANTS)') $(if $(SEEDS),--seeds $(SEEDS)) $(if $(LENGTHS),--lengths '$(LENGTHS)') \
+	    $(if $(JSON),--json '$(JSON)')
 
 bench-training: $(VENV)/installed  ## training and evaluation beside RecTools' SASRec [SECONDS= REPEATS= DATA= JSON=]
 	@$(BIN)/python -m tests.benchmarks.bench_training $(if $(SECONDS),--seconds $(SECONDS)) \

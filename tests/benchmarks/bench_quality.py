@@ -27,7 +27,7 @@ from lte_model.errors import LTEError, run
 from lte_model.settings import Settings
 from lte_model.variants import RIVAL, VARIANTS
 from lte_model.verdict import Ablation
-from tests.benchmarks.rival import rectools_ranks
+from tests.benchmarks.rival import LENGTHS, rectools_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY.parent / "shared" / "data"
@@ -70,13 +70,17 @@ def main() -> None:
         "--variants", default=",".join(name for name in (*SIDES, *COMPARED, *CANDIDATES) if name in VARIANTS)
     )
     parser.add_argument("--seeds", type=int, default=3, help="of every side (default: %(default)s)")
+    parser.add_argument(
+        "--lengths", default=",".join(map(str, LENGTHS)), help="of RecTools' sessions, to choose of (default: %(default)s)"
+    )
     parser.add_argument("--without-rival", action="store_true", help="leave RecTools out")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def rank(settings: Settings, date: datetime.date) -> Mapping[str, Path]:
-        rival = rectools_ranks(settings, date, range(arguments.seeds))
+        lengths = [int(length) for length in arguments.lengths.split(",")]
+        rival = rectools_ranks(settings, date, range(arguments.seeds), lengths)
         print(f"rectools: length {rival.length}, {rival.epochs} epochs, {rival.seconds:.0f} s of fitting", flush=True)
         file = Path(settings.home, "rival", f"{date}.parquet")
         pl.concat(
