@@ -31,12 +31,12 @@ import mlflow
 import polars as pl
 from deltalake import DeltaTable
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 from mlflow.tracking import MlflowClient
 
 from lte_model import tracking, verdict
 from lte_model.errors import LTEError, run
+from lte_model.lineage import CHAMPION, numbers_by_alias
 from lte_model.representations import REPRESENTATIONS
 from lte_model.settings import Settings, load_settings
 from lte_model.verdict import OVER_NONE, OVER_POPULARITY, Evaluation, Figure, Outcome
@@ -45,7 +45,7 @@ from lte_model.windows import parse_run_date
 SIDE = "prefix"
 """The side of a training that is registered."""
 
-CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+CHALLENGER, PREVIOUS = "challenger", "previous"
 
 GATE_TAG, GATE_PASSED = "gate", "passed"
 """The tag of a version with what the gate said of it."""
@@ -194,7 +194,7 @@ def promote(settings: Settings) -> ModelVersion:
             "run lte_promotion for it"
         )
     client, name = MlflowClient(), version.name
-    before = _aliases(client, name).get(CHAMPION)
+    before = numbers_by_alias(client, name).get(CHAMPION)
     if before == str(version.version):
         return version
     # The champion moves last: after a kill before that, the next call still finds the old one and does all again.
@@ -213,7 +213,7 @@ def status(settings: Settings) -> list[str]:
     """A line for each version, oldest first: training date, figure, uplift, aliases."""
     tracking.configure(settings)
     client, name = MlflowClient(), settings.mlflow.model_name
-    aliases = _aliases(client, name)
+    aliases = numbers_by_alias(client, name)
     versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda version: int(version.version))
     if not versions:
         return [f"{name}: no version yet; run python -m lte_model.registry register --date D"]
@@ -361,7 +361,7 @@ def _require_publishable(evaluation: Evaluation) -> None:
 def _summary(settings: Settings, version: ModelVersion) -> str:
     """One line of Markdown with what a person needs to approve or refuse."""
     metric = version.tags["headline_metric"]
-    champion = _aliases(MlflowClient(), version.name).get(CHAMPION)
+    champion = numbers_by_alias(MlflowClient(), version.name).get(CHAMPION)
     if champion is None:
         place = "there is no champion yet"
     elif champion == str(version.version):
@@ -414,24 +414,13 @@ def _version(settings: Settings, alias: str) -> ModelVersion:
     """The version that has the alias. Raises `LTEError` where none has."""
     tracking.configure(settings)
     client, name = MlflowClient(), settings.mlflow.model_name
-    number = _aliases(client, name).get(alias)
+    number = numbers_by_alias(client, name).get(alias)
     if number is None:
         raise LTEError(
             f"model {name} has no {alias} in {settings.mlflow.tracking_uri}; "
             f"run python -m lte_model.registry {'register --date D' if alias == CHALLENGER else 'promote'} first"
         )
     return client.get_model_version(name, number)
-
-
-def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
-    """Alias → version number; empty for a model that isn't registered."""
-    try:
-        model = client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise
-    return {alias: str(number) for alias, number in model.aliases.items()}
 
 
 if __name__ == "__main__":
