@@ -90,7 +90,8 @@ def test_every_task_says_what_to_do_when_it_fails(dags):
 def test_jobs_are_tried_again_and_gates_are_not(dags):
     for task in _tasks(dags, "BashOperator"):
         is_gate = any(
-            word in task.bash_command for word in ("quality.check", "registry gate", "audit_lte", "ablation list")
+            word in task.bash_command
+            for word in ("quality.check", "registry gate", "audit_lte", "monitor_lte", "ablation list")
         )
         assert task.retries == (0 if is_gate else 2), f"{task.dag_id}.{task.task_id}"
 
@@ -159,7 +160,8 @@ def test_gates_stand_between_a_table_and_the_next(dags):
         (daily, "ingest_items", "check_items", "embed_items"),
         (daily, "ingest_events", "check_events", "embed_items"),
         (daily, "embed_items", "check_item_embeddings", "snapshot_lte"),
-        (daily, "snapshot_lte", "check_lte_snapshots", "publish_lte"),
+        (daily, "snapshot_lte", "check_lte_snapshots", "monitor_lte"),
+        (daily, "check_lte_snapshots", "monitor_lte", "publish_lte"),
         (training, "encode_items", "check_item_encodings", "snapshot_anchors"),
         (training, "snapshot_anchors", "check_lte_snapshots", "build_training_set"),
         (training, "count_popularity", "check_item_popularity", "build_training_set"),
