@@ -181,11 +181,12 @@ def population_stability(reference: np.ndarray, now: np.ndarray) -> float:
 
 def mean_cosine(one: np.ndarray, other: np.ndarray) -> float:
     """The mean cosine of the rows of two matrices (users, dimensions). A row of zeros has none; NaN where all are."""
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    dot, *squares = (
+        np.einsum("ud,ud->u", a, b, dtype=np.float64) for a, b in ((one, other), (one, one), (other, other))
+    )
+    lengths = np.sqrt(squares[0] * squares[1])
     some = lengths > 0
-    if not some.any():
-        return math.nan
-    return float((np.einsum("ud,ud->u", one, other)[some] / lengths[some]).mean())
+    return float((dot[some] / lengths[some]).mean()) if some.any() else math.nan
 
 
 def judged(settings: Settings, representation: str, values: Mapping[str, float]) -> list[Reading]:
@@ -296,6 +297,6 @@ def record(settings: Settings, date: datetime.date, readings: Sequence[Reading],
     """Logs the figures of a date as metrics `<representation>/<measure>`, and the page; returns the id of the run."""
     with tracking.monitoring_run(settings) as run:
         metrics = {f"{reading.representation}/{reading.measure.name}": reading.value for reading in readings}
-        tracking.log_metrics_of(run.info.run_id, metrics, date)
+        tracking.log_metrics_of_date(run.info.run_id, metrics, date)
         mlflow.log_artifact(str(path))
         return run.info.run_id

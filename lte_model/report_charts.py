@@ -281,8 +281,8 @@ def by_date(
     view = values + [bound for bound in (bounds.warn_below, bounds.warn_above) if math.isfinite(bound)]
     view += [bounds.stop_below] if math.isfinite(bounds.stop_below) and min(values) < bounds.warn_below else []
     view += [bounds.stop_above] if math.isfinite(bounds.stop_above) and max(values) > bounds.warn_above else []
-    margin = 0.06 * (max(view) - min(view)) or 0.06 * abs(max(view)) or 1
-    low, high = min(view) - margin, max(view) + margin
+    margin = 0.06 * (max(view) - min(view) or abs(max(view)) or 1)
+    low, high = min(view) - margin, max(view) + (margin if any(view) else 1)
     with rc_context(_STYLE | {"axes.grid.axis": "y"}):
         figure = Drawing(figsize=(_WIDTH / 3, 1.45), layout="constrained")
         axes = figure.subplots()
@@ -303,7 +303,7 @@ def by_date(
                 markersize=3 if len(dates) < 40 else 0,
             )  # fmt: skip
         axes.set_ylim(low, high)
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=all(float(value).is_integer() for value in view)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
         _date_axis(axes, ticks=(2, 5))
         return _as_svg(figure, name, f"{title} by date")

@@ -203,8 +203,8 @@ class Bounds(_Section):
 class Monitoring(_Section):
     """Where the measures of a snapshot may lie before it goes live; each is described in lte_model/monitoring.py.
 
-    The stops are where something broke in any shop we know; where to be warned is the shop's own. `[monitoring.inertia]
-    warn_below = 0.95` changes that bound and leaves the others of the measure as they are.
+    A default stop is where something must be broken, whatever the shop; where to be warned differs by shop.
+    `[monitoring.inertia] warn_below = 0.95` changes that bound and leaves the others of the measure as they are.
     """
 
     sampled_users: Count = 200_000
@@ -217,13 +217,13 @@ class Monitoring(_Section):
     missing: Bounds = Bounds(warn_above=0.02, stop_above=0.1)
     coverage: Bounds = Bounds(stop_below=0.05, warn_below=0.2)
     inertia: Bounds = Bounds(stop_below=0.5, warn_below=0.9)
-    moved_per_day: Bounds = Bounds(warn_above=0.02, stop_above=0.1)
+    moved_per_day: Bounds = Bounds(warn_above=0.01, stop_above=0.05)
     inertia_days: Bounds = Bounds()
-    mean_shift: Bounds = Bounds(warn_above=0.1, stop_above=0.3)
-    psi_norm: Bounds = Bounds(warn_above=0.25, stop_above=1)
+    mean_shift: Bounds = Bounds(warn_above=0.05, stop_above=0.2)
+    psi_norm: Bounds = Bounds(warn_above=0.25)
     psi_events: Bounds = Bounds(warn_above=0.25, stop_above=1)
     psi_age: Bounds = Bounds(warn_above=0.25)
-    """Without a stop: in the first year of a shop ages grow, as they should."""
+    """Without a stop: in the first year of a shop ages grow, as they should; and another encoder has other norms."""
     reference_days: Bounds = Bounds()
     age_mean: Bounds = Bounds()
     age_p50: Bounds = Bounds()

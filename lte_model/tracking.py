@@ -163,7 +163,7 @@ def log_metrics(run_id: str, metrics: Mapping[str, float]) -> None:
     )
 
 
-def log_metrics_of(run_id: str, metrics: Mapping[str, float], date: datetime.date) -> None:
+def log_metrics_of_date(run_id: str, metrics: Mapping[str, float], date: datetime.date) -> None:
     """Adds the metrics of a date: their step is its number since 1970-01-01, their time its midnight in UTC.
 
     What the run holds already of that date isn't added again. MLflow takes no value back: another value of the same

@@ -111,7 +111,7 @@ FAULTS = {
     "half of the vectors are zero": (lambda frame: lists(frame, SUMS.list.eval(0 * pl.element())), "zero_share 50.0 %"),
     "the population has shifted": (
         lambda frame: frame.with_columns(SUMS.list.eval(pl.element().abs())),
-        "mean_shift .*, stops above 0.3",
+        "mean_shift .*, stops above 0.2",
     ),
     "half of the users are gone": (lambda frame: frame.gather_every(2), "missing 50.0 %, stops above 10.0 %"),
     "the vectors are other users'": (lambda frame: frame.with_columns(SUMS.reverse()), "inertia .*, stops below 0.5"),
