@@ -16,7 +16,7 @@ at most; of a larger snapshot the rest is a sum. Runs without a JVM.
 
 import datetime
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -306,14 +306,14 @@ def _figures(
 
 
 def dates_to_compare(
-    settings: Settings, date: datetime.date, snapshots: Mapping[datetime.date, Listing]
+    settings: Settings, date: datetime.date, snapshots: Collection[datetime.date]
 ) -> tuple[datetime.date, datetime.date] | tuple[None, None]:
     """The snapshot before, and the reference of the drift: none of them for the first snapshot.
 
     The snapshot before is that of D−7, or the nearest to it. The reference is the newest that the model in use was
     trained on; where there is no model, or that snapshot is gone, the nearest to D−30.
     """
-    earlier = [there for there, files in snapshots.items() if there < date and files.records]
+    earlier = [there for there in snapshots if there < date]
     if not earlier:
         return None, None
 
@@ -327,8 +327,8 @@ def dates_to_compare(
 
 
 def _snapshots(listing: Listing, kind: Representation) -> dict[datetime.date, Listing]:
-    """The files of each snapshot of a representation."""
-    of_kind = listing.of({"representation": kind.name})
+    """The files of each snapshot of a representation that has a row."""
+    of_kind = listing.of({"representation": kind.name}).where(pl.col("num_records") > 0)
     dates = of_kind.files["partition.snapshot_date"].cast(pl.Date).unique().to_list()
     return {date: of_kind.of({"snapshot_date": str(date)}) for date in dates}
 
