@@ -6,6 +6,7 @@ The run of logical date D makes the LTE that may be used on D, and puts it live.
 | ingest | the feed: rows that became known on D−1, and on days that no run has brought | `events`, `items`, `quarantine` |
 | embed_items | items new to the basis | `item_embeddings` |
 | snapshot_lte | the nearest snapshot, and the events that make the difference | `lte_snapshots`, partition D |
+| monitor_lte | that snapshot, the one before, the one that the model was trained on | `lte_monitoring`, `monitoring.html` |
 | publish_lte | the rows of users whose LTE may have changed | `lte_live`, `publications` |
 | check_champion | who is champion; one that was promoted by hand is put through the gate | tags of the version |
 
@@ -14,6 +15,10 @@ its date alone, and the same rows each time. An older date never takes the place
 
 **When a gate fails** the tables behind it are not written, and yesterday's vectors stay live. Its log, and the
 Data Docs, name the rule and the rows. Correct the cause, then clear the failed run from the ingest on.
+
+**When `monitor_lte` stops** its log names every measure that is beyond its bound, and what to do; the page, and the run
+`monitoring` in MLflow, show it beside the dates before. If the snapshot is as it should be all the same, move that bound
+in `[monitoring]` of the settings and clear the task. A warning stops nothing: it stands in the log and on the page.
 """
 
 from airflow.sdk import DAG
@@ -75,6 +80,12 @@ with DAG(
         f"jobs.quality.check lte_snapshots --date {DATE}",
         on_failure="The rule on leaks failed? The lag in the settings isn't that of the rows: clear `snapshot_lte`.",
     )
+    monitor_lte = gate(
+        "monitor_lte",
+        f"jobs.monitor_lte --date {DATE}",
+        on_failure="The log names each measure beyond its bound. Is MLflow down? See the notes of this DAG.",
+        pool="lte_monitoring",
+    )
     publish_lte = job(
         "publish_lte",
         f"jobs.publish_lte --date {DATE}",
@@ -92,4 +103,4 @@ with DAG(
     ingest_items >> check_items
     ingest_events >> check_events
     [check_items, check_events] >> embed_items >> check_item_embeddings
-    check_item_embeddings >> snapshot_lte >> check_lte_snapshots >> publish_lte >> check_champion
+    check_item_embeddings >> snapshot_lte >> check_lte_snapshots >> monitor_lte >> publish_lte >> check_champion

@@ -30,6 +30,7 @@ TABLES = (
     "lte_live",
     "publications",
     "lte_audits",
+    "lte_monitoring",
     "item_popularity",
     "training_set",
     "test_measurements",

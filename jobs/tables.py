@@ -144,6 +144,12 @@ LTE_AUDITS = Table(
     missing BIGINT NOT NULL, extra BIGINT NOT NULL""",
     "jobs.audit_lte",
 )
+LTE_MONITORING = Table(
+    "lte_monitoring",
+    """snapshot_date DATE NOT NULL, basis_id STRING NOT NULL, representation STRING NOT NULL, measure STRING NOT NULL,
+    value DOUBLE NOT NULL""",
+    "jobs.monitor_lte",
+)
 ITEM_POPULARITY = Table(
     "item_popularity",
     """snapshot_date DATE NOT NULL, item_id STRING NOT NULL, events_7d INT NOT NULL, events_30d INT NOT NULL,
@@ -192,6 +198,7 @@ TABLES = {
         LTE_LIVE,
         PUBLICATIONS,
         LTE_AUDITS,
+        LTE_MONITORING,
         ITEM_POPULARITY,
         TRAINING_SET,
         TEST_MEASUREMENTS,

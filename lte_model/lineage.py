@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -20,6 +20,9 @@ from lte_model.settings import Settings
 
 TABLE_TAG = "delta_version."
 """How the tags begin that name the tables of a version; `lte_model.registry` sets them."""
+
+CHAMPION = "champion"
+"""The alias of the version that is in use."""
 
 ERASED_TAG = "trained_on_users_erased_on"
 """Tag of a version: the first day on which a user that it was trained on was erased."""
@@ -67,6 +70,35 @@ def registered_versions(settings: Settings) -> list[RegisteredVersion]:
             "is it up?"
         ) from None
     return sorted(versions, key=lambda version: version.version)
+
+
+def numbers_by_alias(client: MlflowClient, name: str) -> dict[str, str]:
+    """Alias → version number; empty for a model that isn't registered."""
+    model = registered_model(client, name)
+    return {} if model is None else {alias: str(number) for alias, number in model.aliases.items()}
+
+
+def registered_model(client: MlflowClient, name: str) -> RegisteredModel | None:
+    """The model with its aliases and tags; None where no version of it was registered."""
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def model_on(settings: Settings, date: datetime.date) -> RegisteredVersion | None:
+    """The champion; where there is none, or it was trained after `date`, the newest version that wasn't, if any."""
+    versions = [
+        version
+        for version in registered_versions(settings)
+        if version.training_date is not None and version.training_date <= date
+    ]
+    if not versions:
+        return None
+    number = numbers_by_alias(open_mlflow(settings), settings.mlflow.model_name).get(CHAMPION)
+    return next((version for version in versions if str(version.version) == number), versions[-1])
 
 
 def tables_in_use(versions: list[RegisteredVersion]) -> dict[str, dict[int, list[RegisteredVersion]]]:

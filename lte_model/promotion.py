@@ -38,7 +38,8 @@ from mlflow.tracking import MlflowClient
 
 from lte_model import registry, tracking, verdict
 from lte_model.errors import LTEError, run
-from lte_model.registry import CHALLENGER, CHAMPION, KIND, PREVIOUS, SIDE
+from lte_model.lineage import CHAMPION, numbers_by_alias, registered_model
+from lte_model.registry import CHALLENGER, KIND, PREVIOUS, SIDE
 from lte_model.settings import Settings, load_settings
 from lte_model.verdict import OVER_NONE, OVER_POPULARITY, Outcome
 
@@ -187,7 +188,7 @@ def watch(settings: Settings) -> str:
     """
     with _one_at_a_time(settings):
         name, champion = settings.mlflow.model_name, _champion(settings)
-        model = registry.registered_model(MlflowClient(), name)
+        model = registered_model(MlflowClient(), name)
         on_record = model.tags.get(ON_RECORD) if model else None
         if champion == on_record:
             return (
@@ -324,7 +325,7 @@ def _summary(settings: Settings, version: ModelVersion, champion: str | None) ->
 def _champion(settings: Settings) -> str | None:
     """The number of the champion's version."""
     tracking.configure(settings)
-    return registry.aliases_of(MlflowClient(), settings.mlflow.model_name).get(CHAMPION)
+    return numbers_by_alias(MlflowClient(), settings.mlflow.model_name).get(CHAMPION)
 
 
 def _move(version: ModelVersion, champion: str | None) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import mlflow
 import polars as pl
-from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 from mlflow.tracking import MlflowClient
@@ -25,6 +25,7 @@ from mlflow.tracking import MlflowClient
 from lte_model import tracking, verdict
 from lte_model.code_version import code_version
 from lte_model.errors import LTEError, run
+from lte_model.lineage import numbers_by_alias
 from lte_model.representations import AUTOENCODER, REPRESENTATIONS
 from lte_model.settings import Settings, load_settings
 from lte_model.verdict import OVER_NONE, OVER_POPULARITY, Evaluation, Figure
@@ -33,7 +34,7 @@ from lte_model.windows import parse_run_date
 SIDE = "prefix"
 """The side of a training that is registered."""
 
-CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+CHALLENGER, PREVIOUS = "challenger", "previous"
 
 KIND = ("basis_id", "representation", "lag_days", "window_days")
 """What an LTE and a model must share; tags of a version, and columns of `lte_live`."""
@@ -113,7 +114,7 @@ def status(settings: Settings) -> list[str]:
     """A line for each version, oldest first: training date, figure, uplift, aliases."""
     tracking.configure(settings)
     client, name = MlflowClient(), settings.mlflow.model_name
-    aliases = aliases_of(client, name)
+    aliases = numbers_by_alias(client, name)
     versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda version: int(version.version))
     if not versions:
         return [f"{name}: no version yet; run python -m lte_model.registry register --date D"]
@@ -272,7 +273,7 @@ def version_with(settings: Settings, alias: str) -> ModelVersion:
     """The version that has the alias. Raises `LTEError` where none has."""
     tracking.configure(settings)
     client, name = MlflowClient(), settings.mlflow.model_name
-    number = aliases_of(client, name).get(alias)
+    number = numbers_by_alias(client, name).get(alias)
     if number is None:
         first = "lte_model.registry register --date D" if alias == CHALLENGER else "lte_promotion"
         raise LTEError(f"model {name} has no {alias} in {settings.mlflow.tracking_uri}; run {first} first")
@@ -291,22 +292,6 @@ def version_of(settings: Settings, number: str) -> ModelVersion:
             f"model {settings.mlflow.model_name} has no version {number}; "
             "python -m lte_model.registry status lists those that there are"
         ) from None
-
-
-def aliases_of(client: MlflowClient, name: str) -> dict[str, str]:
-    """Alias → version number; empty for a model that isn't registered."""
-    model = registered_model(client, name)
-    return {} if model is None else {alias: str(number) for alias, number in model.aliases.items()}
-
-
-def registered_model(client: MlflowClient, name: str) -> RegisteredModel | None:
-    """The model with its aliases and tags; None where no version of it was registered."""
-    try:
-        return client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
 
 
 if __name__ == "__main__":

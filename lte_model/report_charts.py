@@ -7,8 +7,9 @@ stays text, in the page's font.
 
 import datetime
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -18,6 +19,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from lte_model.settings import Bounds
 from lte_model.verdict import Ablation, Evaluation, Figure, is_defined, metric_label, outcome
 from lte_model.windows import Interval, lte_window, target_window
 
@@ -63,6 +65,9 @@ _STYLE = {
     "legend.frameon": False,
     "legend.labelcolor": PALETTE["ink"],
 }
+
+LINES = ("prefix", "target", "validation", "test", "none")
+"""The colours of the lines of one chart by date, in their order."""
 
 _MOST_ANCHORS = 12
 _XLINK = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
@@ -261,6 +266,49 @@ def budget(ablation: Ablation) -> Markup:
         return _as_svg(figure, "budget", "Quality and cost against the tokens of the sequence")
 
 
+def by_date(
+    name: str,
+    title: str,
+    lines: Mapping[str, Sequence[tuple[datetime.date, float]]],
+    bounds: Bounds,
+    written: Callable[[float], str],
+) -> Markup:
+    """A small chart: a line (dates and values) for each name, and what lies beyond the bounds shaded.
+
+    The bounds of a warning are always in view, those of a stop once a value is beyond the warning.
+    """
+    values = [value for line in lines.values() for _, value in line]
+    view = values + [bound for bound in (bounds.warn_below, bounds.warn_above) if math.isfinite(bound)]
+    view += [bounds.stop_below] if math.isfinite(bounds.stop_below) and min(values) < bounds.warn_below else []
+    view += [bounds.stop_above] if math.isfinite(bounds.stop_above) and max(values) > bounds.warn_above else []
+    margin = 0.06 * (max(view) - min(view) or abs(max(view)) or 1)
+    low, high = min(view) - margin, max(view) + (margin if any(view) else 1)
+    with rc_context(_STYLE | {"axes.grid.axis": "y"}):
+        figure = Drawing(figsize=(_WIDTH / 3, 1.45), layout="constrained")
+        axes = figure.subplots()
+        for begin, end, line, colour in (
+            (bounds.stop_below, bounds.warn_below, bounds.warn_below, "undecided"),
+            (bounds.warn_above, bounds.stop_above, bounds.warn_above, "undecided"),
+            (-math.inf, bounds.stop_below, bounds.stop_below, "worse"),
+            (bounds.stop_above, math.inf, bounds.stop_above, "worse"),
+        ):
+            begin, end = max(begin, low), min(end, high)
+            if begin < end:
+                axes.axhspan(begin, end, color=PALETTE[colour], alpha=0.14, linewidth=0)
+                axes.axhline(line, color=PALETTE[colour], linewidth=0.8)
+        for line, colour in zip(lines.values(), LINES, strict=False):
+            dates = [date for date, _ in line]
+            axes.plot(
+                dates, [value for _, value in line], color=PALETTE[colour], linewidth=1.2, marker="o",
+                markersize=3 if len(dates) < 40 else 0,
+            )  # fmt: skip
+        axes.set_ylim(low, high)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=all(float(value).is_integer() for value in view)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
+        _date_axis(axes, ticks=(2, 5))
+        return _as_svg(figure, name, f"{title} by date")
+
+
 def _sides(evaluation: Evaluation) -> list[str]:
     """The evaluated sides, the known ones in the order of `SIDES`."""
     return sorted(evaluation["sides"], key=lambda side: [*SIDES, side].index(side))
@@ -301,8 +349,8 @@ def _from_the_top(axes: Axes) -> None:
     axes.set_ylim(max(low, high), min(low, high))
 
 
-def _date_axis(axes: Axes) -> None:
-    locator = AutoDateLocator(minticks=4, maxticks=10)
+def _date_axis(axes: Axes, ticks: tuple[int, int] = (4, 10)) -> None:
+    locator = AutoDateLocator(minticks=ticks[0], maxticks=ticks[1])
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
 

@@ -5,6 +5,7 @@ are *exact* weigh every event alike: the engine adds their vectors up, and may g
 weights of the others change with the date, so that each date is made anew from all events of its window.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,11 @@ class Representation:
     def lag_days(self, lag_days: int) -> int:
         """The lag of its rows, in days, where the settings have `lag_days`."""
         return lag_days if self.lagged else 0
+
+    def largest_norm(self, dimensions: int) -> float:
+        """No vector of that many dimensions is longer: those of content have unit length, but for the grid, and those of
+        an encoder only lie within [−1, 1]."""
+        return (math.sqrt(dimensions) if self.name == AUTOENCODER else 1) + 0.01
 
 
 REPRESENTATIONS = {

@@ -4,12 +4,13 @@
 `home` starts at the folder of the file. An unknown key, in the file or the environment, is an error.
 """
 
+import math
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lte_model.errors import LTEError
 from lte_model.representations import require_distinct
@@ -183,6 +184,69 @@ class Gates(_Section):
     min_lte_coverage: Share = 0.1
 
 
+class Bounds(_Section):
+    """Where a measure may lie: beyond `warn_…` its value is named in the log, beyond `stop_…` nothing goes live.
+
+    A bound itself is allowed; an infinite one is none.
+    """
+
+    stop_below: float = -math.inf
+    warn_below: float = -math.inf
+    warn_above: float = math.inf
+    stop_above: float = math.inf
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if not self.stop_below <= self.warn_below <= self.warn_above <= self.stop_above:
+            raise ValueError(
+                "bounds must ascend: stop_below, warn_below, warn_above, stop_above; -inf and inf are none"
+            )
+        return self
+
+
+class Monitoring(_Section):
+    """Where the measures of a snapshot may lie before it goes live; each is described in lte_model/monitoring.py.
+
+    A default stop is where something must be broken, whatever the shop; where to be warned differs by shop.
+    `[monitoring.inertia] warn_below = 0.95` changes that bound and leaves the others of the measure as they are.
+    """
+
+    sampled_users: Count = 200_000
+    """So many users, or all of a smaller snapshot, are compared with other dates and looked for in the events: three
+    times their vectors are in memory at once."""
+
+    users: Bounds = Bounds()
+    users_change: Bounds = Bounds(stop_below=-0.3, warn_below=-0.1, warn_above=0.3)
+    without_lte: Bounds = Bounds(warn_above=0.7, stop_above=0.95)
+    missing: Bounds = Bounds(warn_above=0.02, stop_above=0.1)
+    coverage: Bounds = Bounds(stop_below=0.05, warn_below=0.2)
+    inertia: Bounds = Bounds(stop_below=0.5, warn_below=0.9)
+    moved_per_day: Bounds = Bounds(warn_above=0.01, stop_above=0.05)
+    inertia_days: Bounds = Bounds()
+    mean_shift: Bounds = Bounds(warn_above=0.05, stop_above=0.2)
+    psi_norm: Bounds = Bounds(warn_above=0.25)
+    psi_events: Bounds = Bounds(warn_above=0.25, stop_above=1)
+    psi_age: Bounds = Bounds(warn_above=0.25)
+    """Without a stop: in the first year of a shop ages grow, as they should; and another encoder has other norms."""
+    reference_days: Bounds = Bounds()
+    age_mean: Bounds = Bounds()
+    age_p50: Bounds = Bounds()
+    age_p95: Bounds = Bounds()
+    days_without_events: Bounds = Bounds(warn_above=2, stop_above=14)
+    events_mean: Bounds = Bounds()
+    norm_mean: Bounds = Bounds()
+    null_rows: Bounds = Bounds(warn_above=0, stop_above=0)
+    off_grid_rows: Bounds = Bounds(warn_above=0, stop_above=0)
+    long_rows: Bounds = Bounds(warn_above=0, stop_above=0)
+    zero_share: Bounds = Bounds(warn_above=0.0001, stop_above=0.01)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _over_the_default(cls, given: Any, info: ValidationInfo) -> Any:
+        default = cls.model_fields[info.field_name].default
+        return default.model_dump() | given if isinstance(default, Bounds) and isinstance(given, dict) else given
+
+
 class Maintenance(_Section):
     """What the weekly maintenance keeps: every snapshot of the last `daily_snapshots_days`, before them those that a
     training reads; a file for `retention_days` after no version of today needs it, and longer where a registered
@@ -226,6 +290,7 @@ class Settings(_Section):
     online_test: OnlineTest = OnlineTest()
     mlflow: MLflow = MLflow()
     gates: Gates = Gates()
+    monitoring: Monitoring = Monitoring()
     maintenance: Maintenance = Maintenance()
     spark: Spark = Spark()
 

@@ -3,7 +3,7 @@
 
 A run is found by its tags `lte.training_date` and `lte.side`, so that a task that is tried again goes on with the run
 of its first try instead of leaving a broken one behind. The read-out of an online test is a run too, found by the
-test's name and the date.
+test's name and the date; and there is one run `monitoring`, whose metrics have a value for each date.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ DATE_TAG = "lte.training_date"
 SIDE_TAG = "lte.side"
 TEST_TAG = "lte.online_test"
 READ_OUT_TAG = "lte.read_out_date"
+MONITORING_TAG = "lte.monitoring"
 
 
 def configure(settings: Settings) -> Experiment:
@@ -119,17 +120,27 @@ def find_runs(experiment_id: str, training_date: datetime.date, side: str) -> li
 @contextlib.contextmanager
 def read_out_run(settings: Settings, test: str, date: datetime.date) -> Iterator[mlflow.ActiveRun]:
     """The active run of the read-out of the online test as of `date`; found or created, and ended with the block."""
+    tags = {TEST_TAG: test, READ_OUT_TAG: str(date)}
+    with mlflow.start_run(run_id=_run_with(settings, tags, f"read-out of {test} {date}")) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def monitoring_run(settings: Settings) -> Iterator[mlflow.ActiveRun]:
+    """The active run of the installation's monitoring; found or created, and ended with the block."""
+    with mlflow.start_run(run_id=_run_with(settings, {MONITORING_TAG: "daily"}, "monitoring")) as run:
+        yield run
+
+
+def _run_with(settings: Settings, tags: Mapping[str, str], name: str) -> str:
+    """The id of the oldest run with these tags, or of a new one."""
     experiment_id = configure(settings).experiment_id
     client = MlflowClient()
-    of_test = f"tags.`{TEST_TAG}` = '{test}' AND tags.`{READ_OUT_TAG}` = '{date}'"
-    found = client.search_runs([experiment_id], filter_string=of_test, order_by=["attributes.start_time ASC"])
+    wanted = " AND ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
+    found = client.search_runs([experiment_id], filter_string=wanted, order_by=["attributes.start_time ASC"])
     if found:
-        run_id = found[0].info.run_id
-    else:
-        tags = {TEST_TAG: test, READ_OUT_TAG: str(date), MLFLOW_RUN_NAME: f"read-out of {test} {date}"}
-        run_id = client.create_run(experiment_id, tags=tags).info.run_id
-    with mlflow.start_run(run_id=run_id) as run:
-        yield run
+        return found[0].info.run_id
+    return client.create_run(experiment_id, tags={**tags, MLFLOW_RUN_NAME: name}).info.run_id
 
 
 def log_dataset(settings: Settings, table: str, version: int, context: str) -> None:
@@ -150,6 +161,24 @@ def log_metrics(run_id: str, metrics: Mapping[str, float]) -> None:
     MlflowClient().log_batch(
         run_id, metrics=[Metric(name.replace("@", "_at_"), value, now, 0) for name, value in metrics.items()]
     )
+
+
+def log_metrics_of_date(run_id: str, metrics: Mapping[str, float], date: datetime.date) -> None:
+    """Adds the metrics of a date: their step is its number since 1970-01-01, their time its midnight in UTC.
+
+    What the run holds already of that date isn't added again. MLflow takes no value back: another value of the same
+    date gets a time a millisecond later, so that it is the one that counts.
+    """
+    client = MlflowClient()
+    midnight = datetime.datetime.combine(date, datetime.time(), datetime.UTC)
+    time, step = int(midnight.timestamp() * 1000), (date - datetime.date(1970, 1, 1)).days
+    added = []
+    for name, value in metrics.items():
+        there = [metric for metric in client.get_metric_history(run_id, name) if metric.step == step]
+        newest = max(there, key=lambda metric: metric.timestamp, default=None)
+        if newest is None or newest.value != value:
+            added.append(Metric(name, value, newest.timestamp + 1 if newest else time, step))
+    client.log_batch(run_id, metrics=added)
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ def overlaps(column: str, days: Interval) -> pl.Expr:
 
 
 def read_pieces(
-    pieces: Sequence[Piece], columns: Sequence[str], condition: pc.Expression, dictionaries: Sequence[str] = ()
+    pieces: Sequence[Piece], columns: Sequence[str], condition: pc.Expression | None, dictionaries: Sequence[str] = ()
 ) -> Iterator[pa.Table]:
     """The rows of each piece that match; columns in `dictionaries` come dictionary-encoded, as they lie in the file."""
     form = ds.ParquetFileFormat(read_options=ds.ParquetReadOptions(dictionary_columns=set(dictionaries)))

@@ -266,7 +266,9 @@ def _ltes(settings: Settings, table: str, keys: Sequence[str]) -> pl.LazyFrame:
     """The rows of a table of LTEs that are of the settings' representations, as `_rules_of_ltes` looks at them."""
     sums = pl.col("vector_sum")
     squared_sum = sums.list.eval((pl.element().cast(pl.Float64) / GRID).pow(2)).list.sum()
-    lags = {name: REPRESENTATIONS[name].lag_days(settings.window.lag_days) for name in settings.model.representations}
+    kinds = {name: REPRESENTATIONS[name] for name in settings.model.representations}
+    lags = {name: kind.lag_days(settings.window.lag_days) for name, kind in kinds.items()}
+    longest = {name: kind.largest_norm(settings.basis.dimensions) for name, kind in kinds.items()}
     return (
         scan(settings, table)
         .filter(pl.col("representation").is_in(list(lags)))
@@ -281,9 +283,7 @@ def _ltes(settings: Settings, table: str, keys: Sequence[str]) -> pl.LazyFrame:
             window_end=_window_end(),
             dimensions=sums.list.len(),
             norm=squared_sum.sqrt() / pl.col("event_count"),
-            # The vectors of content have unit length; those of an encoder only lie within [−1, 1].
-            largest_norm=pl.when(pl.col("representation") == AUTOENCODER).then(sums.list.len().sqrt()).otherwise(1)
-            + 0.01,
+            largest_norm=pl.col("representation").replace_strict(longest, default=None, return_dtype=pl.Float64),
         )
     )
 

@@ -55,7 +55,8 @@ CONTEXT = {
     ),
 }
 GATES = (
-    "quality.check", "promotion challenger", "promotion gate", "promotion watch", "audit_lte", "ablation list",
+    "quality.check", "promotion challenger", "promotion gate", "promotion watch", "audit_lte", "monitor_lte",
+    "ablation list",
 )  # fmt: skip
 """The commands of tasks that read and decide."""
 

@@ -185,6 +185,8 @@ def test_the_bootstrap_fills_the_tables(installation, bootstrapped):
 def test_each_date_of_a_backfill_has_its_snapshot(installation, backfilled):
     snapshots = _table(installation, "lte_snapshots").select("snapshot_date", "newest_event_date").collect()
     assert set(backfilled) <= set(snapshots["snapshot_date"])
+    measured = _table(installation, "lte_monitoring").select("snapshot_date").collect()["snapshot_date"]
+    assert set(measured) == set(backfilled)
     lag = installation.settings.window.lag_days
     for date in backfilled:
         of_date = snapshots.filter(pl.col("snapshot_date") == date)
@@ -266,6 +268,7 @@ def test_the_pages_are_served_and_nothing_else_is(installation, promoted, page, 
         "/",
         "/data_docs/index.html",
         "/data_docs/gates.html",
+        "/reports/monitoring.html",
         f"/reports/{installation.training_date}/report.html",
     ):
         with urllib.request.urlopen(stack.pages_url + path) as answer:
@@ -278,6 +281,7 @@ def test_the_pages_are_served_and_nothing_else_is(installation, promoted, page, 
     for name, path in (
         ("gates", "/data_docs/gates.html"),
         ("data-docs", "/data_docs/"),
+        ("monitoring", "/reports/monitoring.html"),
         ("report", f"/reports/{installation.training_date}/report.html"),
     ):
         page.goto(stack.pages_url + path)
