@@ -17,7 +17,7 @@ import numpy as np
 from lte_model.basis import chosen_basis, to_vector
 from lte_model.errors import LTEError
 from lte_model.online_store import OnlineStore
-from lte_model.representations import UNIFORM, representation
+from lte_model.representations import UNIFORM, require_distinct
 from lte_model.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ class OnlineReader:
         self._store = OnlineStore(settings)
         self._views: dict[str, tuple[str, FeatureView]] = {}
 
-    def read(self, user_ids: Sequence[str], name: str = UNIFORM) -> list[OnlineLTE | None]:
+    def read(self, user_ids: Sequence[str], representation: str = UNIFORM) -> list[OnlineLTE | None]:
         """The LTE of each user; None for a user without one. Raises `LTEError` where nothing was pushed of the
         representation in the basis of the settings, and where the store fails."""
-        if name not in self._views:
-            self._views[name] = self._open(name)
-        basis_id, view = self._views[name]
+        if representation not in self._views:
+            self._views[representation] = self._open(representation)
+        basis_id, view = self._views[representation]
         rows = self._store.read(view, user_ids)
         found = [row for row in rows if row]
         if not found:
@@ -63,28 +63,31 @@ class OnlineReader:
         sums = np.array([row["vector_sum"] for row in found], dtype=np.int32)
         vectors = iter(zip(to_vector(sums, [row["event_count"] for row in found]), sums, strict=True))
         return [
-            _lte(user, row, *next(vectors), basis_id, name) if row else None
+            _lte(user, row, *next(vectors), basis_id, representation) if row else None
             for user, row in zip(user_ids, rows, strict=True)
         ]
 
-    def _open(self, name: str) -> "tuple[str, FeatureView]":
+    def _open(self, representation: str) -> "tuple[str, FeatureView]":
+        require_distinct([representation])
         wanted = self._settings.basis.basis_id
-        bases = self._store.bases(representation(name).name)
+        bases = self._store.bases(representation)
         if not bases or (wanted and wanted not in bases):
             of_basis = f" of basis {wanted}" if wanted else ""
-            raise LTEError(f"the online store holds no {name} LTE{of_basis}; run jobs.push_lte")
+            raise LTEError(f"the online store holds no {representation} LTE{of_basis}; run jobs.push_lte")
         basis_id = chosen_basis(bases, wanted, self._settings.online_store.registry)
-        return basis_id, self._store.view(basis_id, name)
+        return basis_id, self._store.view(basis_id, representation)
 
 
-def _lte(user_id: str, row: dict, vector: np.ndarray, vector_sum: np.ndarray, basis_id: str, name: str) -> OnlineLTE:
+def _lte(
+    user_id: str, row: dict, vector: np.ndarray, vector_sum: np.ndarray, basis_id: str, representation: str
+) -> OnlineLTE:
     return OnlineLTE(
         user_id=user_id,
         vector=vector,
         vector_sum=vector_sum,
         event_count=row["event_count"],
         basis_id=basis_id,
-        representation=name,
+        representation=representation,
         lag_days=row["lag_days"],
         window_days=row["window_days"],
         newest_event_date=datetime.date.fromisoformat(row["newest_event_date"]),

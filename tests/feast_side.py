@@ -42,9 +42,9 @@ def push(file, date, name="uniform", allow_older=False, full=False, killed_at=""
     return str(done.date), done.written, done.removed
 
 
-def read(file, users, name="uniform"):
+def read(file, users, representation="uniform"):
     """Each user's LTE as a dict: arrays as bytes, dates as text."""
-    ltes = [lte and vars(lte) for lte in reader(file).read(users, name)]
+    ltes = [lte and vars(lte) for lte in reader(file).read(users, representation)]
     return [lte and {key: _plain(value) for key, value in lte.items()} for lte in ltes]
 
 

@@ -260,6 +260,8 @@ def test_what_can_not_be_read_is_named(in_feast, shop):
     in_feast("push", shop.file, DATES[0])
     with pytest.raises(LTEError, match="holds no recency LTE; run jobs.push_lte"):
         in_feast("read", shop.file, ["u"], "recency")
+    with pytest.raises(LTEError, match="there is no representation 'unifrom'"):
+        in_feast("read", shop.file, ["u"], "unifrom")
     other = shop.file.with_name("other.toml")
     other.write_text('[basis]\nbasis_id = "other"\n' + shop.file.read_text())
     with pytest.raises(LTEError, match="holds no uniform LTE of basis other; run jobs.push_lte"):
