@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FEAST := .cache/feast
 UV := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -28,6 +29,14 @@ $(VENV)/installed: pyproject.toml infra/constraints.txt
 	$(BIN)/python -m jobs.prepare --settings infra/settings/local.toml
 	@mkdir -p .cache && touch $@
 
+$(FEAST)/installed: infra/feast/requirements.txt infra/feast/constraints.txt | $(VENV)/installed
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(FEAST)/venv
+	VIRTUAL_ENV=$(FEAST)/venv $(BIN)/uv pip install --quiet --compile-bytecode --requirements infra/feast/requirements.txt --constraints infra/feast/constraints.txt
+	@touch $@
+
+online-store: $(FEAST)/installed  ## Feast, in an environment of its own: for [online_store] of the settings
+	@echo "ready: $(FEAST)/venv/bin/python, packages of infra/feast/constraints.txt"
+
 demo: .cache/prepared  ## the whole pipeline through Airflow [DATA= JSON= LAG= WINDOW= DATE= TEST_DAYS= USERS= ITEMS=]
 	@$(BIN)/python -m infra.demo $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)') \
 	    $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
@@ -42,7 +51,7 @@ ablation: .cache/prepared  ## every variant of the model on a feed, compared [DA
 up: .cache/prepared  ## Airflow, MLflow and the pages on loopback until Ctrl-C [SETTINGS= AIRFLOW_PORT= MLFLOW_PORT= PAGES_PORT=]
 	@exec $(BIN)/python -m infra.local_stack --settings $(SETTINGS)
 
-test: .cache/prepared  ## all tests, in two processes, a file in one of them [ARGS="-m 'not e2e'" WORKERS=2]
+test: .cache/prepared $(FEAST)/installed  ## all tests, in two processes, a file in one of them [ARGS="-m 'not e2e'" WORKERS=2]
 	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-kills: .cache/prepared  ## kill jobs at random instants, run them again, compare every table [KILLS=30 SEED= JSON=]
@@ -61,6 +70,10 @@ bench-training: $(VENV)/installed  ## training and evaluation beside RecTools' S
 	@$(BIN)/python -m tests.benchmarks.bench_training $(if $(SECONDS),--seconds $(SECONDS)) \
 	    $(if $(REPEATS),--repeats $(REPEATS)) $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)')
 
+bench-reader: $(FEAST)/installed  ## reading the online store: p50 and p99, SQLite and Redis [USERS= DIMENSIONS= JSON=]
+	@$(FEAST)/venv/bin/python -m tests.benchmarks.bench_reader $(if $(USERS),--users $(USERS)) \
+	    $(if $(DIMENSIONS),--dimensions $(DIMENSIONS)) $(if $(JSON),--json '$(JSON)')
+
 lint: $(VENV)/installed  ## ruff
 	$(BIN)/ruff check .
 
@@ -69,4 +82,4 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup demo ablation up test test-kills bench-snapshot bench-quality bench-training lint clean
+.PHONY: help setup online-store demo ablation up test test-kills bench-snapshot bench-quality bench-training bench-reader lint clean

@@ -8,10 +8,13 @@ The run of logical date D makes the LTE that may be used on D, and puts it live.
 | snapshot_lte | the nearest snapshot, and the events that make the difference | `lte_snapshots`, partition D |
 | monitor_lte | that snapshot, the one before, the one that the model was trained on | `lte_monitoring`, `monitoring.html` |
 | publish_lte | the rows of users whose LTE may have changed | `lte_live`, `publications` |
+| push_lte | the rows of `lte_live` that changed | the online store, if the settings name one |
 | check_champion | who is champion; one that was promoted by hand is put through the gate | tags of the version |
 
 **First** run `lte_bootstrap`, once. **Backfill** any range of dates, in any order: each run writes the rows of
-its date alone, and the same rows each time. An older date never takes the place of a newer one in `lte_live`.
+its date alone, and the same rows each time. An older date never takes the place of a newer one in `lte_live`, nor in
+the online store. To go back to an older one there, `python -m jobs.push_lte --date D --allow-older`; the next run of
+this DAG goes forward again.
 
 **When a gate fails** the tables behind it are not written, and yesterday's vectors stay live. Its log, and the
 Data Docs, name the rule and the rows. Correct the cause, then clear the failed run from the ingest on.
@@ -92,7 +95,12 @@ with DAG(
         writes="lte_live",
         on_failure="The vectors that were live still are. A representation is refused? Its name is in the log. Clear the task.",
     )
-
+    push_lte = job(
+        "push_lte",
+        f"jobs.push_lte --date {DATE}",
+        writes="online_store",
+        on_failure="Readers find the rows that the store had, or some of them new. Is it up? Clear the task: it goes on.",
+    )
     check_champion = gate(
         "check_champion",
         "lte_model.promotion watch",
@@ -103,4 +111,5 @@ with DAG(
     ingest_items >> check_items
     ingest_events >> check_events
     [check_items, check_events] >> embed_items >> check_item_embeddings
-    check_item_embeddings >> snapshot_lte >> check_lte_snapshots >> monitor_lte >> publish_lte >> check_champion
+    check_item_embeddings >> snapshot_lte >> check_lte_snapshots >> monitor_lte >> publish_lte
+    publish_lte >> [push_lte, check_champion]

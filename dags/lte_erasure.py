@@ -12,13 +12,15 @@ The list itself is yours to delete; no log and no note here repeats an id.
 | erase_… | a table, in the order of the pipeline: what is gone can't be made again from a table that comes later |
 | erase_reports | evaluations and reports, and their copies in MLflow |
 | erase_data_docs | results of gates that name their rows, and the pages of these |
+| erase_online_store | the rows that services read, if the settings name a store |
 | list_models | nothing: lists the models that were trained on erased users, and table versions that can't be read any more |
 
 **It beats the protection of versions:** old files that name a user go, also where a registered model names their
 version. The model's tags in MLflow say so. Train anew, and promote that.
 
 **Not reached from here:** Airflow's own logs, where a gate that failed names the rows that broke its rule, and
-backups or object versions of your store. Their own retention must end them.
+backups or object versions of your stores, and the files in which a Redis keeps its past. Their own retention must
+end them.
 
 **When it fails:** clear the failed task: it goes on where it stopped, and the accounts of rows add up in the end. A
 job that was reading an old version of a table finds its files gone, and is tried again by itself.
@@ -63,9 +65,9 @@ with DAG(
             f"erase_{files}",
             f"jobs.erase_users {LIST} --files {files}",
             writes=files,
-            on_failure="Is MLflow up, and may the worker write its artifacts? Clear the task.",
+            on_failure="Are MLflow and the online store up, and may the worker write there? Clear the task.",
         )
-        for files in ("reports", "data_docs")
+        for files in ("reports", "data_docs", "online_store")
     ]
     list_models = job(
         "list_models",

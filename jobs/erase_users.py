@@ -1,8 +1,8 @@
-"""Erases the users of a list from every table, and from the files that trainings and gates leave for people to read.
+"""Erases the users of a list from every table, the files that trainings and gates leave for people, the online store.
 
     python -m jobs.erase_users --users FILE                    everything, in the order below
     python -m jobs.erase_users --users FILE --table events     one table
-    python -m jobs.erase_users --users FILE --files reports    reports and their copies in MLflow; or data_docs
+    python -m jobs.erase_users --users FILE --files reports    reports and their copies in MLflow; data_docs; online_store
     python -m jobs.erase_users --models                        lists the models that past erasures concern
 
 FILE has a user id per line, UTF-8; space around an id is no part of it, as in the feed. For each table that can name
@@ -44,6 +44,7 @@ from lte_model import lineage
 from lte_model.erasure import erase_from_artifacts, erase_from_reports
 from lte_model.errors import LTEError, run
 from lte_model.lineage import RegisteredVersion
+from lte_model.online_store import erase_from_online_store
 from lte_model.settings import Settings, load_settings
 from lte_model.windows import today
 
@@ -55,6 +56,7 @@ TABLES_WITH_USERS = {
 FILES: dict[str, tuple[Callable[[Settings, frozenset[str]], list[str]], ...]] = {
     "reports": (erase_from_reports, erase_from_artifacts),
     "data_docs": (erase_from_gates,),
+    "online_store": (erase_from_online_store,),
 }
 """What is erased from beside the tables, by the name of its pool."""
 
@@ -330,7 +332,8 @@ def describe(erased: Sequence[Erased]) -> list[str]:
 
 
 def describe_files(what: str, changed: Sequence[str]) -> list[str]:
-    return [f"{what}: {len(changed)} files changed or deleted", *[f"  {file}" for file in changed]]
+    kind = "views" if what == "online_store" else "files"
+    return [f"{what}: {len(changed)} {kind} changed or deleted", *[f"  {one}" for one in changed]]
 
 
 def describe_models(settings: Settings) -> list[str]:

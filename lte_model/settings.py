@@ -175,6 +175,19 @@ class MLflow(_Section):
     model_name: str = "lte-ranker"
 
 
+class OnlineStore(_Section):
+    """Where a service reads the LTEs that are live; `none`: nowhere. `sqlite` is the file `path`. `redis` is what
+    `connection` says, `host:port,password=…,ssl=true`: a secret belongs into the environment,
+    LTE_ONLINE_STORE__CONNECTION. `registry`, a path or URL, is Feast's note of its views, and `python` that of the
+    environment with Feast."""
+
+    type: Literal["none", "sqlite", "redis"] = "none"
+    path: str = "online_store/ltes.db"
+    connection: Annotated[str, Field(repr=False)] = "localhost:6379"
+    registry: str = "online_store/registry.db"
+    python: str = ""
+
+
 class Gates(_Section):
     """The shares of a day's rows that may be refused, and that may name an unknown item, before a gate stops it; and
     the share of its test users that must have an LTE, for a model to be promoted."""
@@ -289,6 +302,7 @@ class Settings(_Section):
     evaluation: Evaluation = Evaluation()
     online_test: OnlineTest = OnlineTest()
     mlflow: MLflow = MLflow()
+    online_store: OnlineStore = OnlineStore()
     gates: Gates = Gates()
     monitoring: Monitoring = Monitoring()
     maintenance: Maintenance = Maintenance()
@@ -356,6 +370,9 @@ def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
             "sources": Sources(**{feed: absolute(source) for feed, source in settings.sources}),
             "mlflow": settings.mlflow.model_copy(
                 update={"tracking_uri": uri, "artifacts": absolute(settings.mlflow.artifacts)}
+            ),
+            "online_store": settings.online_store.model_copy(
+                update={name: absolute(getattr(settings.online_store, name)) for name in ("path", "registry", "python")}
             ),
             "spark": settings.spark.model_copy(
                 update={

@@ -174,6 +174,7 @@ def test_gates_stand_between_a_table_and_the_next(dags):
         (daily, "ingest_events", "check_events", "embed_items"),
         (daily, "embed_items", "check_item_embeddings", "snapshot_lte"),
         (daily, "snapshot_lte", "check_lte_snapshots", "publish_lte"),
+        (daily, "snapshot_lte", "check_lte_snapshots", "push_lte"),
         (training, "encode_items", "check_item_encodings", "snapshot_anchors"),
         (training, "snapshot_anchors", "check_lte_snapshots", "build_training_set"),
         (training, "count_popularity", "check_item_popularity", "build_training_set"),

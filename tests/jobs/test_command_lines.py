@@ -18,6 +18,7 @@ JOBS = (
     "jobs.encode_items",
     "jobs.snapshot_lte",
     "jobs.publish_lte",
+    "jobs.push_lte",
     "jobs.count_popularity",
     "jobs.build_training_set",
     "jobs.audit_lte",
@@ -90,6 +91,17 @@ def test_without_the_autoencoder_no_items_are_encoded_and_no_jvm_is_started(tmp_
     done = run("jobs.encode_items --date 2024-03-01 --anchors --if-read", tmp_path, JAVA_HOME=str(tmp_path), PATH="")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "nothing to encode: autoencoder is not among model.representations of the settings\n"
+
+
+def test_without_an_online_store_nothing_is_pushed_and_no_feast_is_asked_for(tmp_path):
+    done = run("jobs.push_lte --date 2024-03-01", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "nothing to push: online_store.type is none in the settings\n"
+
+
+def test_an_online_store_without_feast_is_named(tmp_path):
+    error = error_of(run("jobs.push_lte --date 2024-03-01", tmp_path, LTE_ONLINE_STORE__TYPE="sqlite"))
+    assert "there is no Feast at online_store.python = ''; run make online-store" in error
 
 
 @pytest.mark.parametrize("share", ["0", "nan"])

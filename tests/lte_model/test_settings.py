@@ -43,6 +43,14 @@ def test_relative_paths_start_at_home_and_urls_stay(tmp_path):
     assert settings.mlflow.tracking_uri == f"sqlite:///{tmp_path}/shop/mlflow.db"
 
 
+def test_the_connection_of_the_online_store_is_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTE_ONLINE_STORE__CONNECTION", "redis:6379,password=secret")
+    settings = load_settings(settings_file(tmp_path, '[online_store]\ntype = "redis"\n'))
+    assert settings.online_store.connection == "redis:6379,password=secret"
+    assert "secret" not in repr(settings)
+    assert settings.online_store.registry == str(tmp_path / "online_store" / "registry.db")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

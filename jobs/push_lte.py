@@ -1,0 +1,207 @@
+"""Brings the online store to the LTEs of `--date` that are live, for services that read a user's vector in milliseconds.
+
+    lock ─► what does the store hold? ─► note what is coming ─► write rows, remove users ─► note that it is done
+
+1. Nothing is done where the store holds that version of `lte_live`, and where a newer date than `--date` is live. An
+   older date never replaces a newer one, unless `--allow-older` says so: the store then gets all rows of that date,
+   from `lte_snapshots` where they aren't live any more.
+2. Where the store holds an earlier version of `lte_live`, only the rows that changed since are written: those of later
+   dates. The users of that version who have left are removed. Else, as where that date was published anew, and with
+   `--full`, all rows are written, and every row that came from another version goes.
+3. A push that was killed is noted as not complete; the next one is full.
+
+Rows travel in batches of Arrow, without a JVM. Erased users leave the store by `jobs.erase_users`.
+"""
+
+import dataclasses
+import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import polars as pl
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+
+from jobs.command_line import JobParser, asked_representations
+from jobs.engine.packing import group_buckets
+from lte_model.basis import chosen_basis
+from lte_model.errors import LTEError, run
+from lte_model.online_store import OnlineStore, Pushed, continue_in_feast
+from lte_model.representations import UNIFORM
+from lte_model.settings import Settings
+
+if TYPE_CHECKING:
+    from feast import FeatureView
+
+ROWS_AT_ONCE = 5_000
+USERS_AT_ONCE = 1_000_000
+"""Users whose ids are compared at a time."""
+
+COLUMNS = (
+    "user_id",
+    "vector_sum",
+    "event_count",
+    "newest_event_date",
+    "snapshot_date",
+    "lag_days",
+    "window_days",
+)
+
+WRITTEN_BY = {
+    "semantic_bases": "jobs.fit_basis",
+    "lte_snapshots": "jobs.snapshot_lte",
+    "lte_live": "jobs.publish_lte",
+    "publications": "jobs.publish_lte",
+}
+
+
+@dataclass(frozen=True)
+class Push:
+    """The date that the store holds now, the rows written to it, and the users removed from it. None: it holds none."""
+
+    date: datetime.date | None
+    written: int = 0
+    removed: int = 0
+
+
+def push_lte(
+    settings: Settings,
+    store: OnlineStore,
+    date: datetime.date,
+    name: str = UNIFORM,
+    allow_older: bool = False,
+    full: bool = False,
+) -> Push:
+    """Runs the job for one representation. Raises `LTEError` where `date` is not live yet, where the store holds a newer
+    date than what is live, and where the store fails."""
+    basis_id = _basis_in_force(settings)
+    with store.lock():
+        published = _publications(settings, basis_id, name)
+        live = max(published, default=datetime.date.min)
+        if live < date:
+            raise LTEError(
+                f"no {name} LTE of {date} in basis {basis_id} is live; run jobs.publish_lte --date {date} "
+                f"--representation {name}"
+            )
+        view = store.register(basis_id, name)
+        held = store.pushed(view)
+        if live > date and not allow_older:
+            return Push(held.date if held else None)
+        if held and held.date > date and not allow_older:
+            raise LTEError(
+                f"the online store holds the {name} LTE of {held.date}, and what is live is of {date}; give "
+                "--allow-older to go back"
+            )
+        table = _table(settings, "lte_live" if live == date else "lte_snapshots")
+        inputs, users = published[date] if live == date else ("", 0)
+        target = Pushed(date, inputs, str(table.metadata().id), table.version())
+        if held == target and not full:
+            return Push(date)
+        of_view = (pl.col("basis_id") == basis_id) & (pl.col("representation") == name)
+        rows = _rows(table, target.table_version).filter(of_view)
+        if live > date:
+            rows = rows.filter(pl.col("snapshot_date") == date)
+            _require_rows(rows, date, name)
+        same_inputs = held is not None and published.get(held.date, ("",))[0] == held.inputs
+        earlier = _earlier(table, held, target) if same_inputs and not full else None
+        store.note(view, dataclasses.replace(target, complete=False))
+        if earlier is None:
+            written = _write(store, view, rows, target)
+            removed = store.keep_only(view, target)
+        else:
+            written = _write(store, view, rows.filter(pl.col("snapshot_date") > held.date), target)
+            gone = users_who_left(earlier.filter(of_view), rows, groups=1 + users // USERS_AT_ONCE)
+            removed = sum(store.remove(view, some) for some in gone)
+        store.note(view, target)
+    return Push(date, written, removed)
+
+
+def users_who_left(before: pl.LazyFrame, now: pl.LazyFrame, groups: int) -> Iterator[list[str]]:
+    """The users of `before` who aren't among those of `now`, in as many lists."""
+    for group in range(groups):
+        buckets = group_buckets(group, groups)
+        inside = pl.col("user_bucket").is_between(buckets.start, buckets.stop - 1)
+        then, today = (rows.filter(inside).select("user_id") for rows in (before, now))
+        yield then.join(today, on="user_id", how="anti").collect()["user_id"].to_list()
+
+
+def _write(store: OnlineStore, view: "FeatureView", rows: pl.LazyFrame, target: Pushed) -> int:
+    written = 0
+    for batch in rows.select(COLUMNS).collect_batches(chunk_size=ROWS_AT_ONCE, maintain_order=False):
+        store.write(view, batch, target)
+        written += len(batch)
+    return written
+
+
+def _basis_in_force(settings: Settings) -> str:
+    table = _table(settings, "semantic_bases")
+    registered = _rows(table, table.version()).select("basis_id").sort("basis_id").collect()["basis_id"].to_list()
+    return chosen_basis(registered, settings.basis.basis_id, settings.table_path("semantic_bases"))
+
+
+def _publications(settings: Settings, basis_id: str, name: str) -> dict[datetime.date, tuple[str, int]]:
+    """What each date that was published was made from, and its number of users."""
+    table = _table(settings, "publications")
+    of_view = (pl.col("basis_id") == basis_id) & (pl.col("representation") == name)
+    rows = _rows(table, table.version()).filter(of_view).select("snapshot_date", "inputs", "users").collect()
+    return {date: (inputs, users) for date, inputs, users in rows.iter_rows()}
+
+
+def _earlier(table: DeltaTable, held: Pushed | None, target: Pushed) -> pl.LazyFrame | None:
+    """The rows that the store holds, as the table had them; None where it can't be told from the table any more."""
+    if not (held and held.complete and held.table_id == target.table_id and held.date <= target.date):
+        return None
+    try:
+        rows = _rows(table, held.table_version)
+        rows.select(pl.col("user_bucket").sum()).collect()  # its files may be gone
+    except (pl.exceptions.PolarsError, DeltaError, OSError):
+        return None
+    return rows
+
+
+def _table(settings: Settings, name: str) -> DeltaTable:
+    path = settings.table_path(name)
+    if not DeltaTable.is_deltatable(path):
+        raise LTEError(f"table {name} does not exist at {path}; run {WRITTEN_BY[name]} first")
+    return DeltaTable(path)
+
+
+def _rows(table: DeltaTable, version: int) -> pl.LazyFrame:
+    return pl.scan_delta(table.table_uri, version=version)
+
+
+def _require_rows(rows: pl.LazyFrame, date: datetime.date, name: str) -> None:
+    if rows.head(1).collect().is_empty():
+        raise LTEError(
+            f"table lte_snapshots holds no {name} LTE of {date}; run jobs.snapshot_lte --date {date} --representation {name}"
+        )
+
+
+def main() -> None:
+    parser = JobParser(__doc__, "the snapshot date that is live")
+    parser.add_representations("push this representation")
+    parser.add_argument(
+        "--allow-older", action="store_true", help="go back to --date, where the store holds a newer one"
+    )
+    parser.add_argument("--full", action="store_true", help="write all rows, as where the store has lost some")
+    arguments, settings, date = parser.read()
+    names = asked_representations(arguments, settings)
+    kind = settings.online_store.type
+    if kind == "none":
+        print("nothing to push: online_store.type is none in the settings")
+        return
+    continue_in_feast(settings, "jobs.push_lte")
+    store = OnlineStore(settings)
+    for name in names:
+        push = push_lte(settings, store, date, name, arguments.allow_older, arguments.full)
+        if push.date == date:
+            done = f"{push.written:,} rows written, {push.removed:,} users removed"
+            print(f"{kind} holds the {name} LTE of {date}: {done}", flush=True)
+        else:
+            holds = f"holds the {name} LTE of {push.date}" if push.date else f"waits for the {name} LTE that is live"
+            print(f"{kind} {holds}; the older {date} leaves it alone", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

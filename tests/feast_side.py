@@ -1,0 +1,82 @@
+"""Runs in Feast's environment on behalf of a test: what comes through the channel is called, and its result goes back."""
+
+import datetime
+import functools
+import itertools
+from pathlib import Path
+
+from jobs.push_lte import push_lte
+from lte_model.errors import LTEError
+from lte_model.online_reader import OnlineReader
+from lte_model.online_store import OnlineStore
+from lte_model.settings import load_settings
+
+
+class Killed(Exception):
+    """In the place of a kill."""
+
+
+@functools.cache
+def store(file):
+    return OnlineStore(load_settings(file))
+
+
+@functools.cache
+def reader(file):
+    return OnlineReader(load_settings(file))
+
+
+def push(file, date, name="uniform", allow_older=False, full=False, killed_at=""):
+    """(date, rows written, users removed); None if it was killed before `killed_at`, a method of the store."""
+    of_push = OnlineStore(load_settings(file)) if killed_at else store(file)
+    if killed_at:
+
+        def kill(*_):
+            raise Killed
+
+        setattr(of_push, killed_at, kill)
+    try:
+        done = push_lte(load_settings(file), of_push, datetime.date.fromisoformat(date), name, allow_older, full)
+    except Killed:
+        return None
+    return str(done.date), done.written, done.removed
+
+
+def read(file, users, representation="uniform"):
+    """Each user's LTE as a dict: arrays as bytes, dates as text."""
+    ltes = [lte and vars(lte) for lte in reader(file).read(users, representation)]
+    return [lte and {key: _plain(value) for key, value in lte.items()} for lte in ltes]
+
+
+def erase(file, users):
+    return store(file).erase(users)
+
+
+def forget(file):
+    """Loses the rows of a store, with all that it noted, as a Redis does that kept them in memory alone."""
+    of_redis = store(file)._rows._client
+    of_redis.flushall()
+
+
+def traces(file, user):
+    """Where the store holds the id: files of its folder, or keys."""
+    settings = load_settings(file).online_store
+    if settings.type == "redis":
+        client = store(file)._rows._client
+        held = {key: b"".join(itertools.chain(*client.hgetall(key).items())) for key in client.scan_iter()}
+        return [repr(key) for key, value in held.items() if user.encode() in key + value]
+    return [str(path) for path in Path(settings.path).parent.iterdir() if user.encode() in path.read_bytes()]
+
+
+def _plain(value):
+    if isinstance(value, datetime.date):
+        return str(value)
+    return value.tobytes() if hasattr(value, "tobytes") else value
+
+
+if __name__ == "__channelexec__":
+    for function, arguments in channel:  # noqa: F821
+        try:
+            channel.send((globals()[function](**arguments), ""))  # noqa: F821
+        except LTEError as error:
+            channel.send((None, str(error)))  # noqa: F821
