@@ -17,7 +17,9 @@ from mlflow.tracking import MlflowClient
 from lte_model import registry, tracking, verdict
 from lte_model.basis import GRID, to_vector
 from lte_model.errors import LTEError
-from lte_model.model import Batch, LTEKind, Ranker, RankerConfig, save_ranker
+from lte_model.model import Batch, LTEKind, Ranker, RankerConfig, load_ranker, save_ranker
+from lte_model.pyfunc import as_rows
+from lte_model.ranking import Recommender
 from lte_model.settings import MLflow, Settings
 from lte_model.training import MODEL_DIRECTORY, side_directory
 
@@ -203,6 +205,41 @@ def test_a_model_of_a_leaking_window_is_not_registered(settings):
     trained(settings, JANUARY, kind=dataclasses.replace(KIND, representation="uniform+leaking"), representations=2)
     with pytest.raises(LTEError, match="reads representation leaking, which is never published: a window without lag"):
         registry.register(settings, JANUARY)
+
+
+def test_a_champion_is_found_and_its_files_rank_as_the_one_that_is_served(settings, tmp_path):
+    """Bit for bit, for the same users in the same order; and none of the registry's code runs."""
+    assert registry.find(settings, registry.CHAMPION) is None
+    trained(settings, JANUARY)
+    registry.register(settings, JANUARY)
+    assert registry.find(settings, registry.CHAMPION) is None
+    registry.gate(settings)
+    registry.promote(settings)
+    version = registry.find(settings, registry.CHAMPION)
+    recommender = Recommender(load_ranker(registry.fetch(settings, version, tmp_path / "fetched")))
+    served = registry.load(settings, registry.CHAMPION)
+    random = np.random.default_rng(0)
+    users = pd.DataFrame(
+        {
+            "item_ids": [[f"item {row}" for row in random.integers(ITEMS + 1, size=length)] for length in range(9)],
+            "vector_sum": [random.integers(-GRID, GRID, DIMENSIONS) for _ in range(9)],
+            "event_count": [number % 3 for number in range(9)],
+            **{field: [value] * 9 for field, value in dataclasses.asdict(KIND).items()},
+        }
+    )
+    best = recommender.best(recommender.read(as_rows(users, recommender.ranker)), 7)
+    ranked = served.predict(users, params={"k": 7})
+    assert ranked["item_ids"].tolist() == best.item_ids.to_pylist()
+    assert ranked["scores"].tolist() == best.scores.to_pylist()
+
+
+def test_files_that_are_gone_are_named(settings, tmp_path):
+    trained(settings, JANUARY)
+    version = registry.register(settings, JANUARY)
+    for file in (tmp_path / "artifacts").rglob("MLmodel"):
+        file.unlink()
+    with pytest.raises(LTEError, match="the files of .* version 1 can't be had from MLflow at sqlite:"):
+        registry.fetch(settings, version, tmp_path / "fetched")
 
 
 def test_logged_model_holds_no_pickle(settings, tmp_path):
