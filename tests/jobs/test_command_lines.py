@@ -19,6 +19,7 @@ JOBS = (
     "jobs.snapshot_lte",
     "jobs.publish_lte",
     "jobs.count_popularity",
+    "jobs.score_users",
     "jobs.build_training_set",
     "jobs.audit_lte",
     "jobs.maintain_tables",
@@ -89,6 +90,18 @@ def test_without_the_autoencoder_no_items_are_encoded_and_no_jvm_is_started(tmp_
     done = run("jobs.encode_items --date 2024-03-01 --anchors --if-read", tmp_path, JAVA_HOME=str(tmp_path), PATH="")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "nothing to encode: autoencoder is not among model.representations of the settings\n"
+
+
+def test_without_a_champion_nobody_is_scored_and_no_jvm_is_started(tmp_path):
+    job = "jobs.score_users --date 2024-03-01"
+    done = run(f"{job} --if-champion", tmp_path, JAVA_HOME=str(tmp_path), PATH="")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "nothing to score with: no version of model lte-ranker is champion\n"
+    error = error_of(run(job, tmp_path, JAVA_HOME=str(tmp_path), PATH=""))
+    assert error.endswith("is champion in sqlite:///{}; run python -m lte_model.registry promote first".format(
+        tmp_path / "mlflow.db"
+    ))  # fmt: skip
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize("share", ["0", "nan"])
