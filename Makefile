@@ -60,6 +60,10 @@ bench-training: $(VENV)/installed  ## training and evaluation beside RecTools' S
 	@$(BIN)/python -m tests.benchmarks.bench_training $(if $(SECONDS),--seconds $(SECONDS)) \
 	    $(if $(REPEATS),--repeats $(REPEATS)) $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)')
 
+bench-scoring: .cache/prepared  ## every user's recommendations: the job, what is served, the bare model [USERS= ITEMS= LENGTH= REPEATS= JSON=]
+	@$(BIN)/python -m tests.benchmarks.bench_scoring $(if $(USERS),--users $(USERS)) $(if $(ITEMS),--items $(ITEMS)) \
+	    $(if $(LENGTH),--length $(LENGTH)) $(if $(REPEATS),--repeats $(REPEATS)) $(if $(JSON),--json '$(JSON)')
+
 lint: $(VENV)/installed  ## ruff
 	$(BIN)/ruff check .
 
@@ -68,4 +72,4 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup demo ablation up test test-kills bench-snapshot bench-quality bench-training lint clean
+.PHONY: help setup demo ablation up test test-kills bench-snapshot bench-quality bench-training bench-scoring lint clean
