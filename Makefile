@@ -74,6 +74,10 @@ bench-reader: $(FEAST)/installed  ## reading the online store: p50 and p99, SQLi
 	@$(FEAST)/venv/bin/python -m tests.benchmarks.bench_reader $(if $(USERS),--users $(USERS)) \
 	    $(if $(DIMENSIONS),--dimensions $(DIMENSIONS)) $(if $(JSON),--json '$(JSON)')
 
+bench-scoring: .cache/prepared  ## every user's recommendations: the job, what is served, the bare model [USERS= ITEMS= LENGTH= REPEATS= JSON=]
+	@$(BIN)/python -m tests.benchmarks.bench_scoring $(if $(USERS),--users $(USERS)) $(if $(ITEMS),--items $(ITEMS)) \
+	    $(if $(LENGTH),--length $(LENGTH)) $(if $(REPEATS),--repeats $(REPEATS)) $(if $(JSON),--json '$(JSON)')
+
 lint: $(VENV)/installed  ## ruff
 	$(BIN)/ruff check .
 
@@ -82,4 +86,4 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup online-store demo ablation up test test-kills bench-snapshot bench-quality bench-training bench-reader lint clean
+.PHONY: help setup online-store demo ablation up test test-kills bench-snapshot bench-quality bench-training bench-reader bench-scoring lint clean

@@ -10,11 +10,13 @@ The run of logical date D makes the LTE that may be used on D, and puts it live.
 | publish_lte | the rows of users whose LTE may have changed | `lte_live`, `publications` |
 | push_lte | the rows of `lte_live` that changed | the online store, if the settings name one |
 | check_champion | who is champion; one that was promoted by hand is put through the gate | tags of the version |
+| score_users | the champion, the LTEs and the newest events of every user | `recommendations`, date D; nothing without a champion |
 
 **First** run `lte_bootstrap`, once. **Backfill** any range of dates, in any order: each run writes the rows of
 its date alone, and the same rows each time. An older date never takes the place of a newer one in `lte_live`, nor in
 the online store. To go back to an older one there, `python -m jobs.push_lte --date D --allow-older`; the next run of
-this DAG goes forward again.
+this DAG goes forward again. The champion of today scores the dates of a backfill too, by what was known on each; a row
+names the version.
 
 **When a gate fails** the tables behind it are not written, and yesterday's vectors stay live. Its log, and the
 Data Docs, name the rule and the rows. Correct the cause, then clear the failed run from the ingest on.
@@ -108,8 +110,21 @@ with DAG(
         pool="model_registry",
     )
 
+    score_users = job(
+        "score_users",
+        f"jobs.score_users --date {DATE} --if-champion",
+        writes="recommendations",
+        on_failure="The champion reads other LTEs than these? The log names both: promote a model of these. Clear the task.",
+    )
+    check_recommendations = gate(
+        "check_recommendations",
+        f"jobs.quality.check recommendations --date {DATE}",
+        on_failure="Don't send what it lists. Clear `score_users`; if it fails again, roll the champion back.",
+    )
+
     ingest_items >> check_items
     ingest_events >> check_events
     [check_items, check_events] >> embed_items >> check_item_embeddings
     check_item_embeddings >> snapshot_lte >> check_lte_snapshots >> monitor_lte >> publish_lte
     publish_lte >> [push_lte, check_champion]
+    check_champion >> score_users >> check_recommendations

@@ -30,7 +30,7 @@ from airflow.sdk import DAG, Param, chain
 
 from commands import OWNER, job, pool_of
 
-TABLES = ("events", "quarantine", "lte_snapshots", "lte_live", "training_set")
+TABLES = ("events", "quarantine", "lte_snapshots", "lte_live", "training_set", "recommendations")
 LIST = "--users '{{ params.users }}'"
 
 with DAG(

@@ -1,7 +1,8 @@
 """# lte_maintenance
 Keeps the tables small and fast to read, one task a table; each waits for the jobs that write its table.
 
-1. **Thins `lte_snapshots`:** daily for a month before logical date D, before that the dates that a training reads.
+1. **Thins `lte_snapshots`:** daily for a month before logical date D, before that the dates that a training reads;
+   and `recommendations`, of which a month stays.
 2. **Compacts:** partitions with many small files are written anew, in fewer.
 3. **Vacuums:** deletes files that no version of the table has needed for a month. A version that a registered model
    names can be read as long as the model is registered; the log of each task lists them.
@@ -33,6 +34,7 @@ TABLES = (
     "lte_monitoring",
     "item_popularity",
     "training_set",
+    "recommendations",
     "test_measurements",
     "test_accounts",
 )

@@ -118,18 +118,24 @@ def training_set(
     return train.unionByName(known.join(targets, ["snapshot_date", "user_id"]))
 
 
+def items_with_vectors(warehouse: Warehouse, basis_id: str) -> DataFrame:
+    """(item_id, item_known_date) of the items that have a vector in the basis."""
+    embedded = warehouse.read(ITEM_EMBEDDINGS).where(F.col("basis_id") == basis_id).select("item_id")
+    return (
+        warehouse.read(ITEMS).join(embedded, "item_id").select("item_id", F.col("known_date").alias("item_known_date"))
+    )
+
+
 def build_training_set(warehouse: Warehouse, date: datetime.date) -> dict[tuple[str, datetime.date], int]:
     """Runs the job; returns the rows of each split and snapshot date."""
     settings = warehouse.settings
     basis_id = basis_in_force(warehouse)
     dates = training_dates(date, settings.training_set)
     events = warehouse.read(EVENTS).where(F.col("known_date") < date)
-    embedded = warehouse.read(ITEM_EMBEDDINGS).where(F.col("basis_id") == basis_id).select("item_id")
-    items = (
-        warehouse.read(ITEMS).join(embedded, "item_id").select("item_id", F.col("known_date").alias("item_known_date"))
-    )
     rows = (
-        training_set(events, items, dates, settings.window, settings.training_set.max_length)
+        training_set(
+            events, items_with_vectors(warehouse, basis_id), dates, settings.window, settings.training_set.max_length
+        )
         .withColumns(
             {
                 "training_date": F.lit(date),

@@ -5,10 +5,10 @@ For each table, or for `--table` alone:
 1. `delta.deletedFileRetentionDuration` and `delta.logRetentionDuration` are set to `maintenance.retention_days`, or
    longer, to what the oldest version of the table that a registered model names needs. First, for any later commit
    may delete commits that are past the second.
-2. `lte_snapshots` alone: of the dates more than `maintenance.daily_snapshots_days` before `--date`, those stay that
+2. `lte_snapshots`: of the dates more than `maintenance.daily_snapshots_days` before `--date`, those stay that
    a row of `training_set`, or the training of a registered model, names, and in every representation, for any of them
    may be trained on. The others go, and their accounts before them: an account without its snapshot would say that it
-   can be gone on from.
+   can be gone on from. `recommendations`: the dates more than `maintenance.recommendations_days` before go.
 3. A partition with many small files is written anew. Snapshots of the daily period are left as they are: their files
    are cut by users, for the run that goes on from them.
 4. What no version has read for the retention is deleted. The files of a version that a registered model names stay,
@@ -24,11 +24,22 @@ from dataclasses import dataclass
 
 import polars as pl
 from delta.tables import DeltaTable
+from pyspark.sql import functions as F
 
 from jobs.command_line import JobParser
 from jobs.session import spark_session
 from jobs.table_files import configured, data_files, files_of_version, is_readable, stale_files, vacuum
-from jobs.tables import LTE_SNAPSHOTS, SNAPSHOT_ACCOUNTS, TABLES, TRAINING_SET, Table, Warehouse, dated, sql_text
+from jobs.tables import (
+    LTE_SNAPSHOTS,
+    RECOMMENDATIONS,
+    SNAPSHOT_ACCOUNTS,
+    TABLES,
+    TRAINING_SET,
+    Table,
+    Warehouse,
+    dated,
+    sql_text,
+)
 from lte_model import lineage
 from lte_model.errors import run
 from lte_model.lineage import RegisteredVersion
@@ -71,7 +82,11 @@ def maintain(
     _set_retention(warehouse, table, retention_days)
 
     daily_from = date - ONE_DAY * options.daily_snapshots_days
-    thinned, rows = thin_snapshots(warehouse, daily_from, versions) if table == LTE_SNAPSHOTS else ([], 0)
+    thinned, rows = [], 0
+    if table == LTE_SNAPSHOTS:
+        thinned, rows = thin_snapshots(warehouse, daily_from, versions)
+    elif table == RECOMMENDATIONS:
+        thinned, rows = thin_recommendations(warehouse, date - ONE_DAY * options.recommendations_days)
     compacted = _compact(warehouse, table, daily_from)
     _vacuum(warehouse, table, kept, retention_days)
 
@@ -130,6 +145,16 @@ def thin_snapshots(
         for table in tables:
             warehouse.spark.sql(f"DELETE FROM delta.`{warehouse.path(table)}` WHERE {condition}")
     return gone, rows
+
+
+def thin_recommendations(warehouse: Warehouse, kept_from: datetime.date) -> tuple[list[datetime.date], int]:
+    """Deletes the recommendations of the dates before `kept_from`; returns the dates and the rows."""
+    old = warehouse.read(RECOMMENDATIONS).where(F.col("date") < kept_from).groupBy("date").count().orderBy("date")
+    found = old.collect()
+    if found:
+        condition = dated("date", [row.date for row in found])
+        warehouse.spark.sql(f"DELETE FROM delta.`{warehouse.path(RECOMMENDATIONS)}` WHERE {condition}")
+    return [row.date for row in found], sum(row["count"] for row in found)
 
 
 def dates_to_thin(
@@ -210,7 +235,7 @@ def describe(done: Maintained) -> list[str]:
     changed = f"{files[0]:,} → {files[1]:,} files, {size[0]} → {size[1]}; {done.compacted:,} partitions compacted"
     lines = [f"{done.table}: {changed}; removed files stay for {done.retention_days} days"]
     if done.thinned_dates:
-        lines.append(f"  thinned: {done.thinned_dates:,} snapshot dates, {done.thinned_rows:,} rows")
+        lines.append(f"  thinned: {done.thinned_dates:,} dates, {done.thinned_rows:,} rows")
     lines += [f"  version {number} is kept readable: named by {models}" for number, models in done.readable]
     lines += [f"  version {number} can't be read any more: named by {models}" for number, models in done.unreadable]
     return lines

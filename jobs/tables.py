@@ -167,6 +167,16 @@ TRAINING_SET = Table(
     partitioned_by=("training_date", "split"),
     statistics=("snapshot_date",),
 )
+RECOMMENDATIONS = Table(
+    "recommendations",
+    # Lists, best first, of as many items; `candidate_items` says how many they were chosen among.
+    """date DATE NOT NULL, user_id STRING NOT NULL, item_ids ARRAY<STRING> NOT NULL, scores ARRAY<FLOAT> NOT NULL,
+    candidate_items INT NOT NULL, seen_items STRING NOT NULL, model_name STRING NOT NULL, model_version INT NOT NULL,
+    basis_id STRING NOT NULL, representation STRING NOT NULL, lag_days INT NOT NULL, window_days INT NOT NULL""",
+    "jobs.score_users",
+    partitioned_by=("date",),
+    statistics=("model_version",),
+)
 TEST_MEASUREMENTS = Table(
     "test_measurements",
     # Sums over users, in whole numbers of 1/10,000 of the metric's unit; what the day added to them.
@@ -201,6 +211,7 @@ TABLES = {
         LTE_MONITORING,
         ITEM_POPULARITY,
         TRAINING_SET,
+        RECOMMENDATIONS,
         TEST_MEASUREMENTS,
         TEST_ACCOUNTS,
     )

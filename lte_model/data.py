@@ -27,10 +27,11 @@ import torch
 
 from lte_model.basis import chosen_basis, to_vector
 from lte_model.errors import LTEError
-from lte_model.model import Batch, LTEKind, gap_buckets
+from lte_model.model import Batch, LTEKind
 from lte_model.popularity import popularity_matrix
 from lte_model.representations import REPRESENTATIONS
 from lte_model.settings import Settings
+from lte_model.users import Users, gaps_to_next
 from lte_model.windows import TrainingDates, training_dates
 
 Split = Literal["train", "refit", "validation", "test"]
@@ -71,24 +72,17 @@ class Catalogue:
 
 
 @dataclass(frozen=True)
-class Cases:
-    """The cases of one split, ordered by snapshot date and user: N users, each at one date.
+class Cases(Users):
+    """The cases of one split, ordered by snapshot date and user: N users, each at one date D.
 
-    Case i holds the events `items[starts[i]:ends[i]]`, oldest first, of which the newest `target_counts[i]` are dated
-    in [D−L, D); `gaps` has the bucket of the time from each event to the next one, or from the last to D. It has the
-    LTEs `lte[i]` (representations, dimensions) where `has_lte[i]`, averages of `event_counts[i]` events. `dates[i]` is
-    the row of `popularity` (dates, counts, items), None where the settings want none. `targets[i]` is the row of the
-    event to predict, −1 in the training split, where the `target_counts[i]` newest events are predicted.
+    Of the events of case i the newest `target_counts[i]` are dated in [D−L, D); its LTEs are averages of
+    `event_counts[i]` events. `dates[i]` is the row of `popularity` (dates, counts, items), None where the settings want
+    none. `targets[i]` is the row of the event to predict, −1 in the training split, where the `target_counts[i]` newest
+    events are predicted.
     """
 
     user_ids: pl.Series
-    items: np.ndarray
-    gaps: np.ndarray
-    starts: np.ndarray
-    ends: np.ndarray
     target_counts: np.ndarray
-    lte: np.ndarray
-    has_lte: np.ndarray
     event_counts: np.ndarray
     dates: np.ndarray
     popularity: np.ndarray | None
@@ -96,13 +90,6 @@ class Cases:
     history_counts: np.ndarray
     seen: np.ndarray
     dropped_unknown_target: int
-
-    def __len__(self) -> int:
-        return len(self.user_ids)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.ends - self.starts
 
     def sequence(self, case: int) -> np.ndarray:
         """The rows of all events of one case, oldest first."""
@@ -144,31 +131,17 @@ class Cases:
             **{name: getattr(self, name)[numbers] for name in per_case},
         )
 
-    def batch(self, cases: np.ndarray, most_events: int | None = None, older_events: int = 0) -> Batch:
-        """The cases of those numbers, in that order: each with its newest `most_events` events (None: all) and the
-        `older_events` before them. The events to predict are those dated in [D−L, D)."""
-        starts, ends = self.starts[cases], self.ends[cases]
-        lengths = ends - starts
-        if most_events is not None:
-            lengths = np.minimum(lengths, most_events)
-        place, real = _places(ends - lengths, lengths)
-        first_target = lengths - np.minimum(self.target_counts[cases], lengths)
-        columns = np.arange(real.shape[1])
-        older, older_lengths = None, None
-        if older_events:
-            older_lengths = np.minimum(ends - lengths - starts, older_events)
-            older = torch.from_numpy(_padded(self.items, *_places(ends - lengths - older_lengths, older_lengths)))
-            older_lengths = torch.from_numpy(older_lengths)
-        return Batch(
-            items=torch.from_numpy(_padded(self.items, place, real)),
-            lengths=torch.from_numpy(lengths),
-            lte=torch.from_numpy(self.lte[cases]),
-            has_lte=torch.from_numpy(self.has_lte[cases]),
-            gaps=torch.from_numpy(_padded(self.gaps, place, real)),
-            older=older,
-            older_lengths=older_lengths,
-            dates=torch.from_numpy(self.dates[cases]),
-            targets=torch.from_numpy(np.flatnonzero(real & (columns >= first_target[:, None]))),
+    def batch(self, numbers: np.ndarray, most_events: int | None = None, older_events: int = 0) -> Batch:
+        """As `Users.batch`, with the dates; the events to predict are those dated in [D−L, D)."""
+        batch = super().batch(numbers, most_events, older_events)
+        lengths = batch.lengths.numpy()
+        columns = np.arange(batch.items.shape[1])
+        first_target = lengths - np.minimum(self.target_counts[numbers], lengths)
+        predicted = (columns >= first_target[:, None]) & (columns < lengths[:, None])
+        return dataclasses.replace(
+            batch,
+            dates=torch.from_numpy(self.dates[numbers]),
+            targets=torch.from_numpy(np.flatnonzero(predicted)),
         )
 
     def popularity_on(self, device: torch.device) -> torch.Tensor | None:
@@ -186,18 +159,6 @@ class Cases:
         if self.popularity is not None:
             content.update(np.ascontiguousarray(self.popularity))
         return content.digest()
-
-
-def _places(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The places (B, T) of the runs of `lengths` that begin at `starts`, and which of them are no padding."""
-    columns = np.arange(lengths.max(initial=0))
-    return starts[:, None] + columns, columns < lengths[:, None]
-
-
-def _padded(values: np.ndarray, places: np.ndarray, real: np.ndarray) -> np.ndarray:
-    padded = np.zeros(real.shape, dtype=np.int64)
-    padded[real] = values[places[real]]
-    return padded
 
 
 class Tables:
@@ -299,7 +260,7 @@ class TrainingSet:
         return Cases(
             user_ids=frame["user_id"],
             items=events["item"].to_numpy()[kept].astype(np.int32),
-            gaps=_gaps(minutes, ends, lengths, frame["snapshot_date"]),
+            gaps=gaps_to_next(minutes, ends, lengths, frame["snapshot_date"].to_physical().to_numpy() * 24 * 60),
             starts=ends - lengths,
             ends=ends,
             target_counts=target_counts,
@@ -372,14 +333,6 @@ class TrainingSet:
                     f"python -m jobs.build_training_set --date {self.training_date}"
                 )
         return snapshots
-
-
-def _gaps(minutes: np.ndarray, ends: np.ndarray, lengths: np.ndarray, snapshot_dates: pl.Series) -> np.ndarray:
-    """The bucket of the time from each event to the next one of its case, or from the last to the snapshot date."""
-    following = np.append(minutes[1:], 0)
-    last = ends[lengths > 0] - 1
-    following[last] = (snapshot_dates.to_physical().to_numpy() * 24 * 60)[lengths > 0]
-    return gap_buckets(following - minutes)
 
 
 def open_training_set(settings: Settings, training_date: datetime.date) -> TrainingSet:

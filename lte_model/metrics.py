@@ -11,13 +11,9 @@ import torch
 
 from lte_model.data import Cases
 from lte_model.model import Ranker
+from lte_model.users import BLOCK, scored
 
 CONFIDENCE = 0.95
-BATCHES = {"cpu": 128, "cuda": 512}
-"""Cases that are scored together: on a CPU no more than what its cache holds of a layer."""
-
-BLOCK = 2**24
-"""Scores, or draws of the bootstrap, that are held at once."""
 
 
 def ranks_of(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -31,22 +27,11 @@ def ranks_of(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def target_ranks(ranker: Ranker, cases: Cases, device: torch.device, batch_size: int = 0) -> np.ndarray:
-    """The rank (N,) that `ranker`, which lies on `device`, gives the target of each case.
-
-    Scored in float32, whatever the model was trained in, and cases of one length together, which spares padding.
-    """
+    """The rank (N,) that `ranker`, which lies on `device`, gives the target of each case."""
     was_training = ranker.training
     ranker.eval()
-    batch_size = max(1, min(batch_size or BATCHES.get(device.type, 512), BLOCK // len(ranker.item_ids)))
-    most_events, older_events = ranker.config.max_events, ranker.config.max_older_events
-    order = np.argsort(np.minimum(cases.lengths, most_events + older_events), kind="stable")
     ranks = np.empty(len(cases))
-    popularity = cases.popularity_on(device)
-    with torch.inference_mode():
-        table = ranker.item_table()
-    for numbers in np.split(order, range(batch_size, len(cases), batch_size)):
-        batch = cases.batch(numbers, most_events, older_events).to(device)
-        scores = ranker.scores(batch, popularity, table)
+    for numbers, scores in scored(ranker, cases, device, cases.popularity_on(device), batch_size):
         ranks[numbers] = ranks_of(scores, torch.from_numpy(cases.targets[numbers]).to(device)).cpu().numpy()
     ranker.train(was_training)
     return ranks

@@ -27,6 +27,7 @@ import datetime
 import fcntl
 import json
 import math
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,14 +246,16 @@ def _not_below_champion(settings: Settings, version: ModelVersion, champion: str
     if champion == str(version.version):
         return Check(rule, True, "it is the champion")
     from lte_model.evaluation import over_champion  # torch is for those who rank
+    from lte_model.model import load_ranker
 
     training_date = datetime.date.fromisoformat(version.tags["training_date"])
-    rankers = [
-        registry.load_version(of).unwrap_python_model().ranker
-        for of in (version, registry.version_of(settings, champion))
-    ]
     try:
-        uplift, users = over_champion(settings, training_date, *rankers)
+        with tempfile.TemporaryDirectory() as folder:
+            ours, theirs = (
+                load_ranker(registry.fetch(settings, of, Path(folder, str(of.version))))
+                for of in (version, registry.version_of(settings, champion))
+            )
+        uplift, users = over_champion(settings, training_date, ours, theirs)
     except LTEError as error:
         return Check(rule, False, f"version {champion} can't rank its test users: {error}")
     found = (

@@ -15,20 +15,22 @@ A model asks for more where its description says so: with time features, `event_
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
+import pyarrow as pa
 from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
-from lte_model.basis import to_grid, to_vector
+from lte_model.basis import to_grid
 from lte_model.errors import LTEError
-from lte_model.model import Batch, LTEKind, Ranker, gap_buckets, load_ranker, require_kind
+from lte_model.model import LTEKind, Ranker, load_ranker, require_kind
+from lte_model.ranking import Recommender
 
 ARTIFACT = "ranker"
 """The name under which the directory of `save_ranker` is logged."""
+
+_TYPES = {DataType.string: pa.string(), DataType.long: pa.int64()}
 
 
 def signature(ranker: Ranker) -> ModelSignature:
@@ -73,8 +75,7 @@ class ServedRanker(PythonModel):
     """Ranks the whole catalogue for each user; items seen before are not filtered."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        self.ranker = load_ranker(context.artifacts[ARTIFACT])
-        self.rows = {item_id: row for row, item_id in enumerate(self.ranker.item_ids)}
+        self.recommender = Recommender(load_ranker(context.artifacts[ARTIFACT]))
 
     def predict(self, context, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """The `k` best `item_ids` of each user with their `scores` (logits), best first.
@@ -85,79 +86,24 @@ class ServedRanker(PythonModel):
         k = int((params or {}).get("k", 10))
         if k < 1:
             raise LTEError(f"k = {k} asks for no item; give 1 or more")
-        scores = self.ranker.scores(self._batch(model_input))  # (users, items)
-        best = scores.topk(min(k, scores.shape[1]))
-        return pd.DataFrame(
-            {
-                "item_ids": [[self.ranker.item_ids[row] for row in rows] for rows in best.indices.tolist()],
-                "scores": best.values.tolist(),
-            },
-            index=model_input.index,
-        )
-
-    def _batch(self, users: pd.DataFrame) -> Batch:
-        config = self.ranker.config
-        read = config.max_events + config.max_older_events
-        events = [
-            [(self.rows[item], gap) for item, gap in zip(items, gaps, strict=True) if item in self.rows][-read:]
-            for items, gaps in zip(users["item_ids"], self._gaps(users), strict=True)
-        ]
-        newest = [row[-config.max_events :] for row in events]
-        older = [row[: -config.max_events] for row in events]
-        lte, has_lte = self._ltes(users)
-        return Batch(
-            items=_padded([[item for item, _ in row] for row in newest]),
-            lengths=torch.tensor([len(row) for row in newest], dtype=torch.int64),
-            lte=lte,
-            has_lte=has_lte,
-            gaps=_padded([[gap for _, gap in row] for row in newest]),
-            older=_padded([[item for item, _ in row] for row in older]),
-            older_lengths=torch.tensor([len(row) for row in older], dtype=torch.int64),
-        )
-
-    def _gaps(self, users: pd.DataFrame) -> list[list[int]]:
-        """The bucket of the time from each event to the next, or to the query; zeros where the model reads no time."""
-        if not self.ranker.config.time_features:
-            return [[0] * len(items) for items in users["item_ids"]]
-        return [
-            gap_buckets(np.diff(np.append(np.asarray(times, dtype=np.int64), now) // 60)).tolist()
-            for times, now in zip(users["event_times"], users["query_time"], strict=True)
-        ]
-
-    def _ltes(self, users: pd.DataFrame) -> tuple[torch.Tensor, torch.Tensor]:
-        """LTEs (users, representations, dimensions) float32, and who has which (users, representations)."""
-        first, *further = self.ranker.kind.representations
-        counts = [users["event_count"].to_numpy()] + [users[f"event_count_{name}"].to_numpy() for name in further]
-        event_counts = np.stack(counts, axis=1)
-        fields = list(LTEKind.__dataclass_fields__)
-        for kind in users.loc[event_counts[:, 0] > 0, fields].drop_duplicates().itertuples(index=False):
-            found = LTEKind(*kind)
-            require_kind(self.ranker.kind.of(first), found, "the input's LTE")
-        lte = np.zeros((*event_counts.shape, self.ranker.config.dimensions), dtype=np.float32)
-        for number, column in enumerate(["vector_sum", *(f"vector_sum_{name}" for name in further)]):
-            lte[:, number] = self._vectors(users[column], event_counts[:, number], column)
-        return torch.from_numpy(lte), torch.from_numpy(event_counts > 0)
-
-    def _vectors(self, vector_sums: pd.Series, event_counts: np.ndarray, column: str) -> np.ndarray:
-        dimensions = self.ranker.config.dimensions
-        sums = np.zeros((len(vector_sums), dimensions), dtype=np.int64)
-        for user in np.flatnonzero(event_counts > 0):
-            vector_sum = vector_sums.iloc[user]
-            if len(vector_sum) != dimensions:
-                raise LTEError(
-                    f"row {user} of the input has a {column} of {len(vector_sum)} dimensions, the model's basis "
-                    f"{self.ranker.kind.basis_id} has {dimensions}; give the row of lte_live as it is"
-                )
-            sums[user] = vector_sum
-        return to_vector(sums, event_counts)
+        ranker, fields = self.recommender.ranker, list(LTEKind.__dataclass_fields__)
+        first = ranker.kind.of(ranker.kind.representations[0])
+        for kind in model_input.loc[model_input["event_count"] > 0, fields].drop_duplicates().itertuples(index=False):
+            require_kind(first, LTEKind(*kind), "the input's LTE")
+        ranked = self.recommender.best(self.recommender.read(as_rows(model_input, ranker)), k)
+        lists = {"item_ids": ranked.item_ids.to_pylist(), "scores": ranked.scores.to_pylist()}
+        return pd.DataFrame(lists, index=model_input.index)
 
 
-def _padded(rows: list[list[int]]) -> torch.Tensor:
-    """Rows of numbers (users, T), padded with 0 on the right."""
-    padded = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.int64)
-    for user, row in enumerate(rows):
-        padded[user, : len(row)] = torch.tensor(row, dtype=torch.int64)
-    return padded
+def as_rows(users: pd.DataFrame, ranker: Ranker) -> pa.RecordBatch:
+    """The columns that are read of each user, as Arrow."""
+    columns = {}
+    for name, column in signature(ranker).inputs.input_dict().items():
+        if name not in LTEKind.__dataclass_fields__:
+            is_list = isinstance(column.type, Array)
+            type_ = _TYPES[column.type.dtype if is_list else column.type]
+            columns[name] = pa.array(users[name].tolist(), pa.list_(type_) if is_list else type_)
+    return pa.RecordBatch.from_pydict(columns)
 
 
 set_model(ServedRanker())

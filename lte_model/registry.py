@@ -19,10 +19,11 @@ import mlflow
 import polars as pl
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel
 from mlflow.tracking import MlflowClient
 
-from lte_model import tracking, verdict
+from lte_model import lineage, tracking, verdict
 from lte_model.code_version import code_version
 from lte_model.errors import LTEError, run
 from lte_model.lineage import numbers_by_alias
@@ -40,7 +41,7 @@ KIND = ("basis_id", "representation", "lag_days", "window_days")
 """What an LTE and a model must share; tags of a version, and columns of `lte_live`."""
 
 _PACKAGE = Path(__file__).parent
-_REQUIREMENTS = ("mlflow", "numpy", "pandas", "safetensors", "scikit-learn", "scipy", "torch")
+_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "safetensors", "scikit-learn", "scipy", "torch")
 """What the code that a logged model carries imports, directly or not."""
 
 
@@ -98,6 +99,41 @@ def register(settings: Settings, training_date: datetime.date) -> ModelVersion:
     client.update_model_version(name, version.version, description=_description(settings, tags))
     client.set_registered_model_alias(name, CHALLENGER, version.version)
     return client.get_model_version(name, version.version)
+
+
+def find(settings: Settings, alias: str) -> ModelVersion | None:
+    """The version that has the alias; None where none has, also where MLflow was never used: it creates nothing.
+
+    Raises `LTEError` where MLflow doesn't answer.
+    """
+    client, name = lineage.open_mlflow(settings), settings.mlflow.model_name
+    if client is None:
+        return None
+    try:
+        number = numbers_by_alias(client, name).get(alias)
+        return None if number is None else client.get_model_version(name, number)
+    except MlflowException as error:
+        uri = settings.mlflow.tracking_uri
+        raise LTEError(f"MLflow at {uri} doesn't say which model is {alias}: {error.message}; is it up?") from None
+
+
+def fetch(settings: Settings, version: ModelVersion, folder: Path) -> Path:
+    """Copies a version into `folder`; returns the directory in it that `load_ranker` reads. None of its code is run.
+
+    Raises `LTEError` where its files can't be had.
+    """
+    from lte_model.pyfunc import ARTIFACT  # torch is for those who read a model
+
+    uri = settings.mlflow.tracking_uri
+    try:
+        copy = mlflow.artifacts.download_artifacts(
+            f"models:/{version.name}/{version.version}", dst_path=str(folder), tracking_uri=uri, registry_uri=uri
+        )
+        artifacts = Model.load(copy).flavors[mlflow.pyfunc.FLAVOR_NAME]["artifacts"]
+    except (MlflowException, OSError) as error:
+        named = f"{version.name} version {version.version}"
+        raise LTEError(f"the files of {named} can't be had from MLflow at {uri}: {error}; are they there?") from None
+    return Path(copy, artifacts[ARTIFACT]["path"])
 
 
 def load(settings: Settings, alias: str) -> PyFuncModel:
@@ -272,12 +308,13 @@ def uplift(version: ModelVersion, comparison: str) -> str:
 def version_with(settings: Settings, alias: str) -> ModelVersion:
     """The version that has the alias. Raises `LTEError` where none has."""
     tracking.configure(settings)
-    client, name = MlflowClient(), settings.mlflow.model_name
-    number = numbers_by_alias(client, name).get(alias)
-    if number is None:
+    version = find(settings, alias)
+    if version is None:
         first = "lte_model.registry register --date D" if alias == CHALLENGER else "lte_promotion"
-        raise LTEError(f"model {name} has no {alias} in {settings.mlflow.tracking_uri}; run {first} first")
-    return client.get_model_version(name, number)
+        raise LTEError(
+            f"model {settings.mlflow.model_name} has no {alias} in {settings.mlflow.tracking_uri}; run {first} first"
+        )
+    return version
 
 
 def version_of(settings: Settings, number: str) -> ModelVersion:

@@ -157,6 +157,15 @@ class Evaluation(_Section):
     bootstrap_samples: Count = 1000
 
 
+class Scoring(_Section):
+    """What table `recommendations` holds of each user: the `k` best items. `seen_items` says what becomes of those that
+    the user had to do with before: `keep` ranks them like all others, `drop` leaves out every item of the user's events
+    in the LTE's window and in the days between it and the date."""
+
+    k: Count = 100
+    seen_items: Literal["keep", "drop"] = "keep"
+
+
 class OnlineTest(_Section):
     """What is read off an online test. The first of `metrics` decides; each is a column of the outcomes' feed."""
 
@@ -262,11 +271,12 @@ class Monitoring(_Section):
 
 class Maintenance(_Section):
     """What the weekly maintenance keeps: every snapshot of the last `daily_snapshots_days`, before them those that a
-    training reads; a file for `retention_days` after no version of today needs it, and longer where a registered
+    training reads; the recommendations of the last `recommendations_days`; a file for `retention_days` after no version of today needs it, and longer where a registered
     model names its version. A partition with more than `small_files` files below `small_file_mb` is written anew in
     files of about `target_file_mb`."""
 
     daily_snapshots_days: Days = 30
+    recommendations_days: Days = 30
     retention_days: Days = 30
     small_files: Count = 4
     small_file_mb: Count = 16
@@ -300,6 +310,7 @@ class Settings(_Section):
     autoencoder: Autoencoder = Autoencoder()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    scoring: Scoring = Scoring()
     online_test: OnlineTest = OnlineTest()
     mlflow: MLflow = MLflow()
     online_store: OnlineStore = OnlineStore()

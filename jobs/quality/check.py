@@ -135,7 +135,7 @@ def _written(row: object) -> str:
 def check(settings: Settings, table: str, batches: Sequence[Batch], date: datetime.date) -> None:
     """Runs the gate. Raises `LTEError` where a rule is broken."""
     if not batches:
-        print(f"gate {table} of {date}: nothing to check, for model.representations in the settings has no need of it")
+        print(f"gate {table} of {date}: nothing to check: the settings, or the registered models, have no need of it")
         return
     context = context_of(settings)
     broken: list[str] = []

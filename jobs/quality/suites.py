@@ -367,7 +367,7 @@ def training_set(settings: Settings, date: datetime.date) -> list[Batch]:
                 *_present(*keys, "basis_id"),
                 gxe.ExpectCompoundColumnsToBeUnique(column_list=list(keys)),
                 gxe.ExpectColumnValuesToBeInSet(column="split", value_set=["train", "refit", *ends]),
-                gxe.ExpectColumnValuesToBeInSet(column="basis_id", value_set=_one_basis(rows)),
+                gxe.ExpectColumnValuesToBeInSet(column="basis_id", value_set=_first_value(rows, "basis_id")),
                 gxe.ExpectColumnPairValuesToBeEqual(column_A="length", column_B="times"),
                 gxe.ExpectColumnValuesToBeBetween(column="length", max_value=settings.training_set.max_length),
                 gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A="length", column_B="target_count", or_equal=True),
@@ -398,6 +398,61 @@ def training_set(settings: Settings, date: datetime.date) -> list[Batch]:
                 gxe.ExpectColumnValuesToBeBetween(column="target_count", min_value=1),
             ),
         ),
+    ]
+
+
+def recommendations(settings: Settings, date: datetime.date) -> list[Batch]:
+    """The recommendations of `date`, and whether everybody with an LTE has some.
+
+    Nothing to check where there are none, and no model is champion.
+    """
+    there = DeltaTable.is_deltatable(settings.table_path("recommendations"))
+    if not there or scan(settings, "recommendations").filter(date=date).head(1).collect().is_empty():
+        from lte_model import lineage, registry  # MLflow takes seconds to import
+
+        if registry.find(settings, lineage.CHAMPION) is None:
+            return []
+    keys = ("date", "user_id")
+    model = ("model_name", "model_version", "basis_id", "representation")
+    item_ids, scores = pl.col("item_ids"), pl.col("scores")
+    known = scan(settings, "items").filter(pl.col("known_date") < date).select("item_id").collect()["item_id"]
+    of_date = scan(settings, "recommendations").filter(date=date)
+    rows = of_date.select(
+        *keys,
+        *model,
+        length=item_ids.list.len(),
+        wanted_length=pl.min_horizontal(pl.lit(settings.scoring.k), "candidate_items"),
+        distinct_items=item_ids.list.n_unique(),
+        unknown_items=item_ids.list.eval(~pl.element().is_in(known.implode())).list.sum(),
+        score_count=scores.list.len(),
+        descending=(scores.list.diff().list.max() <= 0).fill_null(True),
+        finite=scores.list.eval(pl.element().is_finite()).list.all(),
+    )
+    rules = (
+        _at_least_one_row(),
+        *_present(*keys, *model),
+        gxe.ExpectCompoundColumnsToBeUnique(column_list=list(keys)),
+        *(gxe.ExpectColumnValuesToBeInSet(column=column, value_set=_first_value(rows, column)) for column in model),
+        gxe.ExpectColumnPairValuesToBeEqual(column_A="length", column_B="wanted_length"),
+        gxe.ExpectColumnPairValuesToBeEqual(column_A="length", column_B="distinct_items"),
+        gxe.ExpectColumnPairValuesToBeEqual(column_A="length", column_B="score_count"),
+        gxe.ExpectColumnValuesToBeInSet(column="unknown_items", value_set=[0]),
+        gxe.ExpectColumnValuesToBeInSet(column="descending", value_set=[True]),
+        gxe.ExpectColumnValuesToBeInSet(column="finite", value_set=[True]),
+    )
+    read = of_date.select("basis_id", pl.col("representation").str.split("+")).unique().explode("representation")
+    with_lte = scan(settings, "lte_snapshots").filter(pl.col("snapshot_date") == date)
+    covered = (
+        with_lte.join(read, ["basis_id", "representation"], "semi")
+        .select("user_id")
+        .unique()
+        .join(of_date.select("user_id", has_list=True).unique(), "user_id", "left")
+        .with_columns(pl.col("has_list").fill_null(False))
+    )
+    coverage = gxe.ExpectColumnValuesToBeInSet(column="has_list", value_set=[True])
+    return [
+        Batch("recommendations", rows, keys, rules),
+        Batch("recommendations_coverage", covered, ("user_id",), (coverage,)),
     ]
 
 
@@ -464,9 +519,9 @@ def _window_end() -> pl.Expr:
     return pl.col("snapshot_date") - pl.duration(days=pl.col("lag_days"))
 
 
-def _one_basis(rows: pl.LazyFrame) -> list[str]:
-    """The basis of the first row; every other row must have it too."""
-    return rows.select("basis_id").head(1).collect()["basis_id"].to_list()
+def _first_value(rows: pl.LazyFrame, column: str) -> list[object]:
+    """The value of the first row; every other row must have it too."""
+    return rows.select(column).head(1).collect()[column].to_list()
 
 
 SUITES: dict[str, Callable[..., Sequence[Batch]]] = {
@@ -480,6 +535,7 @@ SUITES: dict[str, Callable[..., Sequence[Batch]]] = {
         lte_live,
         item_popularity,
         training_set,
+        recommendations,
         test_measurements,
     )
 }

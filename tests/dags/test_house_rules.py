@@ -189,6 +189,14 @@ def test_gates_stand_between_a_table_and_the_next(dags):
         assert after not in dag.get_task(before).downstream_task_ids, f"{dag.dag_id}: {before} → {after}"
 
 
+def test_what_is_live_is_scored_where_there_is_a_champion(dags):
+    daily = dags["lte_daily"]
+    assert daily.get_task("publish_lte").downstream_task_ids == {"push_lte", "check_champion"}
+    assert daily.get_task("check_champion").downstream_task_ids == {"score_users"}
+    assert daily.get_task("score_users").downstream_task_ids == {"check_recommendations"}
+    assert daily.get_task("score_users").bash_command.endswith(" --if-champion")
+
+
 def test_a_backfill_is_one_job_and_its_gate_and_leaves_what_is_live_alone(dags):
     backfill = dags["lte_backfill"]
     assert backfill.get_task("snapshot_range").downstream_task_ids == {"check_lte_snapshots"}

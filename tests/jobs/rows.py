@@ -49,3 +49,9 @@ def case(user, split):
         "target_count": 1,
         "history_count": 1,
     }
+
+
+def recommendation(user, date):
+    kind = {"lag_days": 3, "window_days": 10, "basis_id": "b", "representation": "uniform"}
+    model = {"model_name": "ranker", "model_version": 1, "seen_items": "keep", "candidate_items": 1}
+    return {"date": date, "user_id": user, "item_ids": ["i"], "scores": [1.0]} | model | kind

@@ -20,6 +20,7 @@ JOBS = (
     "jobs.publish_lte",
     "jobs.push_lte",
     "jobs.count_popularity",
+    "jobs.score_users",
     "jobs.build_training_set",
     "jobs.audit_lte",
     "jobs.monitor_lte",
@@ -102,6 +103,16 @@ def test_without_an_online_store_nothing_is_pushed_and_no_feast_is_asked_for(tmp
 def test_an_online_store_without_feast_is_named(tmp_path):
     error = error_of(run("jobs.push_lte --date 2024-03-01", tmp_path, LTE_ONLINE_STORE__TYPE="sqlite"))
     assert "there is no Feast at online_store.python = ''; run make online-store" in error
+
+
+def test_without_a_champion_nobody_is_scored_and_no_jvm_is_started(tmp_path):
+    job = "jobs.score_users --date 2024-03-01"
+    done = run(f"{job} --if-champion", tmp_path, JAVA_HOME=str(tmp_path), PATH="")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "nothing to score with: no version of model lte-ranker is champion\n"
+    error = error_of(run(job, tmp_path, JAVA_HOME=str(tmp_path), PATH=""))
+    assert error.endswith(f"is champion in sqlite:///{tmp_path / 'mlflow.db'}; run lte_promotion first")
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize("share", ["0", "nan"])

@@ -23,6 +23,7 @@ from jobs.tables import (
     LTE_LIVE,
     LTE_SNAPSHOTS,
     QUARANTINE,
+    RECOMMENDATIONS,
     TABLES,
     TRAINING_SET,
     Warehouse,
@@ -31,7 +32,7 @@ from lte_model.errors import LTEError
 from lte_model.lineage import ERASED_TAG, UNREADABLE_TAG, RegisteredVersion
 from lte_model.windows import ONE_DAY
 from tests.jobs.conftest import small_settings
-from tests.jobs.rows import DAY, account, case, event, frame, lte
+from tests.jobs.rows import DAY, account, case, event, frame, lte, recommendation
 
 GONE = """o'Neil "the 2nd", gäst-4711"""
 """An id with all that JSON, CSV and SQL write in their own way."""
@@ -64,6 +65,8 @@ def template(spark, tmp_path_factory):
         rows = frame(warehouse, LTE_SNAPSHOTS, [lte(user, date) for user in everyone])
         warehouse.replace(LTE_SNAPSHOTS, rows, f"snapshot_date = DATE'{date}'")
     warehouse.replace(LTE_LIVE, frame(warehouse, LTE_LIVE, [lte(user, days[0]) for user in everyone]), "true")
+    rows = frame(warehouse, RECOMMENDATIONS, [recommendation(user, days[0]) for user in everyone])
+    warehouse.replace(RECOMMENDATIONS, rows, f"date = DATE'{days[0]}'")
     # In table training_set the user is history: only files of an old version name GONE.
     for users in (everyone, OTHERS):
         rows = [case(user, split) for split in ("train", "test") for user in users]
@@ -128,7 +131,7 @@ def test_no_file_of_the_warehouse_names_an_erased_user(filled):
     assert traces(filled.settings.warehouse, GONE) == []
     assert rows_of_others(filled) == before
     assert {name: of_table.rows for name, of_table in erased.items()} == {
-        "events": 6, "quarantine": 3, "lte_snapshots": 2, "lte_live": 1, "training_set": 0,
+        "events": 6, "quarantine": 3, "lte_snapshots": 2, "lte_live": 1, "training_set": 0, "recommendations": 1,
     }  # fmt: skip
     assert all(of_table.files for of_table in erased.values())
     assert accounts_add_up(filled)

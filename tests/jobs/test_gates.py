@@ -115,6 +115,20 @@ def tables(settings: Settings) -> dict[str, pl.DataFrame]:
                 "events_window": [0, 1],
             }
         ),
+        "recommendations": pl.DataFrame(
+            {
+                "date": [DATE, DATE],
+                "user_id": ["u", "v"],
+                "item_ids": [["b", "a"], ["a"]],
+                "scores": [[0.5, 0.5], [-1.0]],
+                "candidate_items": [2, 1],
+                "model_name": ["ranker"] * 2,
+                "model_version": [3, 3],
+                "basis_id": ["b"] * 2,
+                "representation": ["uniform"] * 2,
+            },
+            schema_overrides={"scores": pl.List(pl.Float32)},
+        ),
         "test_measurements": pl.DataFrame(
             [
                 {
@@ -230,6 +244,39 @@ FAULTS = {
         "item_popularity",
         spoil("events_7d", 3),
         '"column_A": "events_30d", "column_B": "events_7d".*item_id=a',
+    ),
+    "two lists of a user": (
+        "recommendations",
+        "recommendations",
+        spoil("user_id", "v"),
+        "columns_to_be_unique.*user_id=v",
+    ),
+    "a list too short": (
+        "recommendations",
+        "recommendations",
+        spoil("candidate_items", 3),
+        '"wanted_length".*user_id=u',
+    ),
+    "an item twice in a list": (
+        "recommendations",
+        "recommendations",
+        spoil("item_ids", ["a", "a"]),
+        '"column_B": "distinct_items".*user_id=u',
+    ),
+    "an item that is in no catalogue": (
+        "recommendations",
+        "recommendations",
+        spoil("item_ids", ["a", "z"]),
+        '"unknown_items".*user_id=u',
+    ),
+    "a worse item before a better": ("recommendations", "recommendations", spoil("scores", [0.1, 0.5]), '"descending"'),
+    "a score that is no number": ("recommendations", "recommendations", spoil("scores", [float("nan")], 1), '"finite"'),
+    "two models of a date": ("recommendations", "recommendations", spoil("model_version", 4, 1), '"model_version".*=v'),
+    "a user without a list": (
+        "recommendations",
+        "recommendations",
+        lambda frame: frame.head(1),
+        'recommendations_coverage: .*"has_list".*1 of 2 rows.*user_id=v',
     ),
     "a day outside the test": (
         "test_measurements",
@@ -350,6 +397,13 @@ def test_a_date_that_was_not_counted_is_named(settings, tables):
     tables["item_popularity"].write_delta(settings.table_path("item_popularity"))
     with pytest.raises(LTEError, match="gate item_popularity of 2024-03-01: .* rules are broken"):
         check(settings, "item_popularity", SUITES["item_popularity"](settings, DATE, anchors=True), DATE)
+
+
+def test_without_a_champion_there_may_be_no_recommendations(settings, tables, capsys):
+    for frames in ({}, tables | {"recommendations": tables["recommendations"].with_columns(date=ALWAYS)}):
+        gate(settings, frames, "recommendations")
+        assert "nothing to check" in capsys.readouterr().out
+    assert not Path(settings.home, "mlflow.db").exists()
 
 
 def test_a_snapshot_that_was_not_made_is_named(settings, tables):

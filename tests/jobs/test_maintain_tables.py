@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from jobs import maintain_tables as job
 from jobs.maintain_tables import crowded_partitions, dates_to_thin, describe, maintain
-from jobs.tables import EVENTS, LTE_SNAPSHOTS, SNAPSHOT_ACCOUNTS, TRAINING_SET
+from jobs.tables import EVENTS, LTE_SNAPSHOTS, RECOMMENDATIONS, SNAPSHOT_ACCOUNTS, TRAINING_SET
 from lte_model.lineage import RegisteredVersion
 from lte_model.windows import ONE_DAY, training_dates
-from tests.jobs.rows import DAY, case, event, frame, lte
+from tests.jobs.rows import DAY, case, event, frame, lte, recommendation
 
 days = st.dates(DAY - 100 * ONE_DAY, DAY + 5 * ONE_DAY)
 
@@ -119,6 +119,16 @@ def test_snapshots_are_thinned_to_the_dates_that_trainings_read(warehouse):
     version = DeltaTable(warehouse.path(LTE_SNAPSHOTS)).version()
     again = maintain(warehouse, LTE_SNAPSHOTS, DAY, versions)
     assert again.thinned_dates == 0 and DeltaTable(warehouse.path(LTE_SNAPSHOTS)).version() == version
+
+
+def test_recommendations_of_the_past_go(warehouse):
+    dates = [DAY - ONE_DAY * back for back in (0, 30, 31, 90)]
+    rows = frame(warehouse, RECOMMENDATIONS, [recommendation(user, date) for date in dates for user in "uv"])
+    warehouse.replace(RECOMMENDATIONS, rows, "true")
+    done = maintain(warehouse, RECOMMENDATIONS, DAY, [])
+    assert (done.thinned_dates, done.thinned_rows) == (2, 4)
+    assert {row.date for row in warehouse.read(RECOMMENDATIONS).collect()} == set(dates[:2])
+    assert maintain(warehouse, RECOMMENDATIONS, DAY, []).thinned_dates == 0
 
 
 def test_a_table_that_is_not_there_is_left_alone(warehouse):

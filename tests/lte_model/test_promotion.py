@@ -14,7 +14,8 @@ from mlflow.tracking import MlflowClient
 from lte_model import promotion, registry, verdict
 from lte_model.data import open_training_set
 from lte_model.errors import LTEError
-from lte_model.registry import CHALLENGER, CHAMPION
+from lte_model.lineage import CHAMPION
+from lte_model.registry import CHALLENGER
 from tests.lte_model.registered import (
     FEBRUARY,
     FIGURES,

@@ -15,12 +15,15 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 
-from lte_model import code_version, registry, tracking
-from lte_model.basis import to_vector
+from lte_model import code_version, promotion, registry, tracking
+from lte_model.basis import GRID, to_vector
 from lte_model.errors import LTEError
-from lte_model.model import Batch
+from lte_model.lineage import CHAMPION
+from lte_model.model import Batch, load_ranker
+from lte_model.pyfunc import as_rows
+from lte_model.ranking import Recommender
 from lte_model.settings import MLflow, Settings
-from tests.lte_model.registered import DIMENSIONS, JANUARY, KIND, aliases, figure, settings_file, trained
+from tests.lte_model.registered import DIMENSIONS, ITEMS, JANUARY, KIND, aliases, figure, settings_file, trained
 
 
 def test_registered_version_says_what_it_is(installation):
@@ -132,6 +135,41 @@ def test_a_model_of_a_leaking_window_is_not_registered(installation):
     trained(installation, JANUARY, kind=dataclasses.replace(KIND, representation="uniform+leaking"), representations=2)
     with pytest.raises(LTEError, match="reads representation leaking, which is never published: a window without lag"):
         registry.register(installation, JANUARY)
+
+
+def test_a_champion_is_found_and_its_files_rank_as_the_one_that_is_served(installation, tmp_path):
+    """Bit for bit, for the same users in the same order; and none of the registry's code runs."""
+    assert registry.find(installation, CHAMPION) is None
+    trained(installation, JANUARY)
+    registry.register(installation, JANUARY)
+    assert registry.find(installation, CHAMPION) is None
+    promotion.gate(installation, "1")
+    promotion.promote(installation, "1", None)
+    version = registry.find(installation, CHAMPION)
+    recommender = Recommender(load_ranker(registry.fetch(installation, version, tmp_path / "fetched")))
+    served = registry.load(installation, CHAMPION)
+    random = np.random.default_rng(0)
+    users = pd.DataFrame(
+        {
+            "item_ids": [[f"item {row}" for row in random.integers(ITEMS + 1, size=length)] for length in range(9)],
+            "vector_sum": [random.integers(-GRID, GRID, DIMENSIONS) for _ in range(9)],
+            "event_count": [number % 3 for number in range(9)],
+            **{field: [value] * 9 for field, value in dataclasses.asdict(KIND).items()},
+        }
+    )
+    best = recommender.best(recommender.read(as_rows(users, recommender.ranker)), 7)
+    ranked = served.predict(users, params={"k": 7})
+    assert ranked["item_ids"].tolist() == best.item_ids.to_pylist()
+    assert ranked["scores"].tolist() == best.scores.to_pylist()
+
+
+def test_files_that_are_gone_are_named(installation, tmp_path):
+    trained(installation, JANUARY)
+    version = registry.register(installation, JANUARY)
+    for file in (tmp_path / "artifacts").rglob("MLmodel"):
+        file.unlink()
+    with pytest.raises(LTEError, match="the files of .* version 1 can't be had from MLflow at sqlite:"):
+        registry.fetch(installation, version, tmp_path / "fetched")
 
 
 def test_logged_model_holds_no_pickle(installation, tmp_path):

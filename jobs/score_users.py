@@ -1,0 +1,264 @@
+"""Recommends to every user: the champion ranks its catalogue for `--date`, and `recommendations` keeps the best items.
+
+1. The model is the registry's version with the alias `champion`, whose weights go to the executors with the job. Which
+   model was champion on `--date` isn't asked: today's ranks, also for a date of the past, and each row names it.
+2. All else is as of the date D. The LTEs are those of `lte_snapshots`, which are what a reader of `lte_live` finds once
+   D is published, and stay what they are when a later date goes live. The sequence holds the events dated before D and
+   known before D, as training and evaluation read them: by the model's own policy and length, with D 00:00 UTC as the
+   time of the query. Ranked are the model's items that were known before D; newer ones than the model's wait for the
+   next. Its item bias, where it has one, is that of its training's newest date, as it is where the model is served.
+3. Scored is everybody with an LTE of D or an event in the sequence. Who has neither would get the same list as all
+   others who haven't: such users have no row.
+4. Users are scored in groups that their ids decide, in the order of their ids: the same inputs and model give the same
+   bits, whatever the partitions and the number of executors. (On processors of one kind: another has other kernels.)
+
+The rows of the date are replaced in one step, so that a second run, or a run after a kill, ends in the same table.
+"""
+
+import atexit
+import datetime
+import itertools
+import shutil
+import tempfile
+import uuid
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from mlflow.entities.model_registry import ModelVersion
+from pyspark import SparkFiles
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from jobs.bases import basis_in_force, load_catalogue
+from jobs.build_training_set import items_with_vectors, sequences
+from jobs.command_line import JobParser
+from jobs.engine.calendar import day_number
+from jobs.engine.packing import BUCKETS
+from jobs.engine.run import user_bucket
+from jobs.recipes import lte_of
+from jobs.session import spark_session
+from jobs.tables import EVENTS, LTE_SNAPSHOTS, RECOMMENDATIONS, SNAPSHOT_ACCOUNTS, Warehouse, sql_date
+from lte_model import registry
+from lte_model.errors import LTEError, run
+from lte_model.lineage import CHAMPION
+from lte_model.settings import Settings, Window
+from lte_model.windows import lte_window, target_window
+
+if TYPE_CHECKING:  # torch is for those who have a champion
+    from lte_model.model import LTEKind, Ranker
+    from lte_model.ranking import Recommender
+
+USERS_OF_A_GROUP = 2048
+"""About how many users are ranked together: enough to find others with as long a sequence."""
+
+GROUPS_OF_A_TASK = 24
+"""The most groups of a task, about: what it holds at once, and writes into a file."""
+
+ROWS = "user_id STRING, item_ids ARRAY<STRING>, scores ARRAY<FLOAT>, candidate_items INT"
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model that scores: a version of the registered model, the directory of its weights, and the model itself."""
+
+    name: str
+    version: int
+    directory: Path
+    ranker: "Ranker"
+
+
+def read_champion(settings: Settings, version: ModelVersion, folder: Path) -> Champion:
+    """The version, fetched from the registry into `folder`. Raises `LTEError` where its files can't be had."""
+    from lte_model.model import load_ranker
+
+    directory = registry.fetch(settings, version, folder)
+    return Champion(version.name, int(version.version), directory, load_ranker(directory))
+
+
+def users_with_ltes(warehouse: Warehouse, kind: "LTEKind", date: datetime.date) -> int:
+    """How many users have the first of the LTEs that a model of `kind` reads, on `date`.
+
+    Raises `LTEError` where there is no LTE of the date in the basis in force, and for a model of another basis,
+    representation, lag or window than these have.
+    """
+    from lte_model.model import LTEKind, require_kind
+
+    basis_id = basis_in_force(warehouse)
+    warehouse.require(SNAPSHOT_ACCOUNTS)
+    accounts = pl.scan_delta(warehouse.path(SNAPSHOT_ACCOUNTS)).filter(basis_id=basis_id, snapshot_date=date)
+    there = accounts.select("representation", "lag_days", "window_days", "users").sort("representation").collect()
+    if there.is_empty():
+        raise LTEError(
+            f"table lte_snapshots holds no LTE of {date} in basis {basis_id}; run jobs.snapshot_lte --date {date}"
+        )
+    users = []
+    for name in kind.representations:
+        of_name = there.filter(representation=name)
+        *found, with_lte = (there if of_name.is_empty() else of_name).row(0)
+        require_kind(kind.of(name), LTEKind(basis_id, *found), f"the LTE of {date}")
+        users.append(with_lte)
+    return users[0]
+
+
+def users_of(
+    events: DataFrame,
+    items: DataFrame,
+    ltes: Mapping[str, DataFrame],
+    date: datetime.date,
+    window: Window,
+    policy: str,
+    max_length: int,
+    with_seen: bool,
+) -> DataFrame:
+    """What a ranker reads of each user on `date`: the columns of lte_model/pyfunc.py, null where there is nothing, and
+    with `with_seen` the user's `seen_items`.
+
+    `items` (item_id, item_known_date) are those with a vector; `ltes` has the rows of the date by representation, in
+    the model's order.
+    """
+    start = lte_window(date, window.lag_days, window.window_days).start
+    # On the days alone, so that files without any of them are never opened.
+    history = events.where((F.col("event_date") >= start) & (F.col("event_date") < date) & (F.col("known_date") < date))
+    read = history
+    if policy == "lagged":
+        read = history.where(F.col("event_date") >= target_window(date, window.lag_days).start)
+    users = sequences(read, items, [date], window, max_length).select(
+        "user_id", "item_ids", F.transform("event_times", lambda time: F.unix_seconds(time)).alias("event_times")
+    )
+    for number, (name, lte) in enumerate(ltes.items()):
+        suffix = f"_{name}" if number else ""
+        columns = [F.col(column).alias(f"{column}{suffix}") for column in ("vector_sum", "event_count")]
+        users = users.join(lte.select("user_id", *columns), "user_id", "full")
+    if with_seen:
+        seen = history.groupBy("user_id").agg(F.collect_set("item_id").alias("seen_items"))
+        users = users.join(seen, "user_id", "left")
+    return users.withColumn("query_time", F.lit(day_number(date) * 24 * 60 * 60).cast("bigint"))
+
+
+def ship(spark: SparkSession, directory: Path) -> str:
+    """Gives the files of a model to every executor; returns the name of the folder that its tasks find them in."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the driver serves it as long as it lives
+    name = f"{uuid.uuid4().hex}.zip"
+    with zipfile.ZipFile(folder / name, "w") as archive:
+        for file in directory.iterdir():
+            archive.write(file, file.name)
+    spark.sparkContext.addArchive(str(folder / name))
+    return name
+
+
+def recommended(users: DataFrame, model: str, k: int, allowed: np.ndarray, groups: int, partitions: int) -> DataFrame:
+    """(user_id, item_ids, scores, candidate_items) of the users with an LTE, or an event of an item that the model has.
+
+    `model` is the name under which it was shipped; `allowed` (items,) bool says which of its items are ranked. The
+    number of `groups` can change the last bits of a score, that of the `partitions` nothing.
+    """
+    group = F.floor(user_bucket() * groups / BUCKETS).cast("int")
+
+    def rank_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from lte_model.ranking import open_recommender
+
+        tables = [pa.Table.from_batches([batch]) for batch in batches]
+        if not tables:
+            return
+        recommender = open_recommender(SparkFiles.get(model))
+        rows = pa.concat_tables(tables).sort_by([("group", "ascending"), ("user_id", "ascending")])
+        bounds = np.flatnonzero(np.diff(rows["group"].to_numpy(), prepend=-1, append=groups))
+        for start, end in itertools.pairwise(bounds.tolist()):
+            for batch in rows.slice(start, end - start).combine_chunks().to_batches():
+                yield ranked(recommender, batch, k, allowed)
+
+    return users.withColumn("group", group).repartitionById(partitions, "group").mapInArrow(rank_partition, ROWS)
+
+
+def ranked(recommender: "Recommender", rows: pa.RecordBatch, k: int, allowed: np.ndarray) -> pa.RecordBatch:
+    """The rows of `recommendations` for the users of a group."""
+    users = recommender.read(rows)
+    hidden = rows["seen_items"] if "seen_items" in rows.schema.names else None
+    best = recommender.best(users, k, None if allowed.all() else allowed, hidden)
+    columns = {
+        "user_id": rows["user_id"],
+        "item_ids": best.item_ids,
+        "scores": best.scores,
+        "candidate_items": pa.array(best.candidates, pa.int32()),
+    }
+    is_known = (users.lengths > 0) | users.has_lte.any(axis=1)
+    return pa.RecordBatch.from_pydict(columns).filter(pa.array(is_known))
+
+
+def known_items(warehouse: Warehouse, ranker: "Ranker", date: datetime.date) -> np.ndarray:
+    """Which items of the model (items,) bool were known before `date`. Raises `LTEError` where none was."""
+    catalogue = load_catalogue(warehouse, ranker.kind.basis_id)
+    known = catalogue.item_ids.filter(pa.array(catalogue.known_day < day_number(date)))
+    found = pc.is_in(pa.array(ranker.item_ids, pa.string()), value_set=known).to_numpy(zero_copy_only=False)
+    if not found.any():
+        raise LTEError(
+            f"none of the {len(found):,} items that the model ranks is one that table items knew before {date}; take a "
+            "later date, or train a model on this shop's items"
+        )
+    return found
+
+
+def score_users(warehouse: Warehouse, date: datetime.date, champion: Champion) -> int:
+    """Runs the job; returns how many users were scored. Raises `LTEError` for a model that can't read the LTEs of the
+    date."""
+    settings, ranker = warehouse.settings, champion.ranker
+    kind, window = ranker.kind, Window(lag_days=ranker.kind.lag_days, window_days=ranker.kind.window_days)
+    groups = min(BUCKETS, max(1, -(-users_with_ltes(warehouse, kind, date) // USERS_OF_A_GROUP)))
+    partitions = max(min(groups, warehouse.spark.sparkContext.defaultParallelism), -(-groups // GROUPS_OF_A_TASK))
+    of_date = warehouse.read(LTE_SNAPSHOTS).where(f"snapshot_date = {sql_date(date)}")
+    users = users_of(
+        warehouse.read(EVENTS),
+        items_with_vectors(warehouse, kind.basis_id),
+        {name: of_date.where(lte_of(kind.basis_id, name)) for name in kind.representations},
+        date,
+        window,
+        ranker.config.sequence,
+        settings.training_set.max_length,
+        with_seen=settings.scoring.seen_items == "drop",
+    )
+    allowed = known_items(warehouse, ranker, date)
+    model = ship(warehouse.spark, champion.directory)
+    named = {
+        "date": date,
+        "seen_items": settings.scoring.seen_items,
+        "model_name": champion.name,
+        "model_version": champion.version,
+        **asdict(kind),
+    }
+    rows = recommended(users, model, settings.scoring.k, allowed, groups, partitions)
+    rows = rows.withColumns({column: F.lit(value) for column, value in named.items()})
+    warehouse.replace(RECOMMENDATIONS, rows, f"date = {sql_date(date)}")
+    return warehouse.read(RECOMMENDATIONS).where(f"date = {sql_date(date)}").count()
+
+
+def main() -> None:
+    parser = JobParser(__doc__, "the day that the recommendations are for")
+    parser.add_argument("--if-champion", action="store_true", help="only where the registry has a champion")
+    arguments, settings, date = parser.read()
+    version = registry.find(settings, CHAMPION)
+    if version is None:
+        nobody = f"no version of model {settings.mlflow.model_name} is {CHAMPION}"
+        if not arguments.if_champion:
+            raise LTEError(f"{nobody} in {settings.mlflow.tracking_uri}; run lte_promotion first")
+        print(f"nothing to score with: {nobody}")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        champion = read_champion(settings, version, Path(folder))
+        with spark_session(settings, "score_users") as spark:
+            users = score_users(Warehouse(spark, settings), date, champion)
+    print(
+        f"recommendations of {date}: {users:,} users, up to {settings.scoring.k} items each, by {champion.name} version "
+        f"{champion.version}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
