@@ -39,7 +39,7 @@ def render(drill: Drill) -> str:
             for space in drill["spaces"]
             for name in SKEWED
         ],
-        changes=CHANGES,
+        further={name: change for name, change in CHANGES.items() if name not in SKEWED},
         versions=VERSIONS,
         columns=(*VERSIONS, NO_LTE),
         chart=report_charts.drill(drill),
