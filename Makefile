@@ -14,7 +14,12 @@ SETTINGS ?= $(firstword $(wildcard .lte/demo/settings.toml) infra/settings/local
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
 
-setup: .cache/prepared  ## install Python packages, check Java, fetch Delta's jars once
+setdrill: .cache/prepared  ## rankers with LTEs of another version, on a feed or the demo shop [DATA= SEEDS=3 GAP= JSON= LAG= WINDOW= DATE= TEST_DAYS=]
+	@$(BIN)/python -m infra.drill $(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds $(SEEDS)) $(if $(GAP),--gap $(GAP)) \
+	    $(if $(JSON),--json '$(JSON)') $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
+	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS))
+
+up: .cache/prepared  ## install Python packages, check Java, fetch Delta's jars once
 	@echo "ready: $$($(BIN)/python --version), packages of infra/constraints.txt, jars in .cache/jars"
 
 $(VENV)/installed: pyproject.toml infra/constraints.txt
@@ -86,4 +91,4 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup online-store demo ablation up test test-kills bench-snapshot bench-quality bench-training bench-reader bench-scoring lint clean
+.PHONY: help setup online-store demo ablation drill up test test-kills bench-snapshot bench-quality bench-training bench-reader bench-scoring lint clean

@@ -58,6 +58,22 @@ def read_feed(events: Path) -> Feed:
     """The days of the feed in a Parquet file. Times that aren't times are left to the ingest to refuse."""
     if not events.is_file():
         raise LTEError(f"there is no file {events}; give a folder with events.parquet and items.parquet")
+    days = (
+        past_events(events)
+        .select(
+            pl.col("time").min().alias("first"),
+            pl.col("time").max().alias("last"),
+            pl.col("time").quantile(TRAINING_SHARE, "nearest").alias("cut"),
+        )
+        .collect()
+    )
+    if days["first"][0] is None:
+        raise LTEError(f"{events} holds no event with a time in the past; is event_ts right?")
+    return Feed(*(days[name][0].date() for name in ("first", "last", "cut")))
+
+
+def past_events(events: Path) -> pl.LazyFrame:
+    """The events of a feed that have happened, with their `time`. Raises `LTEError` where the feed has no times."""
     rows = pl.scan_parquet(events)
     schema = rows.collect_schema()
     if "event_ts" not in schema:
@@ -67,15 +83,7 @@ def read_feed(events: Path) -> Feed:
         times = times.str.to_datetime(strict=False, time_zone="UTC")
     # A feed may hold a stray time of the far past or future; an event must have happened by now.
     now = datetime.datetime.now(datetime.UTC)
-    times = rows.select(times.cast(pl.Datetime("us", "UTC")).alias("time")).filter(pl.col("time") <= now)
-    days = times.select(
-        pl.col("time").min().alias("first"),
-        pl.col("time").max().alias("last"),
-        pl.col("time").quantile(TRAINING_SHARE, "nearest").alias("cut"),
-    ).collect()
-    if days["first"][0] is None:
-        raise LTEError(f"{events} holds no event with a time in the past; is event_ts right?")
-    return Feed(*(days[name][0].date() for name in ("first", "last", "cut")))
+    return rows.with_columns(time=times.cast(pl.Datetime("us", "UTC"))).filter(pl.col("time") <= now)
 
 
 def sensible_lag(feed: Feed) -> int:

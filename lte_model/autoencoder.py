@@ -213,11 +213,18 @@ def encoder_cases(events: Events, items: int, date: datetime.date, settings: Set
 
 
 class Encoder(nn.Module):
-    """E + P, and the decoder. `basis` is the frozen (items, dimensions) matrix of unit vectors E."""
+    """E + P, and the decoder. `basis` is the frozen (items, dimensions) matrix of unit vectors E.
 
-    def __init__(self, basis: torch.Tensor, popularity: torch.Tensor):
+    With `learned_decoder` the decoder begins at E and is learned too: the rival of the drill (drill.py), never published.
+    """
+
+    def __init__(self, basis: torch.Tensor, popularity: torch.Tensor, learned_decoder: bool = False):
         super().__init__()
         self.register_buffer("basis", basis)
+        if learned_decoder:
+            self.decoder = nn.Parameter(basis.clone())
+        else:
+            self.register_buffer("decoder", basis, persistent=False)
         self.register_buffer("popularity", popularity)  # (anchors, counts, items)
         self.departure = nn.Parameter(torch.zeros_like(basis))
         self.log_temperature = nn.Parameter(torch.tensor(-2.0))
@@ -240,15 +247,19 @@ class Encoder(nn.Module):
     def logits(self, lte: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
         """(users, items), from LTEs (users, dimensions) at anchors (users,)."""
         bias = torch.einsum("k,aki->ai", self.popularity_scale, self.popularity)
-        return functional.normalize(lte, dim=1) @ self.basis.T / self.log_temperature.exp() + bias[anchors]
+        return functional.normalize(lte, dim=1) @ self.decoder.T / self.log_temperature.exp() + bias[anchors]
 
     def frozen(self) -> np.ndarray:
         """`vectors` on the grid of the basis, (items, dimensions) float32."""
-        units = torch.round(self.vectors().detach() * GRID).clamp(-GRID, GRID)
-        return (units / GRID).numpy()
+        return on_grid(self.vectors().detach())
 
 
-class _Fit:
+def on_grid(vectors: torch.Tensor) -> np.ndarray:
+    """The vectors, each component at its nearest multiple of 2^-14 in [−1, 1], float32."""
+    return (torch.round(vectors * GRID).clamp(-GRID, GRID) / GRID).numpy()
+
+
+class Fit:
     """The epochs of one fit."""
 
     def __init__(self, options: Autoencoder, encoder: Encoder, cases: EncoderCases):
@@ -256,10 +267,12 @@ class _Fit:
         self.fitted, self.held_out = np.flatnonzero(~cases.held_out), np.flatnonzero(cases.held_out)
         if not len(self.held_out):  # a shop so small measures itself by those it learns from
             self.held_out = self.fitted
-        scalars = [encoder.log_temperature, encoder.popularity_scale]
+        parameters = list(encoder.parameters())
+        matrices = [parameter for parameter in parameters if parameter.dim() == 2]
+        scalars = [parameter for parameter in parameters if parameter.dim() < 2]
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": [encoder.departure], "weight_decay": options.weight_decay},
+                {"params": matrices, "weight_decay": options.weight_decay},
                 {"params": scalars, "weight_decay": 0.0},
             ],
             lr=options.learning_rate,
@@ -338,6 +351,13 @@ class _Fit:
         }
 
 
+def fingerprint_of(cases: EncoderCases, catalogue: Catalogue, options: Autoencoder) -> str:
+    """The hash of everything that decides an encoder."""
+    content = hashlib.sha256(cases.digest() + catalogue.vectors.tobytes())
+    content.update(json.dumps(options.model_dump(), sort_keys=True).encode())
+    return content.hexdigest()
+
+
 def fit_encoder(settings: Settings, date: datetime.date) -> Path:
     """Fits the encoder of `date`, or finds it done; returns its directory.
 
@@ -348,9 +368,7 @@ def fit_encoder(settings: Settings, date: datetime.date) -> Path:
     basis_id = basis_in_force(tables)
     catalogue = read_catalogue(tables, basis_id, date)
     cases = encoder_cases(read_events(tables, catalogue, date), len(catalogue), date, settings)
-    content = hashlib.sha256(cases.digest() + catalogue.vectors.tobytes())
-    content.update(json.dumps(settings.autoencoder.model_dump(), sort_keys=True).encode())
-    fingerprint, directory = content.hexdigest(), encoder_directory(settings, date)
+    fingerprint, directory = fingerprint_of(cases, catalogue, settings.autoencoder), encoder_directory(settings, date)
     if (directory / DESCRIPTION_FILE).is_file():
         there = json.loads((directory / DESCRIPTION_FILE).read_text(encoding="utf-8"))
         if there["fingerprint"] == fingerprint:
@@ -363,7 +381,7 @@ def fit_encoder(settings: Settings, date: datetime.date) -> Path:
     print(f"encoder of {date}: {len(cases):,} cases at {len(cases.popularity)} anchors, {len(catalogue):,} items")
     torch.manual_seed(settings.autoencoder.seed)
     encoder = Encoder(torch.from_numpy(catalogue.vectors), torch.from_numpy(cases.popularity))
-    fit = _Fit(settings.autoencoder, encoder, cases)
+    fit = Fit(settings.autoencoder, encoder, cases)
     start = fit.measure()
     with tracking.training_run(settings, date, f"encoder {fingerprint[:8]}"):
         mlflow.set_tags({"basis_id": basis_id, "representation": AUTOENCODER})

@@ -256,7 +256,7 @@ class TrainingSet:
         minutes = events["minute"].to_numpy()[kept]
         dates = frame["snapshot_date"].unique().sort()
         popularity = self.popularity(dates.to_list()) if settings.model.popularity_bias else None
-        lte, event_counts = self._ltes(frame.select("snapshot_date", "user_id"), needed)
+        lte, event_counts = self.ltes(frame.select("snapshot_date", "user_id"), needed)
         return Cases(
             user_ids=frame["user_id"],
             items=events["item"].to_numpy()[kept].astype(np.int32),
@@ -279,7 +279,7 @@ class TrainingSet:
         """What sold before each of `dates`: (dates, counts, items), as popularity.py has it."""
         return popularity_matrix(self.tables.scan("item_popularity"), self.catalogue.rows, dates, self.training_date)
 
-    def _ltes(self, cases: pl.DataFrame, needed: list[datetime.date]) -> tuple[np.ndarray, np.ndarray]:
+    def ltes(self, cases: pl.DataFrame, needed: list[datetime.date]) -> tuple[np.ndarray, np.ndarray]:
         """The LTEs (N, representations, dimensions) of `cases` (snapshot_date, user_id) and the events in each.
 
         `needed` are the dates of which some case has an event before D−L: a snapshot of them can't be empty.

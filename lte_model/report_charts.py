@@ -20,7 +20,8 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lte_model.settings import Bounds
-from lte_model.verdict import Ablation, Evaluation, Figure, is_defined, metric_label, outcome
+from lte_model.spaces import NO_LTE, SKEWED
+from lte_model.verdict import Ablation, Drill, Evaluation, Figure, is_defined, metric_label, outcome
 from lte_model.windows import Interval, lte_window, target_window
 
 PALETTE = {
@@ -307,6 +308,48 @@ def by_date(
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
         _date_axis(axes, ticks=(2, 5))
         return _as_svg(figure, name, f"{title} by date")
+
+
+def drill(found: Drill) -> Markup:
+    """Left, the headline of every cell of a drill, with its interval; right, in %, what the LTE of the other version
+    changes."""
+    metric, rows = found["headline"], []
+    for space, of_space in found["spaces"].items():
+        for name, change in SKEWED.items():
+            for cell, mark in ((change.base, "own"), (change.ours, "other"), (f"{change.ours[:2]}{NO_LTE}", NO_LTE)):
+                rows.append((space, name, cell, mark, of_space["cells"][cell]["metrics"][metric]))
+    marks = {"own": ("prefix", "o", "LTE of the ranker's version"), "other": ("target", "D", "LTE of the other version"),
+             NO_LTE: ("none", "s", "no LTE")}  # fmt: skip
+    with rc_context(_STYLE | {"axes.grid.axis": "x"}):
+        figure = Drawing(figsize=(_WIDTH, 0.9 + 0.17 * len(rows)), layout="constrained")
+        values, changes = figure.subplots(1, 2, sharey=True)
+        changes.axvline(0, color=PALETTE["ink"], linewidth=0.8)
+        ticks = {}
+        for line, (space, name, cell, mark, measured) in enumerate(rows):
+            y = line + line // len(marks)
+            colour, marker, label = marks[mark]
+            values.plot((measured["low"], measured["high"]), (y, y), color=PALETTE[colour], linewidth=1.4)
+            values.plot(
+                measured["value"], y, marker=marker, markersize=4, color=PALETTE[colour], linestyle="none",
+                label=label if line < len(marks) else None,
+            )  # fmt: skip
+            if mark == "other":
+                ticks[y] = f"{space}, ranker {cell[:2]}"
+                uplift = _scaled(found["spaces"][space]["changes"][name]["uplift"], 100)
+                if uplift:
+                    colour = PALETTE[outcome(uplift).value]
+                    changes.plot((uplift["low"], uplift["high"]), (y, y), color=colour, linewidth=1.6)
+                    changes.plot(uplift["value"], y, "o", markersize=4.5, color=colour)
+        values.set_yticks(list(ticks), list(ticks.values()))
+        values.set_title(metric_label(metric))
+        changes.set_title("Difference that the other version's LTE makes, %")
+        for axes in (values, changes):
+            _from_the_top(axes)
+        values.set_ylim(max(ticks) + 1.6, -1)
+        handles, labels = values.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), handletextpad=0.3)
+        figure.get_layout_engine().set(wspace=0.06)
+        return _as_svg(figure, "drill", "NDCG of every cell, and the difference that the other version's LTE makes")
 
 
 def _sides(evaluation: Evaluation) -> list[str]:

@@ -1,5 +1,5 @@
-"""What MLflow holds of a training: one run `training` per training date, with a child run per side; and one run
-`ablation` per ablation, with a child run per variant and seed.
+"""What MLflow holds of a training: one run `training` per training date, with a child run per side; one run `ablation`
+per ablation, with a child run per variant and seed; and one run `drill` per version of a drill, likewise.
 
 A run is found by its tags `lte.training_date` and `lte.side`, so that a task that is tried again goes on with the run
 of its first try instead of leaving a broken one behind. The read-out of an online test is a run too, found by the
@@ -26,6 +26,7 @@ from lte_model.settings import Settings
 
 PARENT_SIDE = "training"
 ABLATION_SIDE = "ablation"
+DRILL_SIDE = "drill"
 DATE_TAG = "lte.training_date"
 SIDE_TAG = "lte.side"
 TEST_TAG = "lte.online_test"
@@ -79,10 +80,12 @@ def training_run(
 
 
 def parent_of(side: str) -> str:
-    """The side whose run holds that of `side`: `ablation` for `ablation/…`; none ("") for the two that hold others."""
-    if side in (PARENT_SIDE, ABLATION_SIDE):
+    """The side whose run holds that of `side`: `ablation` for `ablation/…`, `drill` for `drill/…`; none ("") for those
+    that hold others."""
+    if side in (PARENT_SIDE, ABLATION_SIDE, DRILL_SIDE):
         return ""
-    return ABLATION_SIDE if side.startswith(f"{ABLATION_SIDE}/") else PARENT_SIDE
+    holder = side.partition("/")[0]
+    return holder if holder in (ABLATION_SIDE, DRILL_SIDE) else PARENT_SIDE
 
 
 def find_or_create_run(settings: Settings, training_date: datetime.date, side: str, anew: bool = False) -> str:

@@ -78,12 +78,18 @@ def read_result(settings: Settings, training_date: datetime.date, side: str, aga
 
 
 def train(
-    settings: Settings, training_date: datetime.date, integration: str, side: str = "", group: Group | None = None
+    settings: Settings,
+    training_date: datetime.date,
+    integration: str,
+    side: str = "",
+    group: Group | None = None,
+    training_set: TrainingSet | None = None,
 ) -> Path:
     """Trains, or goes on, or finds the training done; returns the model's directory.
 
-    `side` is the name of the directory and of the MLflow run, the integration's own where it is empty. Raises
-    `LTEError` for a training set that can't be used, and a loss that is not a number.
+    `side` is the name of the directory and of the MLflow run, the integration's own where it is empty;
+    `training_set` that of the date, unless its LTEs are of another making. Raises `LTEError` for a training set that
+    can't be used, and a loss that is not a number.
     """
     group, side = group or Group(), side or integration
     device = choose_device(settings.training.device)
@@ -92,7 +98,7 @@ def train(
     directory = side_directory(settings, training_date, side)
     directory.mkdir(parents=True, exist_ok=True)
 
-    training_set = open_training_set(settings, training_date)
+    training_set = training_set or open_training_set(settings, training_date)
     config = ranker_config(settings, training_set, integration)
     last_only = settings.training.loss_positions == "last"
     cases = training_set.cases("train").windows(config.max_events, last_only)

@@ -20,6 +20,9 @@ Evaluation = dict[str, Any]
 Ablation = dict[str, Any]
 """The content of `ablation.json`; its keys are those that lte_model.ablation writes."""
 
+Drill = dict[str, Any]
+"""The content of `drill.json`; its keys are those that lte_model.drill writes."""
+
 Figure = dict[str, float | None]
 """A measured value and the ends of its 95 % interval: `value`, `low`, `high`. None where it isn't defined."""
 
@@ -50,6 +53,11 @@ def ablation_path(settings: Settings, training_date: datetime.date) -> Path:
     return Path(settings.reports) / training_date.isoformat() / "ablation.json"
 
 
+def drill_path(settings: Settings, training_date: datetime.date) -> Path:
+    """Where the drill whose later version is of `training_date` is written. Its page lies beside it, as `.html`."""
+    return Path(settings.reports) / training_date.isoformat() / "drill.json"
+
+
 def read_evaluation(settings: Settings, training_date: datetime.date) -> Evaluation:
     """The evaluation of the training of `training_date`. Raises `LTEError` where there is none or it is cut off."""
     again = f"run python -m lte_model.evaluation --date {training_date}"
@@ -60,6 +68,12 @@ def read_ablation(settings: Settings, training_date: datetime.date) -> Ablation:
     """The ablation of the training of `training_date`. Raises `LTEError` where there is none or it is cut off."""
     again = f"run python -m lte_model.ablation report --date {training_date}"
     return _read(ablation_path(settings, training_date), f"the training of {training_date} has no ablation", again)
+
+
+def read_drill(settings: Settings, training_date: datetime.date) -> Drill:
+    """The drill whose later version is of `training_date`. Raises `LTEError` where there is none or it is cut off."""
+    again = f"run python -m lte_model.drill report --date {training_date} --earlier DATE"
+    return _read(drill_path(settings, training_date), f"the training of {training_date} has no drill", again)
 
 
 def _read(path: Path, missing: str, again: str) -> dict[str, Any]:
