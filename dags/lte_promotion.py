@@ -5,16 +5,16 @@ Puts a challenger before a person. It starts when `lte_training` has registered 
 2. **check_training_set** checks the rows that it was trained and tested on once more.
 3. **gate** compares it with the model without LTE, with popularity, and with the champion on the same test users.
 4. **approve** waits for a person, one day at most: *Required Actions*, in this run. No answer is a *Reject*.
-5. **promote** moves the alias `champion` to the approved version. If another version got there first, it says so.
-6. **answer** writes what the person said on the version in MLflow, whichever way it went.
+5. **answer** writes what the person said, and why, on the version in MLflow.
+6. **promote** moves the alias `champion` to the version, or is skipped. If another version got there first, it says so.
 
 **To roll back:** run `lte_rollback`.
 """
 
 import datetime
 
-from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import DAG, Param, TriggerRule
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import DAG, Param
 
 from commands import CHALLENGER, OWNER, REPORTS_URL, gate, job, listing
 
@@ -22,6 +22,7 @@ VERSION = "{{ ti.xcom_pull(task_ids='challenger')[0]['VERSION'] }}"
 TRAINING_DATE = "{{ ti.xcom_pull(task_ids='challenger')[0]['TRAINING_DATE'] }}"
 CHAMPION = "{{ ti.xcom_pull(task_ids='challenger')[0]['CHAMPION'] }}"
 SAID = "ti.xcom_pull(task_ids='approve')"
+ANSWER = f"{{{{ {SAID}['chosen_options'][0] }}}}"
 
 with DAG(
     "lte_promotion",
@@ -50,33 +51,35 @@ with DAG(
         on_failure="The challenger is worse, or of another basis; the log says which. The champion stays.",
         pool="model_registry",
     )
-    approve = ApprovalOperator(
+    # Not an ApprovalOperator: that leaves no record of a refusal for the tasks behind it.
+    approve = HITLOperator(
         task_id="approve",
         subject="Promote the challenger to champion?",
         body=f"{{{{ ti.xcom_pull(task_ids='gate') }}}}\n\n[Reports]({REPORTS_URL})",
+        options=["Approve", "Reject"],
+        defaults="Reject",
         params={"reason": Param("", type="string", title="Reason", description="Kept with the version in MLflow")},
-        defaults=ApprovalOperator.REJECT,
         response_timeout=datetime.timedelta(days=1),
         doc_md="Waits for a person; takes no worker while it waits.\n\n"
         "**When it fails:** clear it, and the question is put again.",
-    )
-    promote = job(
-        "promote",
-        f"lte_model.promotion promote --version {VERSION} --over '{CHAMPION}'",
-        writes="model_registry",
-        on_failure="The alias is as it was. Another version became champion meanwhile? Run `lte_promotion` again.",
     )
     answer = job(
         "answer",
         f'lte_model.promotion answer --version {VERSION} --answer "$ANSWER" --by "$BY" --reason "$REASON"',
         writes="model_registry",
         environment={
-            "ANSWER": f"{{{{ {SAID}['chosen_options'][0] }}}}",
+            "ANSWER": ANSWER,
             "BY": f"{{{{ ({SAID}['responded_by_user'] or {{}}).get('name', '') }}}}",
             "REASON": f"{{{{ {SAID}['params_input'].get('reason', '') }}}}",
         },
-        trigger_rule=TriggerRule.NONE_FAILED,
-        on_failure="The alias is where the answer put it; the answer itself is in the log of `approve`. Clear the task.",
+        on_failure="Nothing has moved; the answer itself is in the log of `approve`. Is MLflow up? Clear the task.",
+    )
+    promote = job(
+        "promote",
+        f"lte_model.promotion promote --version {VERSION} --over '{CHAMPION}' --answer \"$ANSWER\"",
+        writes="model_registry",
+        environment={"ANSWER": ANSWER},
+        on_failure="The alias is as it was. Another version became champion meanwhile? Run `lte_promotion` again.",
     )
 
-    challenger >> check_training_set >> compare >> approve >> promote >> answer
+    challenger >> check_training_set >> compare >> approve >> answer >> promote

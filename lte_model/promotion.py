@@ -2,8 +2,8 @@
 
     python -m lte_model.promotion challenger                 what is put before a person, as JSON
     python -m lte_model.promotion gate --version V           checks it; exits with 2 where it must not be promoted
-    python -m lte_model.promotion promote --version V --over C   champion in the place of version C ("" for none)
     python -m lte_model.promotion answer --version V --answer A --by NAME --reason R   keeps what a person said
+    python -m lte_model.promotion promote --version V --over C   champion in the place of version C ("" for none)
     python -m lte_model.promotion rollback --reason R [--version V]   the previous champion, or V, is champion again
     python -m lte_model.promotion watch                      checks a champion that was put there by hand
 
@@ -27,6 +27,7 @@ import datetime
 import fcntl
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,6 +50,10 @@ GATE_TAG, GATE_PASSED = "gate", "passed"
 
 APPROVAL_TAG = "approval"
 """The tag of a version with what a person said of it."""
+
+APPROVE = "Approve"
+NOTHING_TO_DO = 99
+"""The exit code by which Airflow takes a task for skipped."""
 
 ON_RECORD = "champion_on_record"
 """The tag of the model with the version that was promoted last by the commands of this file."""
@@ -388,6 +393,7 @@ def main() -> None:
     for name in ("gate", "promote", "answer"):
         made[name].add_argument("--version", required=True, help="its number")
     made["promote"].add_argument("--over", required=True, help="the champion it was compared with; empty for none")
+    made["promote"].add_argument("--answer", default=APPROVE, help="what a person said; only Approve promotes")
     made["answer"].add_argument("--answer", required=True, help="what the person chose")
     made["answer"].add_argument("--by", required=True, help="who; empty where nobody answered")
     made["answer"].add_argument("--reason", default="", help="in the person's words")
@@ -405,6 +411,9 @@ def main() -> None:
             found.require()
             print(found.summary)
         case "promote":
+            if arguments.answer != APPROVE:
+                print(f"version {arguments.version} is not promoted: the answer was {arguments.answer}")
+                sys.exit(NOTHING_TO_DO)
             print(f"{_name(promote(settings, arguments.version, arguments.over or None))} is {CHAMPION}")
         case "answer":
             print(answer(settings, arguments.version, arguments.answer, arguments.by, arguments.reason))

@@ -41,7 +41,10 @@ KIND = ("basis_id", "representation", "lag_days", "window_days")
 """What an LTE and a model must share; tags of a version, and columns of `lte_live`."""
 
 _PACKAGE = Path(__file__).parent
-_REQUIREMENTS = ("mlflow", "numpy", "pandas", "pyarrow", "safetensors", "scikit-learn", "scipy", "torch")
+_REQUIREMENTS = (
+    "deltalake", "mlflow", "numpy", "pandas", "polars", "pyarrow", "pydantic", "safetensors", "scikit-learn", "scipy",
+    "torch",
+)  # fmt: skip
 """What the code that a logged model carries imports, directly or not."""
 
 

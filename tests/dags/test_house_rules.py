@@ -309,13 +309,12 @@ def test_promotion_waits_for_the_challenger_and_for_a_person(dags):
     assert [asset.name for asset in register.outlets] == ["lte_challenger"]
     assert [asset.name for asset in promotion.schedule] == ["lte_challenger"]
     approve = promotion.get_task("approve")
-    assert approve.task_type == "ApprovalOperator"
-    assert approve.defaults == ["Reject"]
+    assert approve.task_type == "HITLOperator"
+    assert approve.options == ["Approve", "Reject"] and approve.defaults == ["Reject"]
     assert approve.response_timeout == datetime.timedelta(days=1)
-    assert approve.upstream_task_ids == {"gate"} and approve.downstream_task_ids == {"promote"}
-    # What was said is written down whether the promotion was done or passed over.
-    answer = promotion.get_task("answer")
-    assert answer.upstream_task_ids == {"promote"} and answer.trigger_rule == "none_failed"
+    assert approve.upstream_task_ids == {"gate"} and approve.downstream_task_ids == {"answer"}
+    # What was said is written down before anything moves.
+    assert promotion.get_task("promote").upstream_task_ids == {"answer"}
 
 
 @pytest.mark.parametrize("file", sorted(DAGS.glob("*.py")), ids=lambda file: file.name)

@@ -340,6 +340,10 @@ def test_command_lines(installation, tmp_path, monkeypatch, capsys):
     assert json.loads(listed) == [{"version": "1", "training_date": "2026-01-01", "champion": ""}]
     checks = lines("gate", "--version", "1")
     assert len(checks) == 7 and checks[-1].startswith(f"**{name} version 1**")
+    with pytest.raises(SystemExit) as skipped:
+        lines("promote", "--version", "1", "--over", "", "--answer", "Reject")
+    assert skipped.value.code == 99 and aliases(installation) == {"challenger": 1}
+    assert "the answer was Reject" in capsys.readouterr().out
     assert lines("promote", "--version", "1", "--over", "") == [f"{name} version 1 is champion"]
     assert lines("answer", "--version", "1", "--answer", "Approve", "--by", "anna")[0].startswith("Approve by anna at ")
     assert lines("watch") == [f"{name}: version 1 is champion, as on record"]

@@ -3,9 +3,16 @@
 import dataclasses
 import datetime
 import json
+import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -207,6 +214,87 @@ def served(tmp_path_factory, tracking_uri):
     trained(settings, JANUARY)
     registry.register(settings, JANUARY)
     return registry.load(settings, registry.CHALLENGER)
+
+
+def make_live(settings):
+    """Two users with an LTE, and what `lte_live` has of them; of another basis they have others."""
+    random = np.random.default_rng(1)
+    rows = [
+        {
+            "user_id": user,
+            "vector_sum": random.integers(-GRID, GRID, DIMENSIONS).tolist(),
+            "event_count": count,
+            **dataclasses.asdict(KIND),
+            "basis_id": basis_id,
+        }
+        for basis_id in (KIND.basis_id, "older")
+        for count, user in enumerate(("u1", "u2"), start=1)
+    ]
+    types = {"vector_sum": pl.List(pl.Int32), "event_count": pl.Int32, "lag_days": pl.Int32, "window_days": pl.Int32}
+    pl.DataFrame(rows, schema_overrides=types).write_delta(settings.table_path("lte_live"))
+    return pd.DataFrame(rows[:2])
+
+
+def test_a_user_id_is_looked_up_in_what_is_live(installation, tmp_path, monkeypatch):
+    trained(installation, JANUARY)
+    registry.register(installation, JANUARY)
+    model = registry.load(installation, registry.CHALLENGER)
+    monkeypatch.setenv("LTE_SETTINGS", str(settings_file(installation, tmp_path)))
+    by_id = pd.DataFrame({"item_ids": [["item 3"], [], ["item 5"]], "user_id": ["u2", "u1", "nobody"]})
+    with pytest.raises((LTEError, MlflowException), match="table lte_live does not exist at .*; run jobs.publish_lte"):
+        model.predict(by_id)
+    known = make_live(installation).set_index("user_id").loc[["u2", "u1", "u1"]].reset_index(drop=True)
+    known.loc[2, "event_count"] = 0
+    by_row = known.assign(item_ids=by_id["item_ids"])
+    pd.testing.assert_frame_equal(model.predict(by_id), model.predict(by_row))
+    with pytest.raises((LTEError, MlflowException), match="the input has neither vector_sum nor user_id"):
+        model.predict(by_id.drop(columns="user_id"))
+
+
+@pytest.mark.slow
+def test_it_is_served_over_http(installation, tmp_path):
+    """`mlflow models serve`, asked for a user by id, answers what the loaded model does."""
+    trained(installation, JANUARY)
+    version = registry.register(installation, JANUARY)
+    user = make_live(installation).head(1)
+    expected = registry.load_version(version).predict(user.assign(item_ids=[["item 3"]]), params={"k": 3})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"models:/{version.name}/{version.version}"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "-p", str(port)],
+        env=os.environ
+        | {
+            "MLFLOW_TRACKING_URI": installation.mlflow.tracking_uri,
+            "LTE_SETTINGS": str(settings_file(installation, tmp_path)),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
+        start_new_session=True,
+    )
+    try:
+        body = {"dataframe_records": [{"item_ids": ["item 3"], "user_id": "u1"}], "params": {"k": 3}}
+        (answered,) = answer_of(server, f"http://127.0.0.1:{port}/invocations", body)["predictions"]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    assert answered["item_ids"] == expected["item_ids"][0]
+    assert answered["scores"] == pytest.approx(expected["scores"][0])
+
+
+def answer_of(server, url, body):
+    """What a server that is still starting answers in the end."""
+    deadline = time.monotonic() + 120
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    while True:
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            pytest.fail(error.read().decode())
+        except OSError:
+            assert server.poll() is None and time.monotonic() < deadline, "the server did not come up"
+            time.sleep(0.2)
 
 
 def test_missing_parts_are_named(installation):
