@@ -58,7 +58,14 @@ with DAG(
         body=f"{{{{ ti.xcom_pull(task_ids='gate') }}}}\n\n[Reports]({REPORTS_URL})",
         options=["Approve", "Reject"],
         defaults="Reject",
-        params={"reason": Param("", type="string", title="Reason", description="Kept with the version in MLflow")},
+        params={
+            "reason": Param(
+                None,
+                type=["null", "string"],
+                title="Reason",
+                description="Kept with the version in MLflow; may be empty",
+            )
+        },
         response_timeout=datetime.timedelta(days=1),
         doc_md="Waits for a person; takes no worker while it waits.\n\n"
         "**When it fails:** clear it, and the question is put again.",
@@ -70,7 +77,7 @@ with DAG(
         environment={
             "ANSWER": ANSWER,
             "BY": f"{{{{ ({SAID}['responded_by_user'] or {{}}).get('name', '') }}}}",
-            "REASON": f"{{{{ {SAID}['params_input'].get('reason', '') }}}}",
+            "REASON": f"{{{{ {SAID}['params_input'].get('reason') or '' }}}}",
         },
         on_failure="Nothing has moved; the answer itself is in the log of `approve`. Is MLflow up? Clear the task.",
     )

@@ -120,6 +120,8 @@ def question(installation, trained, page, screenshots):
         page.goto(f"{installation.stack.airflow_url}/dags/lte_promotion/runs/{run_id}/tasks/approve/required_actions")
         page.get_by_role("button", name="Approve").wait_for()
         page.screenshot(path=screenshots / "approval.png")
+        # Without a reason: a form that asks for one would keep both buttons off.
+        assert all(page.get_by_role("button", name=name).is_enabled() for name in ("Approve", "Reject"))
     return run_id, api.question("lte_promotion", run_id, "approve")
 
 
