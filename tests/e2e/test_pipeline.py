@@ -15,6 +15,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from infra.demo import ANSWER_AFTER
 from infra.local_stack import LocalStack, Ports
 from lte_model.errors import LTEError
 from lte_model.windows import ONE_DAY
@@ -129,6 +130,7 @@ def question(installation, trained, page, screenshots):
 def rejected(installation, question):
     """The aliases after a person said no, and what stays of it on the version."""
     run_id, _ = question
+    time.sleep(ANSWER_AFTER)
     installation.stack.api.answer("lte_promotion", run_id, "approve", "Reject", REASON)
     installation.progress.follow("lte_promotion", {run_id: "lte_promotion"})
     return _aliases(installation), _version(installation, "challenger").tags
