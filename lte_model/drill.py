@@ -21,7 +21,7 @@ newer days, and the catalogue has new items. Each ranker is then served either v
    [A−L−W, A−L), in integers as the engine makes them; an item that the encoder doesn't know has the vector of its
    content, in the coordinates of the space.
 4. All cells rank the targets of the same test users, those of D, in the catalogue of D; ranker v1 gets the items that
-   it doesn't know by `Ranker.with_items`. Within a row of the matrix nothing but the LTE's version differs. Beside it
+   it doesn't know by `Ranker.over`. Within a row of the matrix nothing but the LTE's version differs. Beside it
    stands the ranker without any LTE.
 5. Intervals are those of a bootstrap over users, the same draws for all cells; a user's measure is the mean over seeds.
 
@@ -218,28 +218,18 @@ def train_version(settings: Settings, training_date: datetime.date, space: Space
     return train(own, training_date, own.model.integration, side_of(space, seed), training_set=training_set)
 
 
-def with_catalogue(ranker: Ranker, catalogue: Catalogue) -> tuple[Ranker, np.ndarray]:
-    """The ranker with the items of the catalogue that it doesn't know yet, and its row of each of the catalogue's items.
+def with_catalogue(ranker: Ranker, catalogue: Catalogue) -> Ranker:
+    """The ranker over the catalogue, with the items that it doesn't know yet.
 
     Raises `LTEError` where it ranks an item that the catalogue lacks.
     """
     known = set(ranker.item_ids)
-    new = ~catalogue.item_ids.is_in(ranker.item_ids).to_numpy()
-    if len(known) + new.sum() != len(catalogue):
+    if not known <= set(catalogue.item_ids):
         raise LTEError(
             f"the model ranks {len(known):,} items, of which the catalogue of {len(catalogue):,} lacks some: table items "
             "or item_embeddings changed after the training; train the drill again"
         )
-    if new.any():
-        new_ids = catalogue.item_ids.filter(pl.Series(new)).to_list()
-        ranker = ranker.with_items(new_ids, torch.from_numpy(catalogue.vectors[new]))
-    row_of = {item: row for row, item in enumerate(ranker.item_ids)}
-    return ranker, np.array([row_of[item] for item in catalogue.item_ids])
-
-
-def in_rows(cases: Cases, rows: np.ndarray) -> Cases:
-    """The cases with item i as `rows[i]`, as a model numbers them."""
-    return dataclasses.replace(cases, items=rows[cases.items].astype(cases.items.dtype), targets=rows[cases.targets])
+    return ranker.over(catalogue.item_ids.to_list(), torch.from_numpy(catalogue.vectors))
 
 
 def without_lte(cases: Cases) -> Cases:
@@ -284,10 +274,10 @@ def drill_space(settings: Settings, dates: dict[str, datetime.date], space: Spac
         for other in VERSIONS:
             accepted &= _accepts(ranker, sets[other])
         items = len(ranker.item_ids)
-        ranker, rows = with_catalogue(ranker, sets[version].catalogue)
+        ranker = with_catalogue(ranker, sets[version].catalogue)
         new_items = max(new_items, len(ranker.item_ids) - items)
         for lte, cases in served.items():
-            ranks[f"{version}{lte}"] = target_ranks(ranker, in_rows(cases, rows), device)
+            ranks[f"{version}{lte}"] = target_ranks(ranker, cases, device)
     both = served["v1"].has_lte[:, 0] & served["v2"].has_lte[:, 0]
     return Drilled(
         ranks=ranks,
