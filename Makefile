@@ -14,12 +14,7 @@ SETTINGS ?= $(firstword $(wildcard .lte/demo/settings.toml) infra/settings/local
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
 
-setdrill: .cache/prepared  ## rankers with LTEs of another version, on a feed or the demo shop [DATA= SEEDS=3 GAP= JSON= LAG= WINDOW= DATE= TEST_DAYS=]
-	@$(BIN)/python -m infra.drill $(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds $(SEEDS)) $(if $(GAP),--gap $(GAP)) \
-	    $(if $(JSON),--json '$(JSON)') $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
-	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS))
-
-up: .cache/prepared  ## install Python packages, check Java, fetch Delta's jars once
+setup: .cache/prepared  ## install Python packages, check Java, fetch Delta's jars once
 	@echo "ready: $$($(BIN)/python --version), packages of infra/constraints.txt, jars in .cache/jars"
 
 $(VENV)/installed: pyproject.toml infra/constraints.txt
@@ -50,6 +45,11 @@ demo: .cache/prepared  ## the whole pipeline through Airflow [DATA= JSON= LAG= W
 ablation: .cache/prepared  ## every variant of the model on a feed, compared [DATA= VARIANTS= SEEDS=3 JSON= LAG= WINDOW= DATE= TEST_DAYS=]
 	@test -n '$(DATA)' || { echo "error: give DATA=folder with events.parquet and items.parquet"; exit 2; }
 	@$(BIN)/python -m infra.ablation --data '$(DATA)' $(if $(VARIANTS),--variants '$(VARIANTS)') $(if $(SEEDS),--seeds $(SEEDS)) \
+	    $(if $(JSON),--json '$(JSON)') $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
+	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS))
+
+drill: .cache/prepared  ## rankers with LTEs of another version, on a feed or the demo shop [DATA= SEEDS=3 GAP= JSON= LAG= WINDOW= DATE= TEST_DAYS=]
+	@$(BIN)/python -m infra.drill $(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds $(SEEDS)) $(if $(GAP),--gap $(GAP)) \
 	    $(if $(JSON),--json '$(JSON)') $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
 	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS))
 
