@@ -59,6 +59,9 @@ up: .cache/prepared  ## Airflow, MLflow and the pages on loopback until Ctrl-C [
 test: .cache/prepared $(FEAST)/installed  ## all tests, in two processes, a file in one of them [ARGS="-m 'not e2e'" WORKERS=2]
 	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder $(ARGS)
 
+test-production: .cache/prepared  ## clusters, stores and databases, broken and mended; what was lost [ARGS="-k postgres" JSON=]
+	$(BIN)/python -m pytest --production $(if $(JSON),--outcomes '$(JSON)') $(ARGS)
+
 test-kills: .cache/prepared  ## kill jobs at random instants, run them again, compare every table [KILLS=30 SEED= JSON=]
 	@$(BIN)/python -m tests.jobs.kills --kills $(or $(KILLS),30) $(if $(SEED),--seed $(SEED)) $(if $(JSON),--json '$(JSON)')
 
@@ -91,4 +94,4 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup online-store demo ablation drill up test test-kills bench-snapshot bench-quality bench-training bench-reader bench-scoring lint clean
+.PHONY: help setup online-store demo ablation drill up test test-production test-kills bench-snapshot bench-quality bench-training bench-reader bench-scoring lint clean

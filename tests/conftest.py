@@ -1,10 +1,14 @@
-"""For all tests."""
+"""For all tests: `--production` runs those of a whole production, which take longer, and shows what they lost."""
 
+import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests.production.outcomes import outcomes_of, table_of
 
 # A machine that is busy with something else fails no property.
 settings.register_profile("without-deadline", deadline=None)
@@ -15,3 +19,30 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # PySpark takes a main module of no file for its own doctests, and ends the process.
     sys.modules["__main__"].__file__ = pytest.__file__
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--production", action="store_true", help="run the tests marked production, and no others")
+    parser.addoption("--outcomes", metavar="FILE", help="write what those tests broke and lost there, as JSON")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--production")
+    others = [item for item in items if (item.get_closest_marker("production") is not None) != wanted]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    outcomes = outcomes_of(report for report in reports if report.when == "call")
+    if not outcomes:
+        return
+    terminalreporter.section("what was broken, how often, and what was lost")
+    for line in table_of(outcomes):
+        terminalreporter.write_line(line)
+    file = terminalreporter.config.getoption("--outcomes")
+    if file:
+        figures = [figure for outcome in outcomes for figure in outcome.figures()]
+        Path(file).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
