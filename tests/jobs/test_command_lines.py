@@ -1,12 +1,15 @@
 """Each job as its user runs it: bad input is one line on stderr, exit code 2, and no table."""
 
+import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lte_model import errors
 from tests.jobs.conftest import REPOSITORY, small_settings
 from tests.jobs.feeds import event, write_parquet
 
@@ -50,15 +53,35 @@ def error_of(done: subprocess.CompletedProcess) -> str:
     return lines[0]
 
 
+@pytest.fixture
+def refusal(tmp_path, capsys, monkeypatch) -> Callable[[str], str]:
+    """Calls the `main` of a command in this process, which spares a Python that imports all of it again."""
+
+    def of(command: str) -> str:
+        module, *options = command.split()
+        small_settings(tmp_path)
+        monkeypatch.setattr("sys.argv", [module, *options, "--settings", str(tmp_path / "settings.toml")])
+        with pytest.raises(SystemExit) as end:
+            errors.run(importlib.import_module(module).main)
+        return error_of(subprocess.CompletedProcess(command, end.value.code, *capsys.readouterr()))
+
+    return of
+
+
 @pytest.mark.parametrize("job", JOBS)
-def test_a_date_in_the_future_is_refused(tmp_path, job):
-    assert "2999-01-01 is in the future" in error_of(run(f"{job} --date 2999-01-01", tmp_path))
+def test_a_date_in_the_future_is_refused(tmp_path, refusal, job):
+    assert "2999-01-01 is in the future" in refusal(f"{job} --date 2999-01-01")
     assert not (tmp_path / "warehouse").exists()
 
 
-def test_an_unknown_setting_is_refused(tmp_path):
-    done = run("jobs.snapshot_lte --date 2024-03-01", tmp_path, LTE_WINDOW__LAGS="3")
-    assert "unknown key 'window.lags'" in error_of(done)
+def test_a_refusal_ends_the_command_line_with_its_exit_code(tmp_path):
+    assert "2999-01-01 is in the future" in error_of(run("jobs.snapshot_lte --date 2999-01-01", tmp_path))
+
+
+def test_an_unknown_setting_is_refused(monkeypatch, refusal):
+    monkeypatch.setenv("LTE_WINDOW__LAGS", "3")
+    with pytest.raises(errors.LTEError, match="unknown key 'window.lags'"):
+        refusal("jobs.snapshot_lte --date 2024-03-01")
 
 
 @pytest.mark.parametrize(
@@ -71,8 +94,8 @@ def test_an_unknown_setting_is_refused(tmp_path):
         ("--date 1.3.2024", "'1.3.2024' is not a date; write it YYYY-MM-DD"),
     ],
 )
-def test_dates_that_make_no_range_are_refused(tmp_path, options, message):
-    assert message in error_of(run(f"jobs.snapshot_lte {options}", tmp_path))
+def test_dates_that_make_no_range_are_refused(refusal, options, message):
+    assert message in refusal(f"jobs.snapshot_lte {options}")
 
 
 @pytest.mark.parametrize(
@@ -84,8 +107,8 @@ def test_dates_that_make_no_range_are_refused(tmp_path, options, message):
         ("jobs.audit_lte --representation recency", "covers the exact representations alone (uniform, autoencoder)"),
     ],
 )
-def test_a_representation_that_can_not_be_is_refused(tmp_path, command, message):
-    assert message in error_of(run(f"{command} --date 2024-03-01", tmp_path))
+def test_a_representation_that_can_not_be_is_refused(refusal, command, message):
+    assert message in refusal(f"{command} --date 2024-03-01")
 
 
 def test_without_the_autoencoder_no_items_are_encoded_and_no_jvm_is_started(tmp_path):
@@ -116,8 +139,8 @@ def test_without_a_champion_nobody_is_scored_and_no_jvm_is_started(tmp_path):
 
 
 @pytest.mark.parametrize("share", ["0", "nan"])
-def test_a_share_of_the_users_that_is_none_is_refused(tmp_path, share):
-    error = error_of(run(f"jobs.audit_lte --date 2024-03-01 --share={share}", tmp_path))
+def test_a_share_of_the_users_that_is_none_is_refused(refusal, share):
+    error = refusal(f"jobs.audit_lte --date 2024-03-01 --share={share}")
     assert "is no share of the users; give more than 0 and at most 1" in error
 
 
@@ -145,9 +168,12 @@ def test_a_job_runs_by_spark_submit(tmp_path):
     if not jars:
         pytest.skip("no prepared jars: run make setup")
     submit = Path(sys.executable).with_name("spark-submit")
+    # Delta's defaults, and Spark's, are for a cluster: hundreds of tasks for one row.
+    few = ("spark.sql.shuffle.partitions=2", "spark.databricks.delta.snapshotPartitions=2")
     done = subprocess.run(
-        [submit, "--master", "local[1]", "--driver-class-path", ":".join(jars), "jobs/ingest_events.py"]
-        + ["--date", "2024-03-01", "--settings", str(tmp_path / "settings.toml")],
+        [submit, "--master", "local[1]", "--driver-class-path", ":".join(jars)]
+        + [option for setting in few for option in ("--conf", setting)]
+        + ["jobs/ingest_events.py", "--date", "2024-03-01", "--settings", str(tmp_path / "settings.toml")],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PYSPARK_PYTHON": sys.executable},
         check=False,
