@@ -75,6 +75,9 @@ class S3Server:
         pages = client_of(self.endpoint).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return {found["Key"]: found["Size"] for page in pages for found in page.get("Contents", ())}
 
+    def read(self, bucket: str, key: str) -> bytes:
+        return client_of(self.endpoint).get_object(Bucket=bucket, Key=key)["Body"].read()
+
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
