@@ -28,6 +28,7 @@ from lte_model import registry, tracking
 from lte_model.settings import Settings, load_settings
 from lte_model.windows import ONE_DAY
 from tests.production import s3_server
+from tests.production.s3_weather import s3_weather
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 JARS = REPOSITORY / ".cache" / "jars-s3"
@@ -196,24 +197,24 @@ def test_the_registered_model_is_loaded_from_s3_and_ranks_as_the_one_on_a_disk(o
     assert_frame_equal(*ranked)
 
 
-def test_an_erased_user_is_in_no_file_of_the_bucket(on_s3, s3, tmp_path):
-    settings = on_s3.settings
-    user = rows(settings, "lte_live")["user_id"][0]
-    tables = [name for name in TABLES_WITH_USERS if DeltaTable.is_deltatable(settings.table_path(name))]
-    assert any(user in str(_columns_of_text(s3, name)) for name in tables)
-    (tmp_path / "users").write_text(f"{user}\n", encoding="utf-8")
-    on_s3.command("jobs.erase_users", "--users", str(tmp_path / "users"))
-    assert [name for name in tables if user in str(_columns_of_text(s3, name))] == []
-
-
-def _columns_of_text(s3: s3_server.S3Server, table: str) -> set[str]:
-    """Every text in every Parquet file below a table's folder, of whatever version."""
-    found: set[str] = set()
-    for key in s3.objects("lte", f"warehouse/{table}/"):
-        if key.endswith(".parquet"):
-            frame = pl.read_parquet(io.BytesIO(s3.read("lte", key)))
-            found.update(str(value) for column in frame.select(pl.col(pl.String)) for value in column)
-    return found
+def test_a_job_gets_through_where_s3_refuses_requests_and_is_slow(on_disk, on_s3, s3, outcome):
+    """Both ways of a refusal: before S3 did what it was asked, and after, so that a commit is there and its writer told no."""
+    dates = [on_s3.date - days * ONE_DAY for days in (3, 2)]
+    job = "jobs.snapshot_lte"
+    on_disk.command(job, "--from", str(dates[0]), "--to", str(dates[-1] + ONE_DAY))
+    before = len(commits(s3, "lte_snapshots"))
+    with s3_weather(s3) as weather, weather.slow(seconds=0.02):
+        for date, after in zip(dates, (False, True), strict=True):
+            with weather.failing(share=0.15, after=after):
+                command(on_s3.settings_file, weather.environment, job, "--date", str(date))
+        refused = weather.counts()["refused"]
+    of_dates = pl.col("snapshot_date").is_in(dates)
+    ours, theirs = (rows(pipeline.settings, "lte_snapshots").filter(of_dates) for pipeline in (on_s3, on_disk))
+    lost = len(theirs) - len(ours.join(theirs, on=["snapshot_date", "user_id"], how="semi"))
+    outcome("requests refused by S3 in two snapshots", times=refused, lost=lost, of="rows")
+    assert refused > 0 and len(theirs) > 0
+    assert ours.equals(theirs)
+    assert len(commits(s3, "lte_snapshots")) == before + 2
 
 
 @pytest.mark.e2e
@@ -268,6 +269,26 @@ def test_two_backfills_at_once_lose_no_commit_and_log_to_s3(on_s3, s3, monkeypat
     log = f"logs/dag_id=lte_backfill/run_id={other}/task_id=snapshot_range/attempt=1.log"
     assert log in s3.objects("lte", "logs/")
     assert any("2 LTEs from" in line for line in said), said
+
+
+def test_an_erased_user_is_in_no_file_of_the_bucket(on_s3, s3, tmp_path):
+    settings = on_s3.settings
+    user = rows(settings, "lte_live")["user_id"][0]
+    tables = [name for name in TABLES_WITH_USERS if DeltaTable.is_deltatable(settings.table_path(name))]
+    assert any(user in str(_columns_of_text(s3, name)) for name in tables)
+    (tmp_path / "users").write_text(f"{user}\n", encoding="utf-8")
+    on_s3.command("jobs.erase_users", "--users", str(tmp_path / "users"))
+    assert [name for name in tables if user in str(_columns_of_text(s3, name))] == []
+
+
+def _columns_of_text(s3: s3_server.S3Server, table: str) -> set[str]:
+    """Every text in every Parquet file below a table's folder, of whatever version."""
+    found: set[str] = set()
+    for key in s3.objects("lte", f"warehouse/{table}/"):
+        if key.endswith(".parquet"):
+            frame = pl.read_parquet(io.BytesIO(s3.read("lte", key)))
+            found.update(str(value) for column in frame.select(pl.col(pl.String)) for value in column)
+    return found
 
 
 def test_no_secret_is_in_what_was_written_or_said(on_s3, s3):
