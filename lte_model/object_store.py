@@ -1,18 +1,20 @@
 """Tables and files on S3, or on a store that speaks its language: one spelling of a URL, and what its readers are told.
 
 Polars, deltalake, Arrow, and boto3 within MLflow and Airflow take all they need from AWS's own variables: the
-credentials from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or the machine's role, and the rest from
-AWS_ENDPOINT_URL and AWS_REGION. So `[s3]` of the settings goes there, for the process and those that it starts. Spark
+credentials from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the machine's role, and the rest from AWS_ENDPOINT_URL
+and AWS_REGION. So `[s3]` of the settings goes there, for the process and those that it starts. Spark
 gets options that are made of the same variables; credentials are not among them, for its S3 client finds them itself.
 """
 
 import functools
 import os
 from collections.abc import Iterable
-
-from pyarrow.fs import FileSystem
+from typing import TYPE_CHECKING
 
 from lte_model.errors import LTEError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem  # settings are read where no file is, and should be quick
 
 _SPELLINGS = ("s3a://", "s3n://")
 _HADOOP = "org.apache.hadoop.fs.s3a"
@@ -55,7 +57,11 @@ def spark_options() -> dict[str, str]:
             "spark.executorEnv.AWS_ALLOW_HTTP": os.environ.get("AWS_ALLOW_HTTP", "false"),
         }
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
-        options |= {"spark.hadoop.fs.s3a.endpoint.region": region, "spark.executorEnv.AWS_REGION": region}
+        options |= {
+            "spark.hadoop.fs.s3a.endpoint.region": region,
+            "spark.executorEnv.AWS_REGION": region,
+            "spark.executorEnv.AWS_DEFAULT_REGION": region,
+        }
     return options
 
 
@@ -67,8 +73,10 @@ def require_no_secret(options: Iterable[str], where: str) -> None:
                 raise LTEError(f"{where}: {name} is a secret; put it into {variable} of the environment")
 
 
-def arrow_file(place: str) -> tuple[FileSystem, str]:
+def arrow_file(place: str) -> tuple["FileSystem", str]:
     """Arrow's file system for a path or URL, and the file's name in it."""
+    from pyarrow.fs import FileSystem
+
     scheme, colon, rest = one_spelling(place).partition("://")
     if colon and scheme == "s3":
         return _bucket(rest.partition("/")[0], os.environ.get("AWS_ENDPOINT_URL")), rest
@@ -76,7 +84,9 @@ def arrow_file(place: str) -> tuple[FileSystem, str]:
 
 
 @functools.cache
-def _bucket(name: str, endpoint: str | None) -> FileSystem:
+def _bucket(name: str, endpoint: str | None) -> "FileSystem":
     """One client for all files of a bucket at an address, which Arrow reads from the environment too: each keeps
     connections of its own."""
+    from pyarrow.fs import FileSystem
+
     return FileSystem.from_uri(f"s3://{name}")[0]

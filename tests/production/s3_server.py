@@ -15,17 +15,19 @@ import time
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 VERSITYGW = Path(__file__).resolve().parents[2] / ".cache" / "versitygw" / "versitygw"
-MISSING = "no versitygw in .cache: make object-storage (needs Go)"
+MISSING = "no versitygw in .cache, or no boto3: make object-storage (needs Go)"
 
 REGION = "eu-central-1"
 ACCESS_KEY, SECRET_KEY = "lte-test", "a-secret-of-the-tests"
 
 
 def installed() -> bool:
-    return VERSITYGW.is_file()
+    return VERSITYGW.is_file() and find_spec("boto3") is not None
 
 
 class S3Server:
@@ -67,16 +69,28 @@ class S3Server:
             self._process.wait()
             self._process = None
 
+    @cached_property
+    def _client(self):
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=REGION,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+        )
+
     def make_bucket(self, name: str) -> None:
-        client_of(self.endpoint).create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+        self._client.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
 
     def objects(self, bucket: str, prefix: str = "") -> dict[str, int]:
         """Key → bytes of every object whose key begins with `prefix`, in the order of the keys."""
-        pages = client_of(self.endpoint).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return {found["Key"]: found["Size"] for page in pages for found in page.get("Contents", ())}
 
     def read(self, bucket: str, key: str) -> bytes:
-        return client_of(self.endpoint).get_object(Bucket=bucket, Key=key)["Body"].read()
+        return self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
 
 
 @contextmanager
@@ -103,19 +117,6 @@ def environment_of(endpoint: str) -> dict[str, str]:
         # Nobody asks the cloud's own address for credentials here.
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-
-
-def client_of(endpoint: str):
-    """boto3's client of the S3 at that address."""
-    import boto3
-
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name=REGION,
-        aws_access_key_id=ACCESS_KEY,
-        aws_secret_access_key=SECRET_KEY,
-    )
 
 
 def free_port() -> int:
