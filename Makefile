@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FEAST := .cache/feast
+VERSITYGW := .cache/versitygw/versitygw
 UV := 0.13.9
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -36,6 +37,18 @@ $(FEAST)/installed: infra/feast/requirements.txt infra/feast/constraints.txt | $
 
 online-store: $(FEAST)/installed  ## Feast, in an environment of its own: for [online_store] of the settings
 	@echo "ready: $(FEAST)/venv/bin/python, packages of infra/feast/constraints.txt"
+
+.cache/prepared-s3: infra/settings/s3.toml .cache/prepared
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --requirements pyproject.toml --extra s3 --constraints infra/constraints.txt
+	$(BIN)/python -m jobs.prepare --settings infra/settings/s3.toml
+	@touch $@
+
+$(VERSITYGW):
+	@command -v go >/dev/null || { echo "error: the S3 server of the tests is built with Go; install it (Debian: apt-get install golang)"; exit 2; }
+	GOBIN=$(CURDIR)/$(dir $@) go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
+
+object-storage: .cache/prepared-s3 $(VERSITYGW)  ## S3: packages, Hadoop's client of it (690 MB), and a server for the tests
+	@echo "ready: packages, jars in .cache/jars-s3, $(VERSITYGW)"
 
 demo: .cache/prepared  ## the whole pipeline through Airflow [DATA= JSON= LAG= WINDOW= DATE= TEST_DAYS= USERS= ITEMS=]
 	@$(BIN)/python -m infra.demo $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)') \
@@ -94,4 +107,4 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup online-store demo ablation drill up test test-production test-kills bench-snapshot bench-quality bench-training bench-reader bench-scoring lint clean
+.PHONY: help setup online-store object-storage demo ablation drill up test test-production test-kills bench-snapshot bench-quality bench-training bench-reader bench-scoring lint clean

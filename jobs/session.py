@@ -12,6 +12,7 @@ from pathlib import Path
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from lte_model import object_store
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
 
@@ -34,7 +35,7 @@ BUNDLED_WITH_SPARK = (
     "org.roaringbitmap:shims",
     "org.slf4j:slf4j-api",
 )
-"""What Delta's package asks for and PySpark already carries, in another version."""
+"""What the packages of the settings ask for and PySpark already carries, in another version."""
 
 _DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
@@ -89,7 +90,7 @@ def spark_session(settings: Settings, job: str) -> Iterator[SparkSession]:
 
 
 def _configuration(settings: Settings) -> dict[str, str]:
-    configuration = _DELTA | _EVERYWHERE
+    configuration = _DELTA | _EVERYWHERE | object_store.spark_options()
     under_spark_submit = "PYSPARK_GATEWAY_PORT" in os.environ
     if not under_spark_submit:
         configuration |= {"spark.master": settings.spark.master} | _class_path(settings)

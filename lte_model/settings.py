@@ -9,9 +9,11 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from lte_model import object_store
 from lte_model.errors import LTEError
 from lte_model.representations import require_distinct
 
@@ -184,6 +186,14 @@ class MLflow(_Section):
     model_name: str = "lte-ranker"
 
 
+class S3(_Section):
+    """Where `s3://` leads: an address such as `https://s3.example.org`, and a region. Empty: as AWS_ENDPOINT_URL and
+    AWS_REGION say, or AWS's own. Credentials are no settings: they come from AWS's variables or the machine's role."""
+
+    endpoint: str = ""
+    region: str = ""
+
+
 class OnlineStore(_Section):
     """Where a service reads the LTEs that are live; `none`: nowhere. `sqlite` is the file `path`. `redis` is what
     `connection` says, `host:port,password=…,ssl=true`: a secret belongs into the environment,
@@ -294,7 +304,12 @@ class Spark(_Section):
 
 
 class Settings(_Section):
-    """Everything that differs between places. Every path in it is absolute or a URL."""
+    """Everything that differs between places. Every path in it is absolute or a URL.
+
+    `warehouse`, `sources` and `mlflow.artifacts` may be URLs, `s3://bucket/folder` among them. Trainings go on from what
+    they left in `checkpoints`, and pages are replaced in `reports` and `data_docs`: these are on a disk, which all
+    machines share that write there.
+    """
 
     home: str = "."
     warehouse: str = "warehouse"
@@ -313,11 +328,26 @@ class Settings(_Section):
     scoring: Scoring = Scoring()
     online_test: OnlineTest = OnlineTest()
     mlflow: MLflow = MLflow()
+    s3: S3 = S3()
     online_store: OnlineStore = OnlineStore()
     gates: Gates = Gates()
     monitoring: Monitoring = Monitoring()
     maintenance: Maintenance = Maintenance()
     spark: Spark = Spark()
+
+    @field_validator("warehouse")
+    @classmethod
+    def _plain(cls, place: str) -> str:
+        if "://" in place and quote(place, safe=":/") != place:
+            raise ValueError("of a URL not every reader takes other signs than letters, digits and -._~/")
+        return place
+
+    @field_validator("home", "checkpoints", "reports", "data_docs")
+    @classmethod
+    def _on_a_disk(cls, folder: str) -> str:
+        if "://" in folder:
+            raise ValueError("it must lie on a disk; give a folder")
+        return folder
 
     def table_path(self, table: str) -> str:
         """Where the Delta table called `table` lies."""
@@ -327,7 +357,8 @@ class Settings(_Section):
 def load_settings(path: str | os.PathLike | None = None) -> Settings:
     """Reads the settings from `path`, or from the file that LTE_SETTINGS names, and from the environment.
 
-    Raises `LTEError` for a file that is missing or not TOML, an unknown key and a value that doesn't fit.
+    What `[s3]` says goes on to the environment, where all that read S3 look. Raises `LTEError` for a file that is
+    missing or not TOML, an unknown key and a value that doesn't fit.
     """
     file = Path(path or os.environ.get(SETTINGS_VARIABLE, ""))
     if not file.is_file():
@@ -341,6 +372,8 @@ def load_settings(path: str | os.PathLike | None = None) -> Settings:
         settings = Settings.model_validate(values)
     except ValidationError as error:
         raise LTEError(f"settings file {file}: {_first_problem(error)}") from None
+    object_store.require_no_secret(settings.spark.conf, f"settings file {file}: spark.conf")
+    object_store.announce(settings.s3.endpoint, settings.s3.region)
     return _with_absolute_paths(settings, file.resolve().parent)
 
 
@@ -367,7 +400,7 @@ def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
     home = (folder / settings.home).resolve()
 
     def absolute(path: str) -> str:
-        return path if ":" in path or not path else os.path.normpath(home / path)
+        return object_store.one_spelling(path) if ":" in path or not path else os.path.normpath(home / path)
 
     uri = settings.mlflow.tracking_uri
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):

@@ -20,6 +20,7 @@ WITHOUT_TORCH = (
     "lte_model.representations",
     "lte_model.encoder_files",
     "lte_model.settings",
+    "lte_model.object_store",
     "lte_model.errors",
     "lte_model.online_test",
 )

@@ -11,9 +11,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.fs
 from deltalake import DeltaTable
 
+from lte_model.object_store import arrow_file
 from lte_model.windows import Interval
 
 PART_BYTES = 128 * 2**20
@@ -89,7 +89,7 @@ def read_pieces(
     """The rows of each piece that match; columns in `dictionaries` come dictionary-encoded, as they lie in the file."""
     form = ds.ParquetFileFormat(read_options=ds.ParquetReadOptions(dictionary_columns=set(dictionaries)))
     for piece in pieces:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(_uri(piece.path))
+        filesystem, path = arrow_file(piece.path)
         whole = form.make_fragment(path, filesystem)
         groups = whole.metadata.num_row_groups
         chosen = range(groups * piece.number // piece.of, groups * (piece.number + 1) // piece.of)
@@ -103,9 +103,3 @@ def in_days(column: str, days: Interval) -> pc.Expression:
     return (pc.field(column) >= pa.scalar(days.start, pa.date32())) & (
         pc.field(column) < pa.scalar(days.end, pa.date32())
     )
-
-
-def _uri(path: str) -> str:
-    """Hadoop's names of the S3 file system are not Arrow's."""
-    scheme, colon, rest = path.partition("://")
-    return f"s3://{rest}" if colon and scheme in ("s3a", "s3n") else path

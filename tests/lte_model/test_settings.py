@@ -39,7 +39,7 @@ def test_relative_paths_start_at_home_and_urls_stay(tmp_path):
     assert settings.checkpoints == str(tmp_path / "runs")
     assert settings.sources.items == str(tmp_path / "shop" / "source" / "items.parquet")
     assert settings.sources.events == "table:shop.events"
-    assert settings.table_path("events") == "s3a://lake/lte/events"
+    assert settings.table_path("events") == "s3://lake/lte/events"
     assert settings.mlflow.tracking_uri == f"sqlite:///{tmp_path}/shop/mlflow.db"
 
 

@@ -1,0 +1,136 @@
+"""An S3 of one's own, for as long as it is needed: versitygw over a folder, on a free port of loopback.
+
+    with s3_server() as s3:                     # s3.environment is what a process needs to reach it
+        s3.make_bucket("lte")
+        s3.stop(); s3.start()                   # gone, and there again: the same port, the same objects
+
+How it refuses requests and is slow: s3_weather.py.
+"""
+
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+VERSITYGW = Path(__file__).resolve().parents[2] / ".cache" / "versitygw" / "versitygw"
+MISSING = "no versitygw in .cache, or no boto3: make object-storage (needs Go)"
+
+REGION = "eu-central-1"
+ACCESS_KEY, SECRET_KEY = "lte-test", "a-secret-of-the-tests"
+
+
+def installed() -> bool:
+    return VERSITYGW.is_file() and find_spec("boto3") is not None
+
+
+class S3Server:
+    """A server over `folder`, where a bucket is a folder and an object a file. The port stays when it is started again."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.port = free_port()
+        self._process: subprocess.Popen | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process has to have to reach the server, in AWS's own variables."""
+        return environment_of(self.endpoint)
+
+    def start(self) -> None:
+        """Returns when the server answers."""
+        objects, attributes = self.folder / "objects", self.folder / "attributes"
+        for folder in (objects, attributes):
+            folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                # Not every file system has extended attributes.
+                [VERSITYGW, "--quiet", "--port", f"127.0.0.1:{self.port}", "--region", REGION,
+                 "posix", "--sidecar", attributes, objects],
+                env={**os.environ, "ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        _wait(self._process, self.port)
+
+    def stop(self) -> None:
+        """Ends it at once, as a power cut would. Does nothing where it doesn't run."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    @cached_property
+    def _client(self):
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=REGION,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+        )
+
+    def make_bucket(self, name: str) -> None:
+        self._client.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+
+    def objects(self, bucket: str, prefix: str = "") -> dict[str, int]:
+        """Key → bytes of every object whose key begins with `prefix`, in the order of the keys."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return {found["Key"]: found["Size"] for page in pages for found in page.get("Contents", ())}
+
+    def read(self, bucket: str, key: str) -> bytes:
+        return self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
+
+
+@contextmanager
+def s3_server() -> Iterator[S3Server]:
+    """A server that runs; it and its objects are gone after the block."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = S3Server(Path(folder))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+
+
+def environment_of(endpoint: str) -> dict[str, str]:
+    return {
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_REGION": REGION,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_ENDPOINT_URL": endpoint,
+        # Only object_store, of polars and deltalake, asks whether it may do without TLS.
+        "AWS_ALLOW_HTTP": "true",
+        # Nobody asks the cloud's own address for credentials here.
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _wait(process: subprocess.Popen, port: int, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if process.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"the S3 server does not answer on port {port}") from None
+            time.sleep(0.02)

@@ -1,0 +1,56 @@
+"""The pipeline whole on a small feed, in one process: every table, a training, its model registered, users scored.
+
+python -m tests.production.small_pipeline --date 2024-12-31 --since 2023-01-02 --settings FILE
+"""
+
+import tempfile
+from pathlib import Path
+
+from mlflow.tracking import MlflowClient
+
+from jobs.audit_lte import audit_lte, require_clean
+from jobs.command_line import JobParser
+from jobs.maintain_tables import maintain
+from jobs.monitor_lte import monitor
+from jobs.prepare import run_all_jobs
+from jobs.quality.check import check
+from jobs.quality.suites import SUITES
+from jobs.score_users import read_champion, score_users
+from jobs.session import spark_session
+from jobs.tables import TABLES, Warehouse
+from lte_model import lineage, registry
+from lte_model.errors import run
+from lte_model.evaluation import evaluate
+from lte_model.training import train
+from lte_model.windows import parse_date
+
+
+def main() -> None:
+    parser = JobParser(__doc__, "the last day of the feed")
+    parser.add_argument("--since", type=parse_date, required=True, help="its first day")
+    arguments, settings, date = parser.read()
+    with spark_session(settings, "small_pipeline") as spark:
+        warehouse = Warehouse(spark, settings)
+        run_all_jobs(warehouse, arguments.since, date)
+        for live in (False, True):
+            require_clean(audit_lte(warehouse, date, share=1.0, live=live))
+        monitor(settings, date)
+        for table in ("item_embeddings", "lte_snapshots"):
+            options = {"anchors": False} if table == "lte_snapshots" else {}
+            check(settings, table, SUITES[table](settings, date, **options), date)
+        for side in ("prefix", "none"):
+            train(settings, date, side)
+        evaluate(settings, date)
+        version = registry.register(settings, date)
+        MlflowClient().set_registered_model_alias(version.name, lineage.CHAMPION, version.version)
+        with tempfile.TemporaryDirectory() as folder:
+            score_users(
+                warehouse, date, read_champion(settings, registry.find(settings, lineage.CHAMPION), Path(folder))
+            )
+        for table in TABLES.values():
+            maintain(warehouse, table, date, lineage.registered_versions(settings))
+    print(f"{version.name} version {version.version} of {date}")
+
+
+if __name__ == "__main__":
+    run(main)
