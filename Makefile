@@ -22,7 +22,7 @@ $(VENV)/installed: pyproject.toml infra/constraints.txt
 	    { echo "error: $(PYTHON) is $$($(PYTHON) --version); Python 3.11 or later is needed: make setup PYTHON=python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV)
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --requirements pyproject.toml --extra test --extra bench --constraints infra/constraints.txt
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --requirements pyproject.toml --extra airflow --extra kubernetes --extra jobs --extra training --extra test --extra bench --constraints infra/constraints.txt
 	@touch $@
 
 .cache/prepared: $(VENV)/installed
