@@ -25,6 +25,15 @@ WITH_OUTPUT = f'set -o pipefail; {{command}} | tee /airflow/xcom/lines && python
 """The sidecar of Airflow's provider reads return.json; a shell that only ran the command would give nothing back."""
 
 
+SIDECAR_CONTEXT = {
+    "runAsNonRoot": True,
+    "runAsUser": 65534,
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+}
+"""What Kubernetes' policy `restricted` asks of each container; the sidecar's image would run as root."""
+
+
 class CommandPod(KubernetesPodOperator):
     """A shell command in a pod, with the arguments that BashOperator has for it.
 
@@ -45,6 +54,7 @@ class CommandPod(KubernetesPodOperator):
             arguments=[WITH_OUTPUT.replace("{command}", command) if output_processor else command],
             env_vars=env,
             do_xcom_push=output_processor is not None,
+            xcom_sidecar_container_security_context=SIDECAR_CONTEXT,
             skip_on_exit_code=NOTHING_TO_DO,
             startup_timeout_seconds=START_SECONDS,
             **pod,

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from airflow.dag_processing.dagbag import BundleDagBag
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowSkipException
@@ -152,8 +153,6 @@ def test_pods_are_what_kubernetes_knows(pods):
 
 @pytest.mark.parametrize("name", ["spark", "training", "light"])
 def test_templates_are_what_kubernetes_knows(name):
-    import yaml
-
     template = yaml.safe_load((TEMPLATES / f"{name}.yaml").read_text())
     assert read_back(template) == template
     changed = json.loads(json.dumps(template))
@@ -180,6 +179,19 @@ def test_a_pod_runs_its_command_from_its_image_with_what_its_kind_may_use(pods, 
             assert kind == "training" and pod["spec"]["tolerations"] and "kueue.x-k8s.io/queue-name" in str(pod)
         if command.startswith("jobs.snapshot_lte"):
             assert kind == "spark"
+
+
+def test_pods_keep_to_the_policy_restricted(pods):
+    """Kubernetes' Pod Security Standard: no root, no capability, no way to become more."""
+    for task, pod in pods:
+        assert pod["spec"]["securityContext"] == {
+            "runAsNonRoot": True,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        for container in pod["spec"]["containers"]:
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False, f"{task.task_id}: {container['name']}"
+            assert context["capabilities"] == {"drop": ["ALL"]}, f"{task.task_id}: {container['name']}"
 
 
 def test_what_a_person_typed_reaches_a_pod_as_it_is(pods):

@@ -1,8 +1,8 @@
 """What a production test broke, how often, and what was lost: each says so, and `make test-production` ends in the table.
 
-    def test_a_killed_driver_loses_nothing(outcome):
-        …
-        outcome("Spark driver killed", times=3, lost=0, of="tables that differ")
+def test_a_killed_driver_loses_nothing(outcome):
+    …
+    outcome("Spark driver killed", times=3, lost=0, of="tables that differ")
 """
 
 from collections.abc import Callable
