@@ -37,6 +37,9 @@ $(FEAST)/installed: infra/feast/requirements.txt infra/feast/constraints.txt | $
 online-store: $(FEAST)/installed  ## Feast, in an environment of its own: for [online_store] of the settings
 	@echo "ready: $(FEAST)/venv/bin/python, packages of infra/feast/constraints.txt"
 
+environments: $(VENV)/installed  ## Airflow, jobs and trainings apart, in .cache/environments: for [lte] of airflow.cfg
+	@$(BIN)/python -m infra.environments airflow jobs training
+
 demo: .cache/prepared  ## the whole pipeline through Airflow [DATA= JSON= LAG= WINDOW= DATE= TEST_DAYS= USERS= ITEMS=]
 	@$(BIN)/python -m infra.demo $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)') \
 	    $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
@@ -94,4 +97,4 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup online-store demo ablation drill up test test-production test-kills bench-snapshot bench-quality bench-training bench-reader bench-scoring lint clean
+.PHONY: help setup online-store environments demo ablation drill up test test-production test-kills bench-snapshot bench-quality bench-training bench-reader bench-scoring lint clean

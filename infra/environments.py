@@ -57,7 +57,7 @@ def pack(name: str, archive: Path, folder: Path = FOLDER) -> Path:
     place = make(name, folder).parents[1]
     if not archive.exists() or archive.stat().st_mtime < (place / "made-from").stat().st_mtime:
         part = archive.with_name(f"part-{os.getpid()}-{archive.name}")
-        with tarfile.open(part, "w:gz" if archive.suffix in (".gz", ".tgz") else "w") as packed:
+        with tarfile.open(part, "w:gz", compresslevel=1) as packed:
             packed.add(place, ".")
         os.replace(part, archive)
     return archive
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", choices=list(ENVIRONMENTS), metavar="NAME", help=", ".join(ENVIRONMENTS))
     parser.add_argument("--into", type=Path, default=FOLDER, help="the folder of the environments")
-    parser.add_argument("--pack", type=Path, metavar="FILE", help="and pack the one that is named: .tar.gz or .tar")
+    parser.add_argument("--pack", type=Path, metavar="FILE.tar.gz", help="and pack the one that is named")
     arguments = parser.parse_args()
     if arguments.pack and len(arguments.names) > 1:
         raise LTEError("--pack packs one environment; name one")

@@ -52,6 +52,9 @@ _EVERYWHERE = {
     # A sweep's rows go to the files of their dates as they come, where Spark would sort them by date first.
     "spark.sql.maxConcurrentOutputFileWriters": "64",
 }
+_VARIABLES_OF_EXECUTORS = ("AWS_ENDPOINT_URL", "AWS_REGION")
+"""What tasks that read a store by Arrow have to know, and no secret: whose machine has those knows them itself."""
+
 _LOCAL = {
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
@@ -93,6 +96,9 @@ def spark_session(settings: Settings, job: str) -> Iterator[SparkSession]:
 
 def _configuration(settings: Settings) -> dict[str, str]:
     configuration = _DELTA | _EVERYWHERE
+    configuration |= {
+        f"spark.executorEnv.{name}": os.environ[name] for name in _VARIABLES_OF_EXECUTORS if name in os.environ
+    }
     under_spark_submit = "PYSPARK_GATEWAY_PORT" in os.environ
     if not under_spark_submit:
         configuration |= {"spark.master": settings.spark.master} | _jars(settings)

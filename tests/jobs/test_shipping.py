@@ -59,3 +59,13 @@ def test_a_cluster_gets_the_jars_from_the_driver_and_a_local_session_reads_them(
     assert configuration.get("spark.jars") == (None if local else f"{tmp_path}/a.jar,{tmp_path}/b.jar")
     assert configuration.get("spark.driver.extraClassPath") == (f"{tmp_path}/a.jar:{tmp_path}/b.jar" if local else None)
     assert "spark.executor.extraClassPath" not in configuration
+
+
+def test_executors_know_which_store_and_no_secret(settings, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://s3.example.org")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not theirs")
+    monkeypatch.delenv("AWS_REGION", raising=False)
+    configuration = _configuration(settings)
+    of_executors = {key: value for key, value in configuration.items() if key.startswith("spark.executorEnv.")}
+    assert of_executors == {"spark.executorEnv.AWS_ENDPOINT_URL": "https://s3.example.org"}
+    assert "not theirs" not in configuration.values()
