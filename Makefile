@@ -23,7 +23,7 @@ $(VENV)/installed: pyproject.toml infra/constraints.txt
 	    { echo "error: $(PYTHON) is $$($(PYTHON) --version); Python 3.11 or later is needed: make setup PYTHON=python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV)
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --requirements pyproject.toml --extra test --extra bench --constraints infra/constraints.txt
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --requirements pyproject.toml --extra airflow --extra kubernetes --extra jobs --extra training --extra test --extra bench --constraints infra/constraints.txt
 	@touch $@
 
 .cache/prepared: $(VENV)/installed
@@ -49,6 +49,9 @@ $(VERSITYGW):
 
 object-storage: .cache/prepared-s3 $(VERSITYGW)  ## S3: packages, Hadoop's client of it (690 MB), and a server for the tests
 	@echo "ready: packages, jars in .cache/jars-s3, $(VERSITYGW)"
+
+environments: $(VENV)/installed  ## Airflow, jobs and trainings apart, in .cache/environments: for [lte] of airflow.cfg
+	@$(BIN)/python -m infra.environments airflow jobs training
 
 demo: .cache/prepared  ## the whole pipeline through Airflow [DATA= JSON= LAG= WINDOW= DATE= TEST_DAYS= USERS= ITEMS=]
 	@$(BIN)/python -m infra.demo $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)') \
@@ -107,4 +110,4 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup online-store object-storage demo ablation drill up test test-production test-kills bench-snapshot bench-quality bench-training bench-reader bench-scoring lint clean
+.PHONY: help setup online-store object-storage environments demo ablation drill up test test-production test-kills bench-snapshot bench-quality bench-training bench-reader bench-scoring lint clean

@@ -1,21 +1,20 @@
 """A task of this project is one command line: a job writes a table, a gate reads one, a listing says which jobs follow.
 
-Every command can be pasted into a terminal at the root of the repository, with LTE_SETTINGS set. A pool of one
-slot per table (infra/airflow/pools.json) keeps it to one writer, whichever DAG, date or backfill asks.
+Every command can be pasted into a terminal at the root of the repository, with LTE_SETTINGS set; runners.py says where
+Airflow runs it. A pool of one slot per table (infra/airflow/pools.json) keeps it to one writer, whichever DAG, date or
+backfill asks.
 """
 
 import datetime
 import json
-from pathlib import Path
 from typing import Any
 
 import pendulum
-from airflow.providers.standard.operators.bash import BashOperator
-from airflow.sdk import Asset, XComArg
+from airflow.sdk import Asset, BaseOperator, XComArg
 from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from runners import runner
 
 DATE = "{{ (dag_run.logical_date or dag_run.run_after) | ds }}"
 """The logical date, YYYY-MM-DD. A run that a person starts without one is a run of the day it is started on."""
@@ -62,40 +61,29 @@ def job(
     on_failure: str,
     outlets: tuple[Asset, ...] = (),
     environment: dict[str, str] | None = None,
-) -> BashOperator:
+) -> BaseOperator:
     """A task that writes. `writes` names its pool: its table. It may be repeated, and a stop of Airflow may cost a try.
 
     What a person typed reaches the command by the `environment`, where no shell reads it. A command that ends with 99 had
     nothing to do: Airflow shows its task as skipped.
     """
-    return BashOperator(
-        **_job(task_id, command, writes, on_failure),
-        outlets=list(outlets),
-        env=environment,
-        append_env=True,
-    )
+    operator, how = runner(command)
+    return operator(task_id=task_id, **how, **_writing(writes, on_failure), outlets=list(outlets), env=environment)
 
 
 def job_for_each(environments: XComArg, task_id: str, command: str, *, writes: str, on_failure: str) -> MappedOperator:
     """A job for each of the `environments` that a `listing` found. The command quotes what it takes from there."""
-    return BashOperator.partial(
-        **_job(task_id, command, writes, on_failure),
-        append_env=True,
-        map_index_template="{{ task.env.values() | join(' ') }}",
-    ).expand(env=environments)
+    operator, how = runner(command)
+    named = "{{ task.env.values() | join(' ') }}"
+    tasks = operator.partial(task_id=task_id, **how, **_writing(writes, on_failure), map_index_template=named)
+    return tasks.expand(env=environments)
 
 
-def listing(task_id: str, command: str, *, on_failure: str, pool: str) -> BashOperator:
+def listing(task_id: str, command: str, *, on_failure: str, pool: str) -> BaseOperator:
     """A task whose last line is a list in JSON; its output is an environment for each entry, in capitals. No retry."""
-    return BashOperator(
-        task_id=task_id,
-        bash_command=f"python -m {command}",
-        cwd=str(REPOSITORY),
-        pool=pool,
-        retries=0,
-        output_processor=environments,
-        doc_md=f"Reads, and says which tasks there are to run.\n\n**When it fails:** {on_failure}",
-    )
+    operator, how = runner(command)
+    doc = f"Reads, and says which tasks there are to run.\n\n**When it fails:** {on_failure}"
+    return operator(task_id=task_id, **how, pool=pool, retries=0, output_processor=environments, doc_md=doc)
 
 
 def environments(line: str) -> list[dict[str, str]]:
@@ -103,11 +91,8 @@ def environments(line: str) -> list[dict[str, str]]:
     return [{name.upper(): str(value) for name, value in entry.items()} for entry in json.loads(line)]
 
 
-def _job(task_id: str, command: str, writes: str, on_failure: str) -> dict[str, Any]:
+def _writing(writes: str, on_failure: str) -> dict[str, Any]:
     return {
-        "task_id": task_id,
-        "bash_command": f"python -m {command}",
-        "cwd": str(REPOSITORY),
         "pool": pool_of(writes),
         "retries": 2,
         "retry_delay": datetime.timedelta(seconds=20),
@@ -115,16 +100,16 @@ def _job(task_id: str, command: str, writes: str, on_failure: str) -> dict[str, 
     }
 
 
-def gate(task_id: str, command: str, *, on_failure: str, pool: str = "data_docs") -> BashOperator:
+def gate(
+    task_id: str, command: str, *, on_failure: str, pool: str = "data_docs", is_quoted: bool = False
+) -> BaseOperator:
     """A task that decides whether the next table may be written. The same rows fail again: there is no retry.
 
-    Its pool is what it does write: the page that shows its result.
+    Its pool is what it does write: the page that shows its result. Where it `is_quoted`, a later task reads its last
+    line.
     """
-    return BashOperator(
-        task_id=task_id,
-        bash_command=f"python -m {command}",
-        cwd=str(REPOSITORY),
-        pool=pool,
-        retries=0,
-        doc_md=f"Reads, and lets the run pass or stops it.\n\n**When it fails:** {on_failure}",
-    )
+    operator, how = runner(command)
+    if is_quoted:
+        how["output_processor"] = str
+    doc = f"Reads, and lets the run pass or stops it.\n\n**When it fails:** {on_failure}"
+    return operator(task_id=task_id, **how, pool=pool, retries=0, doc_md=doc)

@@ -50,6 +50,7 @@ with DAG(
         f"lte_model.promotion gate --version {VERSION}",
         on_failure="The challenger is worse, or of another basis; the log says which. The champion stays.",
         pool="model_registry",
+        is_quoted=True,
     )
     # Not an ApprovalOperator: that leaves no record of a refusal for the tasks behind it.
     approve = HITLOperator(

@@ -28,10 +28,10 @@ import threading
 import time
 import urllib.parse
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Self
 
 import psutil
@@ -88,7 +88,8 @@ class LocalStack:
     """The running stack of the installation that `settings_file` describes; a context manager.
 
     `mlflow_ui` leaves MLflow's server out where nobody looks at it. `feed_end` is the last logical date of a shop
-    whose feed has ended; it stays in airflow.cfg until another is given.
+    whose feed has ended; it stays in airflow.cfg until another is given. `python` is that of Airflow's environment, where
+    it isn't this one, and `lte` what `[lte]` of airflow.cfg says of where commands run (infra/airflow/README.md).
 
     Entering raises `LTEError` when another stack holds the same home, and when a component doesn't come up.
     """
@@ -99,12 +100,16 @@ class LocalStack:
         ports: Ports | None = None,
         mlflow_ui: bool = True,
         feed_end: datetime.date | None = None,
+        python: str | os.PathLike = sys.executable,
+        lte: Mapping[str, str] = MappingProxyType({}),
     ):
         self.settings_file = Path(settings_file).resolve()
         self.settings = load_settings(self.settings_file)
         self.ports = ports or Ports.free()
         self.mlflow_ui = mlflow_ui
         self.feed_end = feed_end
+        self.python = str(python)
+        self.lte = lte
         self.airflow_home = Path(self.settings.home) / "airflow"
         self.logs = self.airflow_home / "logs"
         self.airflow_url = f"http://{LOOPBACK}:{self.ports.airflow}"
@@ -128,7 +133,7 @@ class LocalStack:
             for component in ("api-server", "scheduler", "dag-processor"):
                 # Task logs are read from disk; the scheduler need not serve them on another port.
                 options = ["--skip-serve-logs"] if component == "scheduler" else []
-                self._start(component, [sys.executable, "-m", "airflow", component, *options])
+                self._start(component, [self.python, "-m", "airflow", component, *options])
             self._serve_pages()
             self._await(self.airflow_url + "/api/v2/version", "api-server")
             self.api = AirflowAPI(self.airflow_url, USER, self.password)
@@ -259,7 +264,7 @@ class LocalStack:
                 "min_file_process_interval": 60,
                 "dag_bundle_storage_path": self.airflow_home / "bundles",
             },
-            "lte": {"reports_url": f"{self.pages_url}/reports/"},
+            "lte": {"reports_url": f"{self.pages_url}/reports/", **self.lte},
         }
 
     @property
@@ -270,7 +275,7 @@ class LocalStack:
         return self.logs / f"{component}.log"
 
     def _environment(self) -> dict[str, str]:
-        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+        path = os.pathsep.join((str(Path(self.python).parent), os.environ.get("PATH", "")))
         return {
             **os.environ,
             "AIRFLOW_HOME": str(self.airflow_home),
@@ -291,7 +296,7 @@ class LocalStack:
         stamp = self.airflow_home / f"migrated-{version('apache-airflow')}"
         if stamp.exists():
             return
-        self._start("migration", [sys.executable, "-m", "airflow", "db", "migrate"])
+        self._start("migration", [self.python, "-m", "airflow", "db", "migrate"])
         if self._components.pop("migration").wait() != 0:
             raise LTEError(f"Airflow's database was not migrated; see {self._log_file('migration')}")
         stamp.touch()

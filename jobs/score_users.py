@@ -15,10 +15,8 @@
 The rows of the date are replaced in one step, so that a second run, or a run after a kill, ends in the same table.
 """
 
-import atexit
 import datetime
 import itertools
-import shutil
 import tempfile
 import uuid
 import zipfile
@@ -44,6 +42,7 @@ from jobs.engine.packing import BUCKETS
 from jobs.engine.run import user_bucket
 from jobs.recipes import lte_of
 from jobs.session import spark_session
+from jobs.shipping import served_folder
 from jobs.tables import EVENTS, LTE_SNAPSHOTS, RECOMMENDATIONS, SNAPSHOT_ACCOUNTS, Warehouse, sql_date
 from lte_model import registry
 from lte_model.errors import LTEError, run
@@ -144,8 +143,7 @@ def users_of(
 
 def ship(spark: SparkSession, directory: Path) -> str:
     """Gives the files of a model to every executor; returns the name of the folder that its tasks find them in."""
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the driver serves it as long as it lives
+    folder = served_folder()
     name = f"{uuid.uuid4().hex}.zip"
     with zipfile.ZipFile(folder / name, "w") as archive:
         for file in directory.iterdir():

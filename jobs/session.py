@@ -12,6 +12,7 @@ from pathlib import Path
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from jobs.shipping import ship_code
 from lte_model import object_store
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
@@ -69,16 +70,18 @@ _LOCAL = {
 def spark_session(settings: Settings, job: str) -> Iterator[SparkSession]:
     """A Spark session for the job, stopped afterwards.
 
-    Under spark-submit the cluster, the jars and the memory are those of its command line. An `LTEError` that a worker
-    process raised comes out as itself.
+    Under spark-submit the cluster, the jars and the memory are those of its command line. The executors of a cluster
+    get the project's code from here. An `LTEError` that a worker process raised comes out as itself.
     """
     require_java()
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("PYSPARK_PYTHON", str(settings.spark.conf.get("spark.pyspark.python", sys.executable)))
     builder = SparkSession.builder.appName(job)
     for key, value in _configuration(settings).items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
     try:
+        if not is_local(spark.sparkContext.master):
+            ship_code(spark)
         yield spark
     except PySparkException as error:
         message = re.search(r"lte_model\.errors\.LTEError: (.*)", str(error))
@@ -93,22 +96,30 @@ def _configuration(settings: Settings) -> dict[str, str]:
     configuration = _DELTA | _EVERYWHERE | object_store.spark_options()
     under_spark_submit = "PYSPARK_GATEWAY_PORT" in os.environ
     if not under_spark_submit:
-        configuration |= {"spark.master": settings.spark.master} | _class_path(settings)
-        if settings.spark.master.startswith("local"):
+        configuration |= {"spark.master": settings.spark.master} | _jars(settings)
+        if is_local(settings.spark.master):
             configuration |= _LOCAL | {"spark.driver.extraJavaOptions": java_options(settings)}
     return configuration | {key: str(value) for key, value in settings.spark.conf.items()}
 
 
-def _class_path(settings: Settings) -> dict[str, str]:
+def is_local(master: str) -> bool:
+    """Whether the driver is the executor too: not on a cluster, of which `local-cluster` is a small one."""
+    return master == "local" or master.startswith("local[")
+
+
+def _jars(settings: Settings) -> dict[str, str]:
+    """Delta's jars: on the class path where the driver is all there is, else sent to the executors."""
     if not settings.spark.jars:
         return {
             "spark.jars.packages": ",".join(settings.spark.packages),
             "spark.jars.excludes": ",".join(BUNDLED_WITH_SPARK),
         }
-    if not any(Path(settings.spark.jars).glob("*.jar")):
+    jars = sorted(str(jar) for jar in Path(settings.spark.jars).glob("*.jar"))
+    if not jars:
         raise LTEError(f"there are no jars in {settings.spark.jars}; run `make setup`, or python -m jobs.prepare")
-    jars = ":".join(sorted(str(jar) for jar in Path(settings.spark.jars).glob("*.jar")))
-    return {"spark.driver.extraClassPath": jars, "spark.executor.extraClassPath": jars}
+    if is_local(settings.spark.master):
+        return {"spark.driver.extraClassPath": ":".join(jars)}
+    return {"spark.jars": ",".join(jars)}
 
 
 def java_options(settings: Settings) -> str:

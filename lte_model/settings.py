@@ -294,7 +294,7 @@ class Maintenance(_Section):
 
 
 class Spark(_Section):
-    """`conf` goes to Spark as it is; `jars` is a folder of jars for the driver's and the executors' class path."""
+    """`conf` goes to Spark as it is; `jars` is a folder of jars for the class path, which a cluster gets from the driver."""
 
     master: str = "local[*]"
     jars: str = ""

@@ -4,13 +4,9 @@ Files that tasks share, the items and their vectors, are shipped to each machine
 they take the memory of one copy however many tasks run there.
 """
 
-import atexit
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +20,7 @@ from jobs.engine.calendar import Calendar
 from jobs.engine.files import Listing, read_pieces
 from jobs.engine.packing import BUCKETS, COLUMNS, Catalogue, group_buckets, pack, unpack
 from jobs.engine.sums import ROWS, snapshot_rows
+from jobs.shipping import served_folder
 
 EVENTS_OF_A_GROUP = 5_000_000
 USERS_OF_A_GROUP = 50_000
@@ -48,8 +45,7 @@ class Shipped:
         name = uuid.uuid4().hex
         shipped = Shipped(f"{name}.arrow", f"{name}.npy")
         table = pa.table({"item_id": vectors.catalogue.item_ids, "known_day": vectors.catalogue.known_day})
-        folder = Path(tempfile.mkdtemp())
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the driver serves them as long as it lives
+        folder = served_folder()
         with pa.OSFile(str(folder / shipped.items), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
         np.save(folder / shipped.units, vectors.units)

@@ -1,0 +1,64 @@
+"""Where a command runs, by `[lte] runner` of airflow.cfg: DAGs and command lines are the same everywhere.
+
+    bash            a process on the Airflow worker (the default)
+    spark-submit    the same, but Spark jobs go through `[lte] spark_submit`, whose options say which cluster
+    kubernetes      a pod of its own, from an image that holds the command's packages: pods.py
+
+A command needs one of two environments, Python or image: that of jobs/ or that of lte_model/. And it is of one of three
+kinds, which decide what it may take: its pod's template, or the queue of its workers.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk.configuration import conf
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+RUNNERS = ("bash", "spark-submit", "kubernetes")
+
+WITHOUT_SPARK = ("jobs.quality.check", "jobs.monitor_lte", "jobs.push_lte")
+"""Jobs that read tables without a JVM."""
+
+WITH_GPU = ("lte_model.autoencoder", "lte_model.training", "lte_model.evaluation", "lte_model.ablation train")
+
+
+def kind_of(command: str) -> str:
+    """`spark`: a driver, and the executors it asks for; `training`: torch, on a GPU; `light`: a reader of seconds."""
+    if command.startswith("jobs.") and command.split()[0] not in WITHOUT_SPARK:
+        return "spark"
+    return "training" if command.startswith(WITH_GPU) else "light"
+
+
+def runner(command: str) -> tuple[type[BashOperator], dict[str, Any]]:
+    """The operator that runs `python -m command`, and its arguments; `env` and `output_processor` fit each of them.
+
+    Raises `ValueError` for a runner that there isn't.
+    """
+    name = _setting("runner", "bash")
+    if name not in RUNNERS:
+        raise ValueError(f"[lte] runner = {name!r} in airflow.cfg: it is one of {', '.join(RUNNERS)}")
+    kind, room = kind_of(command), "jobs" if command.startswith("jobs.") else "training"
+    queue = _setting(f"{kind}_queue")
+    placed = {"queue": queue} if queue else {}
+    if name == "kubernetes":
+        from pods import CommandPod  # its provider is installed where it is chosen
+
+        templates = Path(_setting("pod_templates", str(REPOSITORY / "infra/airflow/pods")))
+        return CommandPod, placed | {
+            "command": f"python -m {command}",
+            "image": _setting(f"{room}_image", f"lte-{room}"),
+            "namespace": _setting("namespace") or None,
+            "pod_template_file": str(templates / f"{kind}.yaml"),
+        }
+    line = f"{_setting(f'{room}_python', 'python')} -m {command}"
+    if name == "spark-submit" and kind == "spark":
+        module, _, arguments = command.partition(" ")
+        # The driver runs here, and its code with it; executors get theirs from the driver (jobs/session.py).
+        line = f"PYTHONPATH=. {_setting('spark_submit', 'spark-submit')} {module.replace('.', '/')}.py {arguments}"
+    return BashOperator, placed | {"bash_command": line, "cwd": str(REPOSITORY), "append_env": True}
+
+
+def _setting(key: str, default: str = "") -> str:
+    return conf.get("lte", key, fallback=default) or default

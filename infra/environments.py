@@ -1,0 +1,98 @@
+"""The Python environments of a production, apart from each other: each from its extras of pyproject.toml, by uv.
+
+    python -m infra.environments airflow jobs training              # into .cache/environments, or --into FOLDER
+    python -m infra.environments executors --pack executors.tar.gz  # for `spark.archives`
+
+Versions are those of infra/constraints.txt. One that is there, of the same extras and versions, is left as it is. An
+environment may be moved, or unpacked elsewhere; the interpreter that it was made with isn't part of it, and stands at
+the same path wherever it is used.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+from lte_model.errors import LTEError, run
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FOLDER = REPOSITORY / ".cache/environments"
+ENVIRONMENTS = {
+    "airflow": ("airflow", "kubernetes"),
+    "jobs": ("jobs",),
+    "training": ("training",),
+    "executors": ("tables",),
+}
+"""Its extras, by the environment's name. The executors of a job that scores need `torch` too: those of `jobs` don't."""
+
+
+def make(name: str, folder: Path = FOLDER) -> Path:
+    """The environment `name` in `folder`, made if it isn't there as it should be; returns its Python.
+
+    Raises `LTEError` where uv can't make it.
+    """
+    place = folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would install into each other
+        stamp = place / "made-from"
+        if not stamp.exists() or stamp.read_text() != _made_from(name):
+            print(f"making environment {name} in {place}", flush=True)
+            _uv("venv", "--quiet", "--clear", "--relocatable", "--python", sys.executable, str(place))
+            extras = [word for extra in ENVIRONMENTS[name] for word in ("--extra", extra)]
+            files = ["--requirements", "pyproject.toml", "--constraints", "infra/constraints.txt"]
+            python = str(place / "bin/python")
+            _uv("pip", "install", "--quiet", "--compile-bytecode", "--python", python, *files, *extras)
+            stamp.write_text(_made_from(name))
+    return place / "bin/python"
+
+
+def pack(name: str, archive: Path, folder: Path = FOLDER) -> Path:
+    """The environment as an archive that Spark unpacks for its executors; made anew only after the environment was."""
+    place = make(name, folder).parents[1]
+    if not archive.exists() or archive.stat().st_mtime < (place / "made-from").stat().st_mtime:
+        part = archive.with_name(f"part-{os.getpid()}-{archive.name}")
+        with tarfile.open(part, "w:gz", compresslevel=1) as packed:
+            packed.add(place, ".")
+        os.replace(part, archive)
+    return archive
+
+
+def _made_from(name: str) -> str:
+    content = hashlib.sha256(f"{sys.version} {ENVIRONMENTS[name]}".encode())
+    for file in ("pyproject.toml", "infra/constraints.txt"):
+        content.update((REPOSITORY / file).read_bytes())
+    return content.hexdigest()
+
+
+def _uv(*arguments: str) -> None:
+    beside = Path(sys.executable).with_name("uv")
+    uv = str(beside) if beside.exists() else shutil.which("uv")
+    if uv is None:
+        raise LTEError("uv was not found; run `make setup`, or install it: python -m pip install uv")
+    done = subprocess.run([uv, *arguments], cwd=REPOSITORY, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise LTEError(f"uv {' '.join(arguments[:2])} failed: {done.stderr[-800:]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="+", choices=list(ENVIRONMENTS), metavar="NAME", help=", ".join(ENVIRONMENTS))
+    parser.add_argument("--into", type=Path, default=FOLDER, help="the folder of the environments")
+    parser.add_argument("--pack", type=Path, metavar="FILE.tar.gz", help="and pack the one that is named")
+    arguments = parser.parse_args()
+    if arguments.pack and len(arguments.names) > 1:
+        raise LTEError("--pack packs one environment; name one")
+    for name in arguments.names:
+        print(make(name, arguments.into.resolve()))
+        if arguments.pack:
+            print(pack(name, arguments.pack.resolve(), arguments.into.resolve()))
+
+
+if __name__ == "__main__":
+    run(main)

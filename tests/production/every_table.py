@@ -1,0 +1,97 @@
+"""Every job of the pipeline over two dates of a small shop, by its command line, in one process: all tables come of it.
+
+    python -m tests.production.every_table SETTINGS [SETTINGS_OF_SCORING | --dags]
+
+The JVM outlives a job's session, so that a job costs seconds. Trainings and the registry are no matter of Spark: with
+settings of their own for the job that scores, nothing is trained, and the models are those that `checkpoints` and
+`[mlflow]` of the settings name. With `--dags` only the jobs of lte_bootstrap and lte_daily run.
+"""
+
+import datetime
+import os
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from unittest import mock
+
+import polars as pl
+
+from jobs.demo_shop import ShopSpec, write_demo_shop
+from lte_model.windows import ONE_DAY
+
+FIRST = datetime.date(2024, 7, 1)
+SECOND = FIRST + ONE_DAY
+SINCE = FIRST - 60 * ONE_DAY
+SHOP = ShopSpec(users=120, items=150, events_per_user=150, bot_weight=5)
+
+TRAINING = (
+    "lte_model.training --date {first} --integration prefix",
+    "lte_model.training --date {first} --integration none",
+    "lte_model.evaluation --date {first}",
+    "lte_model.report --date {first}",
+    "lte_model.registry register --date {first}",
+    "lte_model.promotion promote --version 1 --over ''",
+)
+BOOTSTRAP = (
+    "jobs.ingest_items --date {first}",
+    "jobs.ingest_events --date {first} --since {since}",
+    "jobs.fit_basis --date {first}",
+    "jobs.embed_items --date {first}",
+)
+DAILY = (
+    "jobs.ingest_items --date {second}",
+    "jobs.ingest_events --date {second}",
+    "jobs.embed_items --date {second}",
+    "jobs.snapshot_lte --date {second}",
+    "jobs.monitor_lte --date {second}",
+    "jobs.publish_lte --date {second}",
+)
+COMMANDS = (
+    *BOOTSTRAP,
+    "lte_model.autoencoder --date {first}",
+    "jobs.encode_items --date {first}",
+    "jobs.snapshot_lte --date {first} --anchors",
+    "jobs.snapshot_lte --date {first} --representation uniform --representation recency --representation autoencoder",
+    "jobs.publish_lte --date {first}",
+    "jobs.count_popularity --date {first} --anchors",
+    "jobs.build_training_set --date {first}",
+    *TRAINING,
+    *DAILY,
+    "jobs.score_users --date {second}",
+    "jobs.audit_lte --date {second} --live",
+    "jobs.measure_test --date {second} --test t --from {since} --to {second} --rehearse",
+    "jobs.erase_users --users {home}/erased.txt --table events",
+    "jobs.maintain_tables --date {second} --table lte_snapshots",
+)
+
+
+def write_feeds(folder: Path) -> None:
+    """The shop's feeds, and of its events what an online test would count as outcomes."""
+    write_demo_shop(SHOP, folder)
+    events = pl.read_parquet(folder / "events.parquet").drop_nulls(["user_id", "event_ts"])
+    engagement, revenue = pl.lit(1.0).alias("engagement"), pl.col("price").fill_null(0.0).alias("revenue")
+    outcomes = events.select("user_id", pl.col("event_ts").alias("outcome_ts"), engagement, revenue)
+    outcomes.write_parquet(folder / "outcomes.parquet")
+
+
+def run_command(line: str) -> None:
+    """As `python -m` does. Raises `SystemExit` where the command refuses."""
+    module, *arguments = shlex.split(line)
+    with mock.patch.object(sys, "argv", [module, *arguments]), mock.patch.dict(os.environ):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def main() -> None:
+    settings, *of_scoring = (argument for argument in sys.argv[1:] if argument != "--dags")
+    for command in (*BOOTSTRAP, *DAILY) if "--dags" in sys.argv else COMMANDS:
+        if of_scoring and command.startswith(("lte_model.autoencoder", *TRAINING)):
+            continue
+        line = command.format(first=FIRST, second=SECOND, since=SINCE, home=Path(settings).parent)
+        scores = of_scoring and command.startswith("jobs.score_users")
+        print(f"$ {line}", flush=True)
+        run_command(f"{line} --settings {of_scoring[0] if scores else settings}")
+
+
+if __name__ == "__main__":
+    main()
