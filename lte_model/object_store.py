@@ -54,8 +54,9 @@ def spark_options() -> dict[str, str]:
             "spark.hadoop.fs.s3a.endpoint": endpoint,
             "spark.hadoop.fs.s3a.path.style.access": "true",  # no name server knows the buckets of such a store
             "spark.executorEnv.AWS_ENDPOINT_URL": endpoint,
-            "spark.executorEnv.AWS_ALLOW_HTTP": os.environ.get("AWS_ALLOW_HTTP", "false"),
         }
+    if plain := os.environ.get("AWS_ALLOW_HTTP"):
+        options["spark.executorEnv.AWS_ALLOW_HTTP"] = plain
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
         options |= {
             "spark.hadoop.fs.s3a.endpoint.region": region,
