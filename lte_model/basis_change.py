@@ -159,13 +159,11 @@ def change(settings: Settings) -> Change:
 def _state(ours: RegisteredBasis, beside: RegisteredBasis) -> tuple[str, str]:
     """The state of two bases in force, of which `ours` is the one that models are trained in; and what to do."""
     turned = f'basis_id = "{beside.basis_id}", beside = ["{ours.basis_id}"]'
-    alias_of = {(number, alias): basis for basis in (ours, beside) for alias, number in basis.readers.items()}
-    of = {alias: basis for (_, alias), basis in alias_of.items()}
+    of = {alias: basis for basis in (ours, beside) for alias in basis.readers}
     champion, challenger, previous = (of.get(alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS))
-    was_champion = (
-        challenger is previous and challenger and challenger.readers[CHALLENGER] == challenger.readers[PREVIOUS]
-    )
-    if champion and challenger and champion is not challenger and not was_champion:
+    # After a rollback the version that was rolled back has both aliases.
+    was_champion = challenger and challenger.readers[CHALLENGER] == challenger.readers.get(PREVIOUS)
+    if challenger and champion is not challenger and not was_champion:
         return "challenged", "approve or reject the challenger in lte_promotion"
     if champion is beside and previous is ours:
         return "rolled back", f"promote another version of {ours.basis_id}, or turn the settings back: {turned}"
