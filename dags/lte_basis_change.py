@@ -25,9 +25,13 @@ give the same basis again, so that a second run writes nothing twice. A new basi
 
 from airflow.sdk import DAG, Param
 
-from commands import DATE, OWNER, gate, job
+from commands import DATE, OWNER, gate, job, listing
 
-BASIS = "{{ ti.xcom_pull(task_ids='fit_basis') }}"
+BASIS = "{{ ti.xcom_pull(task_ids='new_basis')[0]['BASIS'] }}"
+MAKE = (
+    f"--date {DATE}{{% if params.dimensions %}} --dimensions {{{{ params.dimensions }}}}{{% endif %}} "
+    "--text-template '{{ params.text_template or \"\" }}'"
+)
 OF_BASIS = f"--date {DATE} --basis {BASIS}"
 
 with DAG(
@@ -47,6 +51,7 @@ with DAG(
         "text_template": Param(
             None,
             type=["null", "string"],
+            pattern="^[^']*$",
             title="Text template",
             description="Of the new basis, such as {title} {brand}; that of the settings if empty",
         ),
@@ -57,11 +62,15 @@ with DAG(
 ):
     fit_basis = job(
         "fit_basis",
-        f"jobs.fit_basis --date {DATE} --refit"
-        '{% if params.dimensions %} --dimensions {{ params.dimensions }}{% endif %} --text-template "$TEMPLATE"',
+        f"jobs.fit_basis {MAKE} --refit",
         writes="semantic_bases",
-        environment={"TEMPLATE": "{{ params.text_template or '' }}"},
         on_failure="Set `basis.basis_id` first? The same basis again? The log says so. Nothing was registered.",
+    )
+    new_basis = listing(
+        "new_basis",
+        f"lte_model.basis_change fitted {MAKE}",
+        on_failure="The log says which basis it looked for. Clear `fit_basis`.",
+        pool="model_registry",
     )
     embed_items = job(
         "embed_items",
@@ -133,6 +142,14 @@ with DAG(
         pool="model_registry",
     )
 
-    fit_basis >> embed_items >> check_item_embeddings >> fit_encoder >> encode_items >> check_item_encodings
+    (
+        fit_basis
+        >> new_basis
+        >> embed_items
+        >> check_item_embeddings
+        >> fit_encoder
+        >> encode_items
+        >> check_item_encodings
+    )
     check_item_encodings >> snapshot_lte >> check_lte_snapshots >> monitor_lte >> publish_lte >> push_lte >> status
     check_lte_snapshots >> map_bases >> status

@@ -3,7 +3,7 @@
 Where a basis of the same encoder, dimensions and text template is registered, nothing happens: a basis is frozen, and
 another one would make every item embedding and every LTE anew. `--refit` registers another one beside it, and
 `--dimensions` and `--text-template` one of another make than the settings say. How a new basis takes the place of an old
-one: `python -m lte_model.basis_change status`. The last line that is printed is the id of the basis.
+one: `python -m lte_model.basis_change status`.
 """
 
 import datetime
@@ -16,7 +16,7 @@ from jobs.session import spark_session
 from jobs.tables import ITEMS, SEMANTIC_BASES, Warehouse
 from lte_model.basis import CONTENT_COLUMNS, SemanticBasis
 from lte_model.errors import LTEError, run
-from lte_model.settings import Settings
+from lte_model.settings import with_make
 
 
 def require_choice(warehouse: Warehouse) -> None:
@@ -73,15 +73,6 @@ def register(warehouse: Warehouse, basis: SemanticBasis, date: datetime.date, fi
     target.alias("ours").merge(frame.alias("new"), "ours.basis_id = new.basis_id").whenNotMatchedInsertAll().execute()
 
 
-def with_make(settings: Settings, dimensions: int | None, text_template: str | None) -> Settings:
-    """The settings with another make of basis, where one is given. Raises `LTEError` for dimensions that can't be."""
-    if dimensions is not None and dimensions < 1:
-        raise LTEError(f"--dimensions {dimensions} are none; give 1 or more")
-    given = {"dimensions": dimensions, "text_template": text_template or None}
-    make = settings.basis.model_copy(update={name: value for name, value in given.items() if value is not None})
-    return settings.model_copy(update={"basis": make})
-
-
 def main() -> None:
     parser = JobParser(__doc__, "fit on the items known before this day")
     parser.add_argument("--refit", action="store_true", help="register a new basis beside one of the same settings")
@@ -94,15 +85,16 @@ def main() -> None:
         warehouse.create(SEMANTIC_BASES)
         twin = registered_twin(warehouse)
         if twin and not arguments.refit:
-            print(f"basis {twin} is registered and answers the settings; nothing to fit", twin, sep="\n")
+            print(f"basis {twin} is registered and answers the settings; nothing to fit")
             return
         require_choice(warehouse)
         basis, fitted_items = fit_basis(warehouse, date)
         if basis.basis_id == settings.basis.basis_id:
-            raise LTEError(f"the items known before {date} give basis {basis.basis_id} again, which is in force already")
+            raise LTEError(
+                f"the items known before {date} give basis {basis.basis_id} again, which is in force already"
+            )
         register(warehouse, basis, date, fitted_items)
     print(f"basis {basis.basis_id}: {basis.encoder}, {basis.dimensions} dimensions, fitted on {fitted_items:,} items")
-    print(basis.basis_id)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Which bases are in force, which models read them, and how one basis takes the place of another.
 
     python -m lte_model.basis_change status    every basis, who reads it, and what comes next
-    python -m lte_model.basis_change release --basis ID   exits with 2 while an alias, or the settings, keep the basis
+    python -m lte_model.basis_change fitted --date D       the basis that was fitted as of D and isn't in force yet, as JSON
+    python -m lte_model.basis_change release --basis ID    exits with 2 while an alias, or the settings, keep the basis
 
 A change from basis A to basis B goes through these states. They are read off the settings, the registry and what is
 published; nothing else remembers them, so that nothing else can be wrong.
@@ -22,6 +23,7 @@ which they would be missing: an alias on a basis that is not in force, and more 
 
 import argparse
 import datetime
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,7 +36,8 @@ from lte_model.basis import chosen_basis
 from lte_model.errors import LTEError, run
 from lte_model.lineage import CHAMPION, numbers_by_alias
 from lte_model.registry import CHALLENGER, KIND, PREVIOUS
-from lte_model.settings import Settings, load_settings
+from lte_model.settings import Settings, load_settings, with_make
+from lte_model.windows import parse_run_date
 
 ALIASES = (CHAMPION, PREVIOUS, CHALLENGER)
 """The aliases whose model somebody may read tomorrow."""
@@ -181,6 +184,24 @@ def _state(ours: RegisteredBasis, beside: RegisteredBasis) -> tuple[str, str]:
     return "warming up", f"let lte_daily measure it for some days, then turn the settings round: {turned}"
 
 
+def fitted(settings: Settings, date: datetime.date) -> str:
+    """The newest basis of the settings' make that was fitted on `date` or before and isn't in force. Raises `LTEError`
+    where there is none."""
+    wanted = settings.basis
+    registered_bases(settings)  # it names what is wrong with the table
+    rows = pl.scan_delta(settings.table_path("semantic_bases")).filter(
+        pl.col("fitted_on") <= date, ~pl.col("basis_id").is_in(named(settings)),
+        encoder=wanted.encoder, dimensions=wanted.dimensions, text_template=wanted.text_template,
+    )  # fmt: skip
+    found = rows.select("fitted_on", "basis_id").sort(pl.all()).collect()["basis_id"].to_list()
+    if not found:
+        raise LTEError(
+            f"no basis of {wanted.dimensions} dimensions and template {wanted.text_template!r} was fitted on {date} or "
+            f"before beside {', '.join(named(settings))}; run jobs.fit_basis --date {date} --refit"
+        )
+    return found[-1]
+
+
 def named(settings: Settings) -> tuple[str, ...]:
     """The bases that the settings name; none where they leave it to the only one that is registered."""
     return tuple(filter(None, settings.basis.in_force))
@@ -232,14 +253,23 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, description in (
         ("status", "every basis, who reads it, the state of a change and what comes next"),
+        ("fitted", "prints the basis that was fitted last and isn't in force, as JSON"),
         ("release", "checks that nothing keeps a basis from being retired"),
     ):
         command = commands.add_parser(name, help=description, description=description)
+        if name == "fitted":
+            command.add_argument("--date", type=parse_run_date, required=True, help="as of this day")
+            command.add_argument("--dimensions", type=int, help="of the basis (default: those of the settings)")
+            command.add_argument("--text-template", help="of the basis (default: that of the settings)")
         if name == "release":
             command.add_argument("--basis", required=True, metavar="ID")
         command.add_argument("--settings", help="settings file (default: the one that LTE_SETTINGS names)")
     arguments = parser.parse_args()
     settings = load_settings(arguments.settings)
+    if arguments.command == "fitted":
+        made = with_make(settings, arguments.dimensions, arguments.text_template)
+        print(json.dumps([{"basis": fitted(made, arguments.date)}]))
+        return
     if arguments.command == "release":
         require_released(settings, arguments.basis)
         print(f"basis {arguments.basis} is neither in force nor read by an alias: it may be retired")

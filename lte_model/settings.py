@@ -399,6 +399,15 @@ def load_settings(path: str | os.PathLike | None = None) -> Settings:
     return _with_absolute_paths(settings, file.resolve().parent)
 
 
+def with_make(settings: Settings, dimensions: int | None, text_template: str | None) -> Settings:
+    """The settings with another make of the next basis, where one is given. Raises `LTEError` for dimensions that can't be."""
+    if dimensions is not None and dimensions < 1:
+        raise LTEError(f"--dimensions {dimensions} are none; give 1 or more")
+    given = {"dimensions": dimensions, "text_template": text_template or None}
+    make = settings.basis.model_copy(update={name: value for name, value in given.items() if value is not None})
+    return settings.model_copy(update={"basis": make})
+
+
 def _override(values: dict[str, Any], environment: "os._Environ[str] | dict[str, str]") -> None:
     for name, text in sorted(environment.items()):
         if not name.startswith(PREFIX) or name == SETTINGS_VARIABLE:

@@ -26,7 +26,7 @@ from infra.drill import dated_feed
 from jobs.bases import load_basis
 from jobs.build_training_set import build_training_set
 from jobs.embed_items import embed_items
-from jobs.fit_basis import fit_basis, register, with_make
+from jobs.fit_basis import fit_basis, register
 from jobs.ingest_events import ingest_events
 from jobs.ingest_items import ingest_items
 from jobs.session import spark_session
@@ -36,7 +36,7 @@ from lte_model.basis_map import keep_map, make_map, ranking_figures, ranking_los
 from lte_model.data import open_training_set
 from lte_model.errors import run
 from lte_model.model import load_ranker
-from lte_model.settings import Settings
+from lte_model.settings import Settings, with_make
 from lte_model.training import train
 from lte_model.windows import ONE_DAY, Interval, training_dates
 from tests.benchmarks.bench_quality import DATA, REPOSITORY, SETS

@@ -47,14 +47,14 @@ CONTEXT = {
         "reason": 'it\'s a "test"; $(false)',
         "version": 3,
         "dimensions": 128,
-        "text_template": '{title} it\'s "new"; $(false)',
+        "text_template": '{title} "new"; $(false)',
         "basis": "3f2ac41b907d0e55",
     },
     "ti": SimpleNamespace(
         xcom_pull=lambda task_ids: {
             "challenger": [{"VERSION": "3", "TRAINING_DATE": "2024-05-01", "CHAMPION": ""}],
             "approve": {"chosen_options": ["Reject"], "responded_by_user": None, "params_input": {"reason": "why not"}},
-            "fit_basis": "3f2ac41b907d0e55",
+            "new_basis": [{"BASIS": "3f2ac41b907d0e55"}],
         }[task_ids]
     ),
 }
@@ -204,9 +204,13 @@ def test_what_is_live_is_scored_where_there_is_a_champion(dags):
 def test_a_new_basis_is_asked_for_by_name_from_its_fitting_on(dags):
     """Nothing but its own rows is made, and nothing goes live past the gates and the measures."""
     change = dags["lte_basis_change"]
-    fit, *others = change.topological_sort()
-    words = shlex.split(fit.render_template(fit.bash_command, CONTEXT))
-    assert words[3:] == ["--date", "2024-05-01", "--refit", "--dimensions", "128", "--text-template", "$TEMPLATE"]
+    fit, new, *others = change.topological_sort()
+    make = ["--date", "2024-05-01", "--dimensions", "128", "--text-template", CONTEXT["params"]["text_template"]]
+    for task, words in ((fit, [*make, "--refit"]), (new, make)):
+        command = shlex.split(task.render_template(task.bash_command, CONTEXT))
+        assert command[command.index("--date") :] == words
+    with pytest.raises(ParamValidationError, match="Invalid input for param text_template"):
+        filled(change, {"text_template": "{title}'; rm -r /"})
     for task in others:
         words = shlex.split(task.render_template(task.bash_command, CONTEXT))
         named = [after for word, after in itertools.pairwise(words) if word in ("--basis", "--to")]

@@ -23,7 +23,7 @@ from lte_model.model import save_ranker
 from lte_model.pyfunc import ServedRanker, input_example
 from lte_model.ranking import Recommender
 from lte_model.registry import CHALLENGER, PREVIOUS
-from lte_model.settings import Basis
+from lte_model.settings import Basis, with_make
 from lte_model.training import MODEL_DIRECTORY, side_directory, train
 from tests.lte_model.registered import FEBRUARY, JANUARY, KIND, publish, random_ranker, trained
 from tests.lte_model.small_shop import TRAINING_DATE, write_table
@@ -115,6 +115,27 @@ def test_what_must_not_be_is_named_with_what_to_do(installation):
         LTEError, match=f"basis {B} can't be retired: version {number} is champion and reads it. Promote"
     ):
         basis_change.require_released(with_bases(installation, A), B)
+
+
+def test_the_basis_that_was_fitted_last_is_found_by_its_make(installation):
+    rows = [(A, FEBRUARY, 64), (B, FEBRUARY - DAY, 64), ("c" * 16, FEBRUARY + DAY, 64), ("d" * 16, FEBRUARY, 128)]
+    columns = ["basis_id", "fitted_on", "dimensions"]
+    bases = pl.DataFrame(rows, columns, orient="row").with_columns(
+        encoder=pl.lit("hashed-text"), text_template=pl.lit(Basis().text_template)
+    )
+    write_table(installation, "semantic_bases", bases)
+
+    def fitted(date, basis_id=A, **make):
+        settings = installation.model_copy(update={"basis": Basis(basis_id=basis_id)})
+        return basis_change.fitted(with_make(settings, make.get("dimensions"), make.get("text_template")), date)
+
+    assert fitted(FEBRUARY) == B and fitted(FEBRUARY + DAY) == "c" * 16 and fitted(FEBRUARY, B) == A
+    assert fitted(FEBRUARY, dimensions=128) == "d" * 16
+    for date, make in ((FEBRUARY - 2 * DAY, {}), (FEBRUARY, {"text_template": "{title}"})):
+        with pytest.raises(
+            LTEError, match=f"was fitted on {date} or before beside {A}; run jobs.fit_basis --date {date}"
+        ):
+            fitted(date, **make)
 
 
 def test_status_is_a_command(installation, tmp_path, monkeypatch, capsys):
