@@ -26,7 +26,7 @@ import datetime
 import json
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,7 +145,7 @@ def make_map(settings: Settings, source: str, target: str, date: datetime.date |
     for basis_id in (source, target):
         basis_in_force(tables, basis_id)  # it names one that isn't registered
     item_ids, ours, theirs = shared_items(tables, source, target)
-    held_out = np.array([zlib.crc32(item.encode()) % HELD_OUT == 0 for item in item_ids], dtype=bool)
+    held_out = held_out_items(item_ids)
     if min(held_out.sum(), (~held_out).sum()) < FEWEST_ITEMS:
         raise LTEError(
             f"bases {source} and {target} share {len(item_ids)} items: too few to fit a map and to measure it; run "
@@ -156,6 +156,11 @@ def make_map(settings: Settings, source: str, target: str, date: datetime.date |
     if date is not None:
         loss |= _loss_of_users(tables, basis_map, date)
     return Measured(basis_map, int((~held_out).sum()), int(held_out.sum()), loss)
+
+
+def held_out_items(item_ids: Sequence[str]) -> np.ndarray:
+    """Which of the items (items,) bool the map isn't fitted on."""
+    return np.array([zlib.crc32(item.encode()) % HELD_OUT == 0 for item in item_ids], dtype=bool)
 
 
 def shared_items(tables: Tables, source: str, target: str) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -212,32 +217,36 @@ class MappedSet(TrainingSet):
         return self.basis_map.apply(lte), event_counts
 
 
-def mapped_set(training_set: TrainingSet, basis_map: BasisMap) -> MappedSet:
-    """The training set, which is of the map's target, with LTEs that are mapped from its source."""
-    if training_set.kind.basis_id != basis_map.target:
+def mapped_set(training_set: TrainingSet, source: TrainingSet, basis_map: BasisMap) -> MappedSet:
+    """The training set, which is of the map's target, with the LTEs of `source`, which is of its source, mapped. Raises
+    `LTEError` for sets of other bases."""
+    found = (source.kind.basis_id, training_set.kind.basis_id)
+    if found != (basis_map.source, basis_map.target):
         raise LTEError(
-            f"the map {basis_map.name} leads to basis {basis_map.target}, and the model reads "
-            f"{training_set.kind.basis_id}; give the map that leads there"
+            f"the map {basis_map.name} leads from basis {basis_map.source} to {basis_map.target}, and it is asked to lead "
+            f"from {found[0]} to {found[1]}, which the model reads; give the map between those two"
         )
     kind = dataclasses.replace(training_set.kind, basis_id=basis_map.name)
-    source = training_set.in_basis(basis_map.source)
-    return MappedSet(**vars(training_set) | {"kind": kind}, source=source, basis_map=basis_map)
+    inside = {field.name: getattr(training_set, field.name) for field in dataclasses.fields(TrainingSet)}
+    return MappedSet(**inside | {"kind": kind}, source=source, basis_map=basis_map)
 
 
-def ranking_loss(settings: Settings, training_date: datetime.date, ranker: Ranker, basis_map: BasisMap) -> Comparison:
+def ranking_loss(training_set: TrainingSet, source: TrainingSet, ranker: Ranker, basis_map: BasisMap) -> Comparison:
     """The ranks of the test users' targets by a ranker of the map's target: sides `own`, `mapped` and `none`.
 
-    The same users, events and catalogue; nothing but the LTE differs. Raises `LTEError` for a ranker of another basis
-    and where a basis lacks the LTEs.
+    `training_set` is what the ranker reads, `source` the same in the map's source. The same users, events and catalogue;
+    nothing but the LTE differs. Raises `LTEError` for sets of other bases, and where one lacks the LTEs.
     """
-    training_set = read_by(settings, training_date, ranker)
-    own, mapped = training_set.cases("test"), mapped_set(training_set, basis_map).cases("test")
+    ranker.require(training_set.kind, f"the training set of {training_set.training_date}")
+    mapped = mapped_set(training_set, source, basis_map).cases("test")
+    own = training_set.cases("test")
     sides: dict[str, Cases] = {
         OWN: own,
         MAPPED: mapped,
         NONE: dataclasses.replace(own, has_lte=np.zeros_like(own.has_lte)),
     }
-    return Comparison.of({side: ranks_of_cases(training_set, cases, ranker) for side, cases in sides.items()}, settings)
+    ranks = {side: ranks_of_cases(training_set, cases, ranker) for side, cases in sides.items()}
+    return Comparison.of(ranks, training_set.tables.settings)
 
 
 def ranking_figures(comparison: Comparison) -> dict[str, float]:
@@ -314,7 +323,8 @@ def main() -> None:
         version = registry.version_of(settings, arguments.version)
         with tempfile.TemporaryDirectory() as folder:
             ranker = load_ranker(registry.fetch(settings, version, Path(folder)))
-        comparison = ranking_loss(settings, arguments.training_date, ranker, measured.basis_map)
+        training_set = read_by(settings, arguments.training_date, ranker)
+        comparison = ranking_loss(training_set, training_set.in_basis(source), ranker, measured.basis_map)
         measured = dataclasses.replace(measured, loss={**measured.loss, **ranking_figures(comparison)})
     directory = keep_map(settings, measured)
     print(f"fitted on {measured.fitted_items:,} items, measured on {measured.held_out_items:,}")

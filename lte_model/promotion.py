@@ -332,7 +332,7 @@ def _bases_stay_in_force(settings: Settings, version: ModelVersion, champion: st
     """The basis of the version, and that of the champion, which a rollback would read."""
     rule, names = "its basis, and the champion's, are in force", named(settings)
     if not names:
-        return Check(rule, True, "there is one basis")
+        return Check(rule, True, "the settings leave it to the only one that is registered")
     numbers = [number for number in (str(version.version), champion) if number is not None]
     read = {number: registry.version_of(settings, number).tags["basis_id"] for number in numbers}
     missing = [f"version {number} reads basis {basis}" for number, basis in read.items() if basis not in names]

@@ -1,113 +1,121 @@
 """What is lost on the way from one basis to another, on real data: `make bench-basis-map`.
 
-For each data set one ranker is trained, with the LTE as prefix, in a basis of 64 dimensions that is fitted on the whole
-catalogue. Three other bases stand for what a shop may change from:
+For each data set one ranker is trained, with the uniform LTE as prefix, in a basis of 64 dimensions fitted on all items
+that are known by the training. Other bases stand for what a shop may come from:
 
-    earlier      fitted on the items that were known half a feed earlier
+    earlier      fitted on the items that were known in the middle of the feed
     wider        128 dimensions
+    narrower     32 dimensions
     titles       of the titles alone, where the set has more text than that
 
-Each is mapped to the ranker's basis (lte_model/basis_map.py): the loss on items held out and on the users' LTEs, and
-NDCG of the ranker with the LTEs that it was trained on, with the mapped ones, and with none.
+Each is mapped to the ranker's basis (lte_model/basis_map.py): the loss on items held out; the cosine of the test users'
+LTEs, mapped and own; and NDCG of the ranker with its own LTEs, with the mapped ones, and with none.
 
-The installation is `.lte/<name of the set>-bases`; a second call finds its tables and its training.
+It reads the tables of the drill (`make drill`), and makes them where they aren't there. LTEs are added up from the events
+as the drill does it, in integers, so that nothing of the other bases has to be registered.
 """
 
 import argparse
+import dataclasses
 import datetime
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 
-from infra.ablation import TRAINING
-from infra.demo import Feed, add_installation, read_feed, settle
-from infra.drill import dated_feed
-from jobs.bases import load_basis
-from jobs.build_training_set import build_training_set
-from jobs.embed_items import embed_items
-from jobs.fit_basis import fit_basis, register
-from jobs.ingest_events import ingest_events
-from jobs.ingest_items import ingest_items
-from jobs.session import spark_session
-from jobs.snapshot_lte import snapshot_lte
-from jobs.tables import SEMANTIC_BASES, Warehouse
-from lte_model.basis_map import keep_map, make_map, ranking_figures, ranking_loss
-from lte_model.data import open_training_set
+from infra import drill
+from lte_model.basis import CONTENT_COLUMNS, SemanticBasis, to_grid
+from lte_model.basis_map import (
+    HELD_OUT,
+    BasisMap,
+    fit_map,
+    held_out_items,
+    loss_of,
+    mapped_set,
+    ranking_figures,
+    ranking_loss,
+)
+from lte_model.data import Catalogue, TrainingSet, open_training_set
+from lte_model.drill import EncodedSet
 from lte_model.errors import run
 from lte_model.model import load_ranker
-from lte_model.settings import Settings, with_make
+from lte_model.monitoring import mean_cosine
 from lte_model.training import train
-from lte_model.windows import ONE_DAY, Interval, training_dates
-from tests.benchmarks.bench_quality import DATA, REPOSITORY, SETS
+from tests.benchmarks.bench_quality import DATA, SETS
 
 OWN = "own"
-TITLES = "{title}"
 
 
-def make_tables(settings: Settings, feed: Feed, date: datetime.date) -> dict[str, str]:
-    """The tables of the ranker's basis, and the test cut's LTEs in the others; {name: basis_id}."""
-    middle = feed.first + (feed.last - feed.first) // 2
-    makes = {
-        OWN: (date, {}),
-        "earlier": (middle, {}),
-        "wider": (date, {"dimensions": 2 * settings.basis.dimensions}),
-        "titles": (date, {"text_template": TITLES}),
+def fitted_bases(
+    items: pl.DataFrame, middle: datetime.date, template: str, dimensions: int
+) -> dict[str, SemanticBasis]:
+    """The bases by name, that of the ranker first."""
+    earlier = items.filter(pl.col("known_date") < middle)
+    bases = {
+        OWN: SemanticBasis.fit(items.to_dicts(), template, dimensions),
+        "earlier": SemanticBasis.fit(earlier.to_dicts(), template, dimensions),
+        "wider": SemanticBasis.fit(items.to_dicts(), template, 2 * dimensions),
+        "narrower": SemanticBasis.fit(items.to_dicts(), template, dimensions // 2),
+        "titles": SemanticBasis.fit(items.to_dicts(), "{title}", dimensions),
     }
-    bases: dict[str, str] = {}
-    with spark_session(settings, "bench_basis_map") as spark:
-        warehouse = Warehouse(spark, settings)
-        ingest_items(warehouse, settings, date)
-        ingest_events(warehouse, settings, Interval(feed.first, date))
-        warehouse.create(SEMANTIC_BASES)
-        for name, (known_before, make) in makes.items():
-            warehouse.settings = with_make(settings, make.get("dimensions"), make.get("text_template"))
-            basis, items = fit_basis(warehouse, known_before)
-            same_text = name == "titles" and np.array_equal(basis.features, load_basis(warehouse, bases[OWN]).features)
-            if not same_text:
-                register(warehouse, basis, known_before, items)
-                bases[name] = basis.basis_id
-        warehouse.settings = in_basis(settings, bases[OWN])
-        dates = training_dates(date, settings.training_set)
-        for name, basis_id in bases.items():
-            print(f"{name}: basis {basis_id}, {embed_items(warehouse, date, basis_id)[1]:,} items embedded", flush=True)
-            snapshot_lte(warehouse, dates.snapshot_dates if name == OWN else [dates.test.start], basis_id=basis_id)
-        build_training_set(warehouse, date)
+    if np.array_equal(bases["titles"].features, bases[OWN].features):
+        del bases["titles"]  # the set has no other text
     return bases
 
 
-def in_basis(settings: Settings, basis_id: str) -> Settings:
-    return settings.model_copy(update={"basis": settings.basis.model_copy(update={"basis_id": basis_id})})
+def in_basis(opened: TrainingSet, items: pl.DataFrame, basis: SemanticBasis) -> EncodedSet:
+    """The training set with the catalogue and the uniform LTEs of a basis."""
+    vectors, known = basis.encode(items.to_dicts())
+    catalogue = Catalogue(items["item_id"].filter(known), items["title"].filter(known), vectors[known])
+    kind = dataclasses.replace(opened.kind, basis_id=basis.basis_id)
+    return EncodedSet(**vars(opened) | {"kind": kind, "catalogue": catalogue}, units=to_grid(catalogue.vectors))
 
 
-def measure(folder: Path, seed: int) -> list[dict]:
+def shared_vectors(source: EncodedSet, target: EncodedSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The vectors of the items of both catalogues in each, and which of them are held out."""
+    rows = source.catalogue.item_ids.cast(target.catalogue.rows, strict=False).to_physical()
+    both = rows.is_not_null().to_numpy()
+    held_out = held_out_items(source.catalogue.item_ids.filter(both).to_list())
+    return source.catalogue.vectors[both], target.catalogue.vectors[rows.drop_nulls().to_numpy()], held_out
+
+
+def measure(folder: Path, seed: int) -> list[dict[str, Any]]:
     """The figures of a data set in the form of every measuring command: a list of measure, side, value, unit."""
-    parser = argparse.ArgumentParser()
-    add_installation(parser, "", "")
-    arguments = parser.parse_args([])
-    arguments.data = str(folder)
-    home = REPOSITORY / ".lte" / f"{folder.name}-bases"
-    feed = read_feed(folder / "events.parquet")
-    date = feed.last + ONE_DAY
-    settings = settle(arguments, home, dated_feed(folder, home / "source"), feed, date, TRAINING)
+    _, settings, _, date = drill.make_tables(drill.options(["--data", str(folder)]))
     settings = settings.model_copy(update={"training": settings.training.model_copy(update={"seed": seed})})
-    bases = make_tables(settings, feed, date)
-    settings = in_basis(settings, bases[OWN])
-    ranker = load_ranker(train(settings, date, "prefix", f"prefix-{seed}"))
-    cut = open_training_set(settings, date).dates.test.start
+    opened = open_training_set(settings, date)
+    known = opened.tables.scan("items").filter(pl.col("known_date") < opened.dates.test.start)
+    items = known.select("item_id", "known_date", *CONTENT_COLUMNS).sort("item_id").collect()
+    days = opened.tables.scan("events").select(first=pl.col("event_date").min()).collect()["first"]
+    middle = days.item() + (date - days.item()) // 2
+    bases = fitted_bases(items, middle, settings.basis.text_template, settings.basis.dimensions)
+    sets = {name: in_basis(opened, items, basis) for name, basis in bases.items()}
+    ours = sets.pop(OWN)
+    ranker = load_ranker(train(settings, date, "prefix", f"basis_map/{seed}", training_set=ours))
     figures = []
-    for name, basis_id in bases.items():
-        if name == OWN:
-            continue
-        found = make_map(settings, basis_id, bases[OWN], cut)
-        keep_map(settings, found)
-        loss = found.loss | ranking_figures(ranking_loss(settings, date, ranker, found.basis_map))
-        loss |= {"items/fitted": found.fitted_items, "items/held_out": found.held_out_items}
+    for name, source in sets.items():
+        vectors, own_vectors, held_out = shared_vectors(source, ours)
+        basis_map = fit_map(source.kind.basis_id, ours.kind.basis_id, vectors[~held_out], own_vectors[~held_out])
+        loss = {
+            f"items {name}": value
+            for name, value in loss_of(basis_map, vectors[held_out], own_vectors[held_out]).items()
+        }
+        loss |= {"items": len(vectors), "users cosine": cosine_of_users(ours, source, basis_map)}
+        loss |= ranking_figures(ranking_loss(ours, source, ranker, basis_map))
         figures += [
             {"measure": f"{folder.name} {name}", "side": side, "value": round(value, 5), "unit": ""}
             for side, value in loss.items()
         ]
     return figures
+
+
+def cosine_of_users(ours: EncodedSet, source: EncodedSet, basis_map: BasisMap) -> float:
+    """The mean over the test users with an LTE in both."""
+    own, mapped = ours.cases("test"), mapped_set(ours, source, basis_map).cases("test")
+    both = own.has_lte[:, 0] & mapped.has_lte[:, 0]
+    return mean_cosine(mapped.lte[both, 0], own.lte[both, 0])
 
 
 def main() -> None:
@@ -122,6 +130,7 @@ def main() -> None:
         figures += measure(Path(arguments.data, name), arguments.seed)
         if arguments.json:
             Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(f"one item in {HELD_OUT} is held out")
     for figure in figures:
         print(f"{figure['measure']:<28} {figure['side']:<32} {figure['value']:.4f}")
 

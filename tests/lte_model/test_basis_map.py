@@ -31,6 +31,7 @@ from lte_model.basis_map import (
 )
 from lte_model.data import open_training_set
 from lte_model.errors import LTEError
+from lte_model.evaluation import read_by
 from tests.lte_model.registered import random_ranker
 from tests.lte_model.small_shop import TRAINING_DATE, write_table
 
@@ -129,11 +130,15 @@ def test_a_turned_basis_costs_a_ranker_nothing_and_its_loss_is_that_of_the_grid(
     assert measured.loss["items/neighbours_kept"] > 0.95
     assert measured.loss["users/uniform/cosine"] > 0.9999 and measured.loss["users/uniform/count"] > 10
     ranker = ranker_of(settings, kind)
-    figures = ranking_figures(ranking_loss(settings, TRAINING_DATE, ranker, measured.basis_map))
+    ours = read_by(settings, TRAINING_DATE, ranker)
+    figures = ranking_figures(ranking_loss(ours, ours.in_basis(OTHER), ranker, measured.basis_map))
     assert figures["mapped/ndcg@40"] == pytest.approx(figures["own/ndcg@40"], rel=0.02)
     assert abs(figures["mapped over own/value"]) < abs(figures["none over own/value"])
-    with pytest.raises(LTEError, match=f"the map .* leads to basis {OTHER}, and the model reads {kind.basis_id}"):
-        ranking_loss(settings, TRAINING_DATE, ranker, measured.basis_map.reversed())
+    for way, source in ((measured.basis_map.reversed(), OTHER), (measured.basis_map, kind.basis_id)):
+        with pytest.raises(
+            LTEError, match="the map .* leads from basis .*, which the model reads; give the map between"
+        ):
+            ranking_loss(ours, ours.in_basis(source), ranker, way)
 
     directory = keep_map(settings, measured)
     found = read_map(settings, OTHER, kind.basis_id)
@@ -151,7 +156,7 @@ def test_a_mapped_lte_is_nobodys_own(own_shop):
     settings, kind = with_rotated_basis(own_shop)
     basis_map = make_map(settings, OTHER, kind.basis_id).basis_map
     training_set = open_training_set(settings, TRAINING_DATE)
-    mapped = mapped_set(training_set, basis_map)
+    mapped = mapped_set(training_set, training_set.in_basis(OTHER), basis_map)
     assert mapped.kind.basis_id == f"{OTHER}->{kind.basis_id}"
     for basis_id in (OTHER, kind.basis_id):
         ranker = ranker_of(settings, dataclasses.replace(kind, basis_id=basis_id))
