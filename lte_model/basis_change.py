@@ -1,6 +1,6 @@
 """Which bases are in force, which models read them, and how one basis takes the place of another.
 
-    python -m lte_model.basis_change status    every basis, who reads it, and what comes next
+    python -m lte_model.basis_change status                every basis, who reads it, and what comes next
     python -m lte_model.basis_change fitted --date D       the basis that was fitted as of D and isn't in force yet, as JSON
     python -m lte_model.basis_change release --basis ID    exits with 2 while an alias, or the settings, keep the basis
 

@@ -139,8 +139,8 @@ def _gate(settings: Settings, version: ModelVersion, champion: str | None) -> Ga
 def promote(settings: Settings, number: str, over: str | None) -> ModelVersion:
     """Makes version `number` champion in the place of version `over` (None: there was none), which becomes `previous`.
 
-    A second call changes nothing. Raises `LTEError` where the gate didn't let the version pass, and where another
-    version became champion after that: it was compared with a champion that is gone.
+    A second call changes nothing. Raises `LTEError` where the gate didn't let the version pass, and where after that
+    another version became champion, for it was compared with one that is gone, or the LTEs that it reads went.
     """
     with _one_at_a_time(settings):
         version = registry.version_of(settings, number)
@@ -153,6 +153,11 @@ def promote(settings: Settings, number: str, over: str | None) -> ModelVersion:
             MlflowClient().set_model_version_tag(version.name, number, "promotion", reason)
             raise LTEError(f"{_name(version)} is not promoted. It {reason}; run lte_promotion for it again")
         if champion != number:
+            for check in (_reads_live_ltes(settings, version), _bases_stay_in_force(settings, version, champion)):
+                if not check.holds:
+                    raise LTEError(
+                        f"{_name(version)} is not promoted: since the gate {check.rule} no more: {check.found}"
+                    )
             _tag(version, promoted_at=_now(), promoted_from=_or_none(champion), promotion="won")
         _move(version, champion)
         return registry.version_of(settings, number)
@@ -183,7 +188,7 @@ def rollback(settings: Settings, reason: str, number: str | None = None) -> Mode
         checks = (
             _loads(version),
             _reads_live_ltes(settings, version),
-            _bases_stay_in_force(settings, version, champion),
+            _bases_stay_in_force(settings, version, None),
         )
         broken = [check for check in checks if not check.holds]
         if broken:

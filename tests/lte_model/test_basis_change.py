@@ -189,6 +189,12 @@ def test_the_gate_asks_that_both_bases_are_in_force_and_live_for_the_same_users(
     ]
     publish(settings, OF_B, users=["u97"])
     assert broken(B, A) == []
+    # The person approves a day later; meanwhile somebody took the basis out of the settings.
+    MlflowClient().set_model_version_tag(settings.mlflow.model_name, new, "gate", "passed")
+    with pytest.raises(
+        LTEError, match=f"version 2 is not promoted: since the gate .* reads basis {B}, and in force is {A}"
+    ):
+        promotion.promote(with_bases(installation, A), new, old)
     assert any(f"version 1 reads basis {A}, and in force is {B}" in line for line in broken(B))
 
 
