@@ -81,7 +81,7 @@ def shared_vectors(source: EncodedSet, target: EncodedSet) -> tuple[np.ndarray, 
     return source.catalogue.vectors[both], target.catalogue.vectors[rows.drop_nulls().to_numpy()], held_out
 
 
-def measure(folder: Path, seed: int) -> list[dict[str, Any]]:
+def measure(folder: Path, seed: int, with_ranking: bool = True) -> list[dict[str, Any]]:
     """The figures of a data set in the form of every measuring command: a list of measure, side, value, unit."""
     _, settings, _, date = drill.make_tables(drill.options(["--data", str(folder)]))
     settings = settings.model_copy(update={"training": settings.training.model_copy(update={"seed": seed})})
@@ -93,7 +93,8 @@ def measure(folder: Path, seed: int) -> list[dict[str, Any]]:
     bases = fitted_bases(items, middle, settings.basis.text_template, settings.basis.dimensions)
     sets = {name: in_basis(opened, items, basis) for name, basis in bases.items()}
     ours = sets.pop(OWN)
-    ranker = load_ranker(train(settings, date, "prefix", f"basis_map/{seed}", training_set=ours))
+    if with_ranking:
+        ranker = load_ranker(train(settings, date, "prefix", f"basis_map/{seed}", training_set=ours))
     figures = []
     for name, source in sets.items():
         vectors, own_vectors, held_out = shared_vectors(source, ours)
@@ -103,7 +104,8 @@ def measure(folder: Path, seed: int) -> list[dict[str, Any]]:
             for name, value in loss_of(basis_map, vectors[held_out], own_vectors[held_out]).items()
         }
         loss |= {"items": len(vectors), "users cosine": cosine_of_users(ours, source, basis_map)}
-        loss |= ranking_figures(ranking_loss(ours, source, ranker, basis_map))
+        if with_ranking:
+            loss |= ranking_figures(ranking_loss(ours, source, ranker, basis_map))
         figures += [
             {"measure": f"{folder.name} {name}", "side": side, "value": round(value, 5), "unit": ""}
             for side, value in loss.items()
@@ -123,11 +125,14 @@ def main() -> None:
     parser.add_argument("--data", default=str(DATA), help="the folder of the data sets (default: %(default)s)")
     parser.add_argument("--sets", default=",".join(SETS), help="their names, with commas (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the ranker (default: %(default)s)")
+    parser.add_argument(
+        "--without-ranking", action="store_true", help="train no ranker: the loss of items and users alone"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")
     arguments = parser.parse_args()
     figures = []
     for name in arguments.sets.split(","):
-        figures += measure(Path(arguments.data, name), arguments.seed)
+        figures += measure(Path(arguments.data, name), arguments.seed, not arguments.without_ranking)
         if arguments.json:
             Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(f"one item in {HELD_OUT} is held out")

@@ -22,7 +22,7 @@ from jobs.quality.suites import SUITES
 from jobs.retire_basis import TABLES, retire_from_table
 from jobs.score_users import read_champion, score_users
 from jobs.snapshot_lte import snapshot_lte
-from jobs.tables import ITEM_EMBEDDINGS, LTE_LIVE, LTE_SNAPSHOTS, PUBLICATIONS, RECOMMENDATIONS, SEMANTIC_BASES
+from jobs.tables import ITEM_EMBEDDINGS, LTE_LIVE, LTE_SNAPSHOTS, RECOMMENDATIONS, SEMANTIC_BASES
 from lte_model import promotion, registry
 from lte_model.basis_change import change, require_released
 from lte_model.errors import LTEError
