@@ -158,7 +158,7 @@ def scored(warehouse, folder):
     score_users(warehouse, DATE, read_champion(warehouse.settings, version, Path(folder, str(version.version))))
     rows = warehouse.read(RECOMMENDATIONS).where(f"date = DATE'{DATE}'").collect()
     ((basis_id, number),) = {(row.basis_id, row.model_version) for row in rows}
-    assert str(number) == version.version
+    assert str(number) == str(version.version)
     return basis_id, {row.user_id: (row.item_ids, row.scores) for row in rows}
 
 
