@@ -98,6 +98,10 @@ bench-reader: $(FEAST)/installed  ## reading the online store: p50 and p99, SQLi
 	@$(FEAST)/venv/bin/python -m tests.benchmarks.bench_reader $(if $(USERS),--users $(USERS)) \
 	    $(if $(DIMENSIONS),--dimensions $(DIMENSIONS)) $(if $(JSON),--json '$(JSON)')
 
+bench-basis-map: .cache/prepared  ## what a map from one basis to another loses, on real data [DATA= SETS= JSON=]
+	@$(BIN)/python -m tests.benchmarks.bench_basis_map $(if $(DATA),--data '$(DATA)') $(if $(SETS),--sets '$(SETS)') \
+	    $(if $(JSON),--json '$(JSON)')
+
 bench-scoring: .cache/prepared  ## every user's recommendations: the job, what is served, the bare model [USERS= ITEMS= LENGTH= REPEATS= JSON=]
 	@$(BIN)/python -m tests.benchmarks.bench_scoring $(if $(USERS),--users $(USERS)) $(if $(ITEMS),--items $(ITEMS)) \
 	    $(if $(LENGTH),--length $(LENGTH)) $(if $(REPEATS),--repeats $(REPEATS)) $(if $(JSON),--json '$(JSON)')
@@ -110,4 +114,4 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup online-store object-storage environments demo ablation drill up test test-production test-kills bench-snapshot bench-quality bench-training bench-reader bench-scoring lint clean
+.PHONY: help setup online-store object-storage environments demo ablation drill up test test-production test-kills bench-snapshot bench-quality bench-training bench-reader bench-basis-map bench-scoring lint clean

@@ -18,12 +18,16 @@ the online store. To go back to an older one there, `python -m jobs.push_lte --d
 this DAG goes forward again. The champion of today scores the dates of a backfill too, by what was known on each; a row
 names the version.
 
+**While one basis takes the place of another** (`lte_basis_change`) every task works for each basis in force: that of
+`basis.basis_id` and those of `basis.beside`. The champion scores by the LTEs of its own.
+
 **When a gate fails** the tables behind it are not written, and yesterday's vectors stay live. Its log, and the
 Data Docs, name the rule and the rows. Correct the cause, then clear the failed run from the ingest on.
 
 **When `monitor_lte` stops** its log names every measure that is beyond its bound, and what to do; the page, and the run
 `monitoring` in MLflow, show it beside the dates before. If the snapshot is as it should be all the same, move that bound
-in `[monitoring]` of the settings and clear the task. A warning stops nothing: it stands in the log and on the page.
+in `[monitoring]` of the settings and clear the task. Is it a basis beside the one in use that stops, take that out of
+`basis.beside`. A warning stops nothing: it stands in the log and on the page.
 """
 
 from airflow.sdk import DAG

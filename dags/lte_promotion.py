@@ -2,11 +2,13 @@
 Puts a challenger before a person. It starts when `lte_training` has registered one, or by hand.
 
 1. **challenger** says which version it is, and which champion it would replace. All that follows is about these two.
-2. **check_training_set** checks the rows that it was trained and tested on once more.
-3. **gate** compares it with the model without LTE, with popularity, and with the champion on the same test users.
-4. **approve** waits for a person, one day at most: *Required Actions*, in this run. No answer is a *Reject*.
-5. **answer** writes what the person said, and why, on the version in MLflow.
-6. **promote** moves the alias `champion` to the version, or is skipped. If another version got there first, it says so.
+2. **check_bases** says where a change of basis stands, and stops where an alias reads a basis that isn't in force.
+3. **check_training_set** checks the rows that it was trained and tested on once more.
+4. **gate** compares it with the model without LTE, with popularity, and with the champion on the same test users; each
+   reads the LTEs of its own basis. Where that differs, both must be in force and live for the same users.
+5. **approve** waits for a person, one day at most: *Required Actions*, in this run. No answer is a *Reject*.
+6. **answer** writes what the person said, and why, on the version in MLflow.
+7. **promote** moves the alias `champion` to the version, or is skipped. If another version got there first, it says so.
 
 **To roll back:** run `lte_rollback`.
 """
@@ -38,6 +40,12 @@ with DAG(
         "challenger",
         "lte_model.promotion challenger",
         on_failure="No version is challenger: run `lte_training`. Is MLflow up? Then clear the task.",
+        pool="model_registry",
+    )
+    check_bases = gate(
+        "check_bases",
+        "lte_model.basis_change status",
+        on_failure="The log names the alias, the basis that it reads, and what to do; the notes of `lte_basis_change` too.",
         pool="model_registry",
     )
     check_training_set = gate(
@@ -90,4 +98,4 @@ with DAG(
         on_failure="The alias is as it was. Another version became champion meanwhile? Run `lte_promotion` again.",
     )
 
-    challenger >> check_training_set >> compare >> approve >> answer >> promote
+    challenger >> check_bases >> check_training_set >> compare >> approve >> answer >> promote

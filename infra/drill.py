@@ -37,6 +37,7 @@ from infra.demo import (
 from infra.local_stack import REPOSITORY
 from lte_model.drill_report import judged
 from lte_model.errors import LTEError, run
+from lte_model.settings import Settings
 from lte_model.spaces import MATRIX, SKEWED, SPACES
 from lte_model.verdict import Drill, drill_path, interval, number, percent, percent_interval, read_drill
 from lte_model.windows import ONE_DAY, parse_date
@@ -127,8 +128,9 @@ def print_outcome(drill: Drill) -> None:
             print(f"  {space:<9} {change.text:<20} {uplift} {found['finding']}")
 
 
-def drill(arguments: argparse.Namespace) -> Drill:
-    """The drill, for the options of the command line; returns what was found."""
+def make_tables(arguments: argparse.Namespace) -> tuple[Commands, Settings, datetime.date, datetime.date]:
+    """Settles the installation and makes its tables; returns what runs its commands, its settings, and the training dates
+    of both versions."""
     source = Path(arguments.data).resolve() if arguments.data else None
     name = f"{source.name}-drill" if source else "demo-drill"
     home = Path(arguments.home).resolve() if arguments.home else REPOSITORY / ".lte" / name
@@ -144,6 +146,12 @@ def drill(arguments: argparse.Namespace) -> Drill:
     commands = Commands(home)
     for command in table_commands(earlier, later, feed.first):
         commands.run(command)
+    return commands, settings, earlier, later
+
+
+def drill(arguments: argparse.Namespace) -> Drill:
+    """The drill, for the options of the command line; returns what was found."""
+    commands, settings, earlier, later = make_tables(arguments)
     at_once = min(TRAININGS_AT_ONCE, os.cpu_count() or 1)
     commands.run_all(training_commands(earlier, later, arguments.seeds), at_once)
     commands.output(f"lte_model.drill report --date {later} --earlier {earlier} --seeds {arguments.seeds}")

@@ -45,7 +45,7 @@ LOOPBACK = "127.0.0.1"
 USER = "admin"
 DAG_IDS = (
     "lte_bootstrap", "lte_daily", "lte_backfill", "lte_audit", "lte_training", "lte_promotion", "lte_rollback",
-    "lte_maintenance", "lte_erasure", "lte_read_out", "lte_ablation",
+    "lte_maintenance", "lte_erasure", "lte_read_out", "lte_ablation", "lte_basis_change", "lte_basis_retirement",
 )  # fmt: skip
 MARK = "LOCAL_STACK"
 """A variable in the environment of every process of a stack, by which the last of them is found."""

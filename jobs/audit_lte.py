@@ -8,7 +8,7 @@ are users of the table and users of the window alike, so that a row too few or t
     missing      the user has events in the window, and no row
     extra        a row whose user has no event in the window, or has another row
 
-Audited are the exact representations of the settings: `uniform`, and `autoencoder` with the item vectors of the
+Audited are the exact representations of the settings in each basis in force: `uniform`, and `autoencoder` with the item vectors of the
 date's encoder. A representation whose events weigh differently is named and passed over.
 
 None of them is the only good answer. Which users are sampled depends on the user and the date alone: the same date
@@ -22,7 +22,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bases import basis_in_force
-from jobs.command_line import JobParser, asked_representations
+from jobs.command_line import JobParser, asked_bases, asked_representations
 from jobs.publish_lte import newest_publication
 from jobs.recipes import Recipe, recipe
 from jobs.session import spark_session
@@ -65,6 +65,7 @@ class Audit:
     missing: int
     extra: int
     first: tuple[str, ...]
+    basis_id: str = ""
 
     @property
     def clean(self) -> bool:
@@ -72,7 +73,10 @@ class Audit:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{getattr(self, kind):,} {kind} ({self.rate(kind):.2%})" for kind in FINDINGS)
-        return f"{self.sampled_users:,} users of {self.table}, {self.representation}, of {self.date} audited: {counts}"
+        lte = (
+            f"{self.table}, {self.representation}{f', basis {self.basis_id}' if self.basis_id else ''}, of {self.date}"
+        )
+        return f"{self.sampled_users:,} users of {lte} audited: {counts}"
 
     def rate(self, finding: str) -> float:
         return getattr(self, finding) / self.sampled_users
@@ -174,15 +178,21 @@ def require_exact(name: str) -> None:
 
 
 def audit_lte(
-    warehouse: Warehouse, date: datetime.date, share: float = SHARE, live: bool = False, name: str = UNIFORM
+    warehouse: Warehouse,
+    date: datetime.date,
+    share: float = SHARE,
+    live: bool = False,
+    name: str = UNIFORM,
+    basis_id: str = "",
 ) -> Audit:
-    """Runs the job for one representation: audits, and keeps the counts in `lte_audits`.
+    """Runs the job for one representation of one basis ("": that of the settings): audits, and keeps the counts in
+    `lte_audits`.
 
     Raises `LTEError` for a representation that isn't exact, where the table holds no LTE of `date`, where another date
     is live, and where no user falls into the share.
     """
     require_exact(name)
-    basis_id = basis_in_force(warehouse)
+    basis_id = basis_in_force(warehouse, basis_id)
     made_by = recipe(warehouse, basis_id, name, date)
     table = LTE_LIVE if live else LTE_SNAPSHOTS
     rows = warehouse.read(table).where(made_by.condition)
@@ -213,7 +223,9 @@ def audit_lte(
     if not row.users:
         raise LTEError(f"no user of {table.name} of {date} falls into a share of {share:g}; give a greater --share")
     counts = {finding: row[finding] for finding in FINDINGS}
-    audit = Audit(table.name, name, date, row.users, **counts, first=tuple(_named(*one) for one in row.first))
+    audit = Audit(
+        table.name, name, date, row.users, **counts, first=tuple(_named(*one) for one in row.first), basis_id=basis_id
+    )
     record(warehouse, audit, made_by, share)
     return audit
 
@@ -267,6 +279,7 @@ def main() -> None:
     parser = JobParser(__doc__, "the snapshot date; with --live the date that is live")
     parser.add_argument("--share", type=float, default=SHARE, help=f"share of the users to audit (default: {SHARE})")
     parser.add_representations("audit this representation")
+    parser.add_bases("audit LTEs of this basis")
     parser.add_argument("--live", action="store_true", help="audit lte_live instead of lte_snapshots")
     arguments, settings, date = parser.read()
     if not 0 < arguments.share <= 1:
@@ -282,7 +295,11 @@ def main() -> None:
         return
     with spark_session(settings, "audit_lte") as spark:
         warehouse = Warehouse(spark, settings)
-        audits = [audit_lte(warehouse, date, arguments.share, arguments.live, name) for name in exact]
+        audits = [
+            audit_lte(warehouse, date, arguments.share, arguments.live, name, basis_id)
+            for basis_id in asked_bases(arguments, settings)
+            for name in exact
+        ]
     print(*audits, sep="\n")
     for audit in audits:
         require_clean(audit)

@@ -1,4 +1,4 @@
-"""The registered bases, as a job meets them: which one is in force, and the vectors of its items."""
+"""The registered bases, as a job meets them: which are in force, and the vectors of its items."""
 
 from dataclasses import dataclass
 
@@ -16,15 +16,15 @@ ITEMS_AT_ONCE = 2**16
 """Items whose vectors are brought to the grid at a time."""
 
 
-def basis_in_force(warehouse: Warehouse) -> str:
-    """The `basis_id` of the settings, or of the one basis that is registered.
+def basis_in_force(warehouse: Warehouse, wanted: str = "") -> str:
+    """The basis `wanted`, else the `basis_id` of the settings, or of the one basis that is registered.
 
-    Raises `LTEError` where the settings name a basis that isn't registered, or leave a choice open.
+    Raises `LTEError` for a basis that isn't registered, and where the settings leave a choice open.
     """
     registered = [
         row.basis_id for row in warehouse.read(SEMANTIC_BASES).select("basis_id").orderBy("basis_id").collect()
     ]
-    return chosen_basis(registered, warehouse.settings.basis.basis_id, warehouse.path(SEMANTIC_BASES))
+    return chosen_basis(registered, wanted or warehouse.settings.basis.basis_id, warehouse.path(SEMANTIC_BASES))
 
 
 def load_basis(warehouse: Warehouse, basis_id: str) -> SemanticBasis:

@@ -34,6 +34,16 @@ class JobParser(argparse.ArgumentParser):
             help=f"{what}; repeatable (default: those of model.representations in the settings)",
         )
 
+    def add_bases(self, what: str) -> None:
+        """Adds `--basis`, which may be given several times; `asked_bases` reads it."""
+        self.add_argument(
+            "--basis",
+            action="append",
+            dest="bases",
+            metavar="ID",
+            help=f"{what}; repeatable (default: basis.basis_id and basis.beside of the settings)",
+        )
+
     def read(self) -> tuple[argparse.Namespace, Settings, datetime.date]:
         """The arguments, the settings and the date. Raises `LTEError` for a setting or a date that can't be."""
         arguments = self.parse_args()
@@ -50,6 +60,11 @@ def asked_representations(arguments: argparse.Namespace, settings: Settings) -> 
     names = tuple(arguments.representations or settings.model.representations)
     require_distinct(names)
     return names
+
+
+def asked_bases(arguments: argparse.Namespace, settings: Settings) -> tuple[str, ...]:
+    """The bases of the command line, or those in force, each once; "" stands for the only one that is registered."""
+    return tuple(dict.fromkeys(arguments.bases or settings.basis.in_force))
 
 
 def dates_of(arguments: argparse.Namespace) -> tuple[datetime.date, ...]:

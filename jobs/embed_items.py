@@ -1,4 +1,7 @@
-"""Writes the vectors of the items that are new to the basis into `item_embeddings`. A vector is written once."""
+"""Writes the vectors of the items that are new to a basis into `item_embeddings`. A vector is written once.
+
+Of every basis in force, or of each `--basis`.
+"""
 
 import datetime
 from collections.abc import Iterator
@@ -9,7 +12,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bases import basis_in_force, load_basis
-from jobs.command_line import JobParser
+from jobs.command_line import JobParser, asked_bases
 from jobs.session import spark_session
 from jobs.tables import ITEM_EMBEDDINGS, ITEMS, Warehouse
 from lte_model.basis import CONTENT_COLUMNS, SemanticBasis
@@ -40,9 +43,10 @@ def embed(items: DataFrame, basis: SemanticBasis) -> DataFrame:
     )
 
 
-def embed_items(warehouse: Warehouse, date: datetime.date) -> tuple[str, int, list[str]]:
-    """Runs the job; returns the basis, how many vectors it wrote and the items that have none."""
-    basis_id = basis_in_force(warehouse)
+def embed_items(warehouse: Warehouse, date: datetime.date, basis_id: str = "") -> tuple[str, int, list[str]]:
+    """Runs the job for one basis ("": that of the settings); returns its id, how many vectors it wrote and the items
+    that have none."""
+    basis_id = basis_in_force(warehouse, basis_id)
     warehouse.create(ITEM_EMBEDDINGS)
     embedded = warehouse.read(ITEM_EMBEDDINGS).where(F.col("basis_id") == basis_id)
     new_items = warehouse.read(ITEMS).where(F.col("known_date") < date).join(embedded, "item_id", "left_anti")
@@ -63,12 +67,15 @@ def embed_items(warehouse: Warehouse, date: datetime.date) -> tuple[str, int, li
 
 
 def main() -> None:
-    _, settings, date = JobParser(__doc__, "embed the items known before this day").read()
+    parser = JobParser(__doc__, "embed the items known before this day")
+    parser.add_bases("embed in this basis")
+    arguments, settings, date = parser.read()
     with spark_session(settings, "embed_items") as spark:
-        basis_id, count, without = embed_items(Warehouse(spark, settings), date)
-    print(f"basis {basis_id}: {count:,} items embedded, {len(without):,} without a word that the basis knows")
-    if without:
-        print(f"items without a vector: {', '.join(without[:20])}{' …' if len(without) > 20 else ''}")
+        done = [embed_items(Warehouse(spark, settings), date, basis) for basis in asked_bases(arguments, settings)]
+    for basis_id, count, without in done:
+        print(f"basis {basis_id}: {count:,} items embedded, {len(without):,} without a word that the basis knows")
+        if without:
+            print(f"items without a vector: {', '.join(without[:20])}{' …' if len(without) > 20 else ''}")
 
 
 if __name__ == "__main__":

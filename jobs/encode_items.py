@@ -1,8 +1,8 @@
 """Writes the item vectors of the encoder that was fitted on `--date` into `item_encodings`. An encoder is written once.
 
-It reads what `python -m lte_model.autoencoder` left under `<checkpoints>/encoder/<date>`: `encoder.safetensors`, a
-tensor `vectors` (items, dimensions) float32 on the grid of the basis, and `encoder.json`, which says of which basis and
-which items. With `--anchors` it writes the encoder of every date that the training of `--date` reads.
+It reads what `python -m lte_model.autoencoder` left under `<checkpoints>/encoder/<basis>/<date>`:
+`encoder.safetensors`, a tensor `vectors` (items, dimensions) float32 on the grid of the basis, and `encoder.json`, which
+says of which basis and which items. With `--anchors` it writes the encoder of every date that the training of `--date` reads.
 
 The same encoder again changes nothing; another one of the same date is refused: snapshots were made with the first.
 """
@@ -44,10 +44,10 @@ class EncoderFile:
     units: np.ndarray
 
 
-def read_encoder(settings: Settings, fitted_on: datetime.date) -> EncoderFile:
-    """The encoder of a date. Raises `LTEError` where a file is missing or damaged, is of another date, or has vectors
-    off the grid."""
-    directory = encoder_directory(settings, fitted_on)
+def read_encoder(settings: Settings, basis_id: str, fitted_on: datetime.date) -> EncoderFile:
+    """The encoder of a date in a basis. Raises `LTEError` where a file is missing or damaged, is of another date, or has
+    vectors off the grid."""
+    directory = encoder_directory(settings, basis_id, fitted_on)
     again = f"run python -m lte_model.autoencoder --date {fitted_on}"
     missing = [name for name in (VECTORS_FILE, DESCRIPTION_FILE) if not (directory / name).is_file()]
     if missing:
@@ -98,14 +98,16 @@ def require_of_basis(encoder: EncoderFile, vectors: ItemVectors) -> None:
         )
 
 
-def encode_items(warehouse: Warehouse, dates: Sequence[datetime.date]) -> list[tuple[EncoderFile, bool]]:
-    """Runs the job; returns the encoder of each date, and whether it was written now.
+def encode_items(
+    warehouse: Warehouse, dates: Sequence[datetime.date], basis_id: str = ""
+) -> list[tuple[EncoderFile, bool]]:
+    """Runs the job for one basis ("": that of the settings); returns the encoder of each date, and whether it was written now.
 
     Raises `LTEError` for an encoder that can't be used, and for another one than the table holds of its date. All are
     looked at before the first is written.
     """
-    vectors = load_vectors(warehouse, basis_in_force(warehouse))
-    encoders = [read_encoder(warehouse.settings, date) for date in dates]
+    vectors = load_vectors(warehouse, basis_in_force(warehouse, basis_id))
+    encoders = [read_encoder(warehouse.settings, vectors.basis_id, date) for date in dates]
     warehouse.create(ITEM_ENCODINGS)
     there = []
     for encoder in encoders:
@@ -156,13 +158,14 @@ def main() -> None:
     parser = JobParser(__doc__, "the day that the encoder was fitted on")
     parser.add_argument("--anchors", action="store_true", help="every date that the training of --date reads instead")
     parser.add_argument("--if-read", action="store_true", help="only where model.representations has autoencoder")
+    parser.add_argument("--basis", metavar="ID", default="", help="of this basis (default: basis.basis_id)")
     arguments, settings, date = parser.read()
     if arguments.if_read and AUTOENCODER not in settings.model.representations:
         print(f"nothing to encode: {AUTOENCODER} is not among model.representations of the settings")
         return
     dates = training_dates(date, settings.training_set).snapshot_dates if arguments.anchors else (date,)
     with spark_session(settings, "encode_items") as spark:
-        encoders = encode_items(Warehouse(spark, settings), dates)
+        encoders = encode_items(Warehouse(spark, settings), dates, arguments.basis)
     for encoder, written in encoders:
         done = "written" if written else "there already"
         print(f"encoder {encoder.encoder_id} of {encoder.fitted_on}: {len(encoder.item_ids):,} items, {done}")

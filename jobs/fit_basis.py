@@ -1,7 +1,9 @@
 """Fits the semantic basis on the items known before `--date` and registers it in `semantic_bases`, once.
 
 Where a basis of the same encoder, dimensions and text template is registered, nothing happens: a basis is frozen, and
-another one would make every item embedding and every LTE anew. `--refit` registers another one beside it.
+another one would make every item embedding and every LTE anew. `--refit` registers another one beside it, and
+`--dimensions` and `--text-template` one of another make than the settings say. How a new basis takes the place of an old
+one: `python -m lte_model.basis_change status`.
 """
 
 import datetime
@@ -13,7 +15,20 @@ from jobs.command_line import JobParser
 from jobs.session import spark_session
 from jobs.tables import ITEMS, SEMANTIC_BASES, Warehouse
 from lte_model.basis import CONTENT_COLUMNS, SemanticBasis
-from lte_model.errors import run
+from lte_model.errors import LTEError, run
+from lte_model.settings import with_make
+
+
+def require_choice(warehouse: Warehouse) -> None:
+    """Raises `LTEError` where a second basis would leave every other job without one: the settings name none."""
+    if warehouse.settings.basis.basis_id:
+        return
+    registered = [row.basis_id for row in warehouse.read(SEMANTIC_BASES).select("basis_id").collect()]
+    if registered:
+        raise LTEError(
+            f"basis {registered[0]} is registered, and the settings name none: with a second one no job would know which "
+            f"to use. Set basis.basis_id to {registered[0]} first"
+        )
 
 
 def registered_twin(warehouse: Warehouse) -> str | None:
@@ -61,7 +76,10 @@ def register(warehouse: Warehouse, basis: SemanticBasis, date: datetime.date, fi
 def main() -> None:
     parser = JobParser(__doc__, "fit on the items known before this day")
     parser.add_argument("--refit", action="store_true", help="register a new basis beside one of the same settings")
+    parser.add_argument("--dimensions", type=int, help="of the basis (default: basis.dimensions of the settings)")
+    parser.add_argument("--text-template", help="of the basis (default: basis.text_template of the settings)")
     arguments, settings, date = parser.read()
+    settings = with_make(settings, arguments.dimensions, arguments.text_template)
     with spark_session(settings, "fit_basis") as spark:
         warehouse = Warehouse(spark, settings)
         warehouse.create(SEMANTIC_BASES)
@@ -69,7 +87,12 @@ def main() -> None:
         if twin and not arguments.refit:
             print(f"basis {twin} is registered and answers the settings; nothing to fit")
             return
+        require_choice(warehouse)
         basis, fitted_items = fit_basis(warehouse, date)
+        if basis.basis_id == settings.basis.basis_id:
+            raise LTEError(
+                f"the items known before {date} give basis {basis.basis_id} again, which is in force already"
+            )
         register(warehouse, basis, date, fitted_items)
     print(f"basis {basis.basis_id}: {basis.encoder}, {basis.dimensions} dimensions, fitted on {fitted_items:,} items")
 

@@ -1,6 +1,6 @@
 """Measures the snapshot of `--date` before it goes live; exits with 2 where a measure is beyond its bound of a stop.
 
-For each representation of the settings that is published it
+For each basis in force, and each representation of the settings that is published, it
 
 1. reads every row of the snapshot once, a piece of a file at a time: what must not be, ages, lengths;
 2. compares some users, those of the first buckets, with other dates: with the snapshot before, which is that of D−7 or
@@ -9,11 +9,13 @@ For each representation of the settings that is published it
 4. puts the figures into table `lte_monitoring`, in the place of those of an earlier run of D, and into MLflow, draws
    the page `<reports>/monitoring.html`, names what is beyond a bound, and stops.
 
-What the figures mean is in lte_model/monitoring.py, and their bounds are `[monitoring]` of the settings. A measure that
+A basis beside that of the trainings stands in MLflow and on the page as `uniform in basis …`. What the figures mean is
+in lte_model/monitoring.py, and their bounds are `[monitoring]` of the settings. A measure that
 has nothing to be compared with is absent. The vectors of `monitoring.sampled_users` users are in memory, of three dates
 at most; of a larger snapshot the rest is a sum. Runs without a JVM.
 """
 
+import dataclasses
 import datetime
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable, write_deltalake
 
-from jobs.command_line import JobParser
+from jobs.command_line import JobParser, asked_bases
 from jobs.engine.calendar import day_number
 from jobs.engine.files import Listing, in_days, list_files, overlaps, read_pieces
 from jobs.engine.packing import BUCKETS, buckets_of
@@ -247,13 +249,15 @@ def coverage(seen: pl.DataFrame, user_ids: pa.Array, date: datetime.date, lag_da
     return {name: value for name, value in figures.row(0, named=True).items() if value is not None}
 
 
-def measure(settings: Settings, date: datetime.date) -> tuple[str, list[Reading]]:
-    """The basis in force, and the readings of the snapshot of `date`, of each representation that is published.
+def measure(settings: Settings, date: datetime.date, basis_id: str = "") -> tuple[str, list[Reading]]:
+    """A basis ("": that of the settings), and the readings of its snapshot of `date`, of each representation that is
+    published.
 
     Raises `LTEError` where a table or a snapshot is missing.
     """
     bases = pl.scan_delta(_place(settings, SEMANTIC_BASES)).select("basis_id", "dimensions").sort("basis_id").collect()
-    basis_id = chosen_basis(bases["basis_id"].to_list(), settings.basis.basis_id, _place(settings, SEMANTIC_BASES))
+    wanted = basis_id or settings.basis.basis_id
+    basis_id = chosen_basis(bases["basis_id"].to_list(), wanted, _place(settings, SEMANTIC_BASES))
     dimensions = bases.filter(basis_id=basis_id)["dimensions"].item()
     listing = list_files(_place(settings, LTE_SNAPSHOTS)).of({"basis_id": basis_id})
     buckets, seen = 0, pl.DataFrame()
@@ -351,16 +355,29 @@ def keep(settings: Settings, date: datetime.date, basis_id: str, readings: Seque
     write_deltalake(path, pa.Table.from_pylist(rows, FIGURES), mode="overwrite", predicate=of_date)
 
 
-def monitor(settings: Settings, date: datetime.date) -> list[Reading]:
-    """Measures the snapshot of `date`, and puts the figures into the table, the page and MLflow; returns them.
+def monitor(settings: Settings, date: datetime.date, bases: Sequence[str] = ("",)) -> list[Reading]:
+    """Measures the snapshots of `date`, and puts the figures into the table, the page and MLflow; returns them.
 
     Raises `LTEError` where a table or a snapshot is missing; a broken bound is the caller's.
     """
-    basis_id, readings = measure(settings, date)
+    measured = {wanted: measure(settings, date, wanted) for wanted in bases}
+    shown: dict[str, str] = {}  # the bases on the page, and what is said of them behind the representation
+    readings = []
+    for wanted, (basis_id, of_basis) in measured.items():
+        shown[basis_id] = "" if wanted in ("", settings.basis.basis_id) else f" in basis {basis_id}"
+        readings += [
+            dataclasses.replace(reading, representation=f"{reading.representation}{shown[basis_id]}")
+            for reading in of_basis
+        ]
+        if of_basis:
+            keep(settings, date, basis_id, of_basis)
     if readings:
-        keep(settings, date, basis_id, readings)
-        rows = pl.scan_delta(settings.table_path(LTE_MONITORING.name)).filter(basis_id=basis_id).collect()
-        monitoring.record(settings, date, readings, monitoring.write_page(settings, rows))
+        if settings.basis.basis_id:
+            shown.setdefault(settings.basis.basis_id, "")
+        rows = pl.scan_delta(settings.table_path(LTE_MONITORING.name)).filter(pl.col("basis_id").is_in([*shown]))
+        named = pl.col("representation") + pl.col("basis_id").replace_strict(shown, return_dtype=pl.String)
+        page = monitoring.write_page(settings, rows.with_columns(representation=named).collect())
+        monitoring.record(settings, date, readings, page)
     return readings
 
 
@@ -384,8 +401,9 @@ def _place(settings: Settings, table: Table) -> str:
 
 def main() -> None:
     parser = JobParser(__doc__, "the snapshot date to measure")
-    _, settings, date = parser.read()
-    readings = monitor(settings, date)
+    parser.add_bases("measure LTEs of this basis")
+    arguments, settings, date = parser.read()
+    readings = monitor(settings, date, asked_bases(arguments, settings))
     for reading in readings:
         warned = reading.level is Level.WARN
         print(f"WARN {reading}: {reading.measure.advice}" if warned else f"{reading.level.value:<4} {reading}")

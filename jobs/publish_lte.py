@@ -3,11 +3,12 @@
 Only the rows of users whose LTE may have changed since what is live are written; a user's row says from which date on
 it has been as it is. Where everybody's may have, for the weights of events change with the date, or another encoder
 came, all rows are. Table `publications` says which date is live. An older snapshot never replaces a newer one, so that
-a backfill of past dates leaves what is live alone. Each representation of the settings is published for itself; one
-that reads the days of the targets is refused.
+a backfill of past dates leaves what is live alone. Each representation of the settings is published for itself, in each
+basis in force; one that reads the days of the targets is refused.
 """
 
 import datetime
+import itertools
 from dataclasses import dataclass
 
 from delta.tables import DeltaTable
@@ -15,7 +16,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bases import basis_in_force, load_catalogue
-from jobs.command_line import JobParser, asked_representations
+from jobs.command_line import JobParser, asked_bases, asked_representations
 from jobs.engine.run import user_bucket
 from jobs.recipes import Recipe, lte_of, recipe
 from jobs.session import spark_session
@@ -71,11 +72,11 @@ def require_publishable(name: str) -> None:
         )
 
 
-def publish_lte(warehouse: Warehouse, date: datetime.date, name: str = UNIFORM) -> Publication:
-    """Runs the job for one representation. Raises `LTEError` where there is no snapshot of `date`, and for a
-    representation that must not go live."""
+def publish_lte(warehouse: Warehouse, date: datetime.date, name: str = UNIFORM, basis_id: str = "") -> Publication:
+    """Runs the job for one representation of one basis ("": that of the settings). Raises `LTEError` where there is no
+    snapshot of `date`, and for a representation that must not go live."""
     require_publishable(name)
-    basis_id, window = basis_in_force(warehouse), warehouse.settings.window
+    basis_id, window = basis_in_force(warehouse, basis_id), warehouse.settings.window
     of_basis = lte_of(basis_id, name)
     there = snapshots_there(warehouse, basis_id, name)
     if date not in there:
@@ -161,18 +162,19 @@ def record(warehouse: Warehouse, published: Publication, made_by: Recipe) -> Non
 def main() -> None:
     parser = JobParser(__doc__, "the snapshot date to publish")
     parser.add_representations("publish this representation")
+    parser.add_bases("publish LTEs of this basis")
     arguments, settings, date = parser.read()
     names = asked_representations(arguments, settings)
     for name in names:
         require_publishable(name)
     with spark_session(settings, "publish_lte") as spark:
-        for name in names:
-            live = publish_lte(Warehouse(spark, settings), date, name)
-            if live.date == date:
-                written = f"{live.users:,} users, {live.written_users:,} rows written"
-                print(f"live: the {name} LTE of {date}, {written}", flush=True)
-            else:
-                print(f"live: the {name} LTE of {live.date}, {live.users:,} users; the older {date} leaves it alone")
+        for basis_id, name in itertools.product(asked_bases(arguments, settings), names):
+            live = publish_lte(Warehouse(spark, settings), date, name, basis_id)
+            lte = f"the {name} LTE of {live.date}{f' in basis {basis_id}' if basis_id else ''}, {live.users:,} users"
+            what = (
+                f", {live.written_users:,} rows written" if live.date == date else f"; the older {date} leaves it alone"
+            )
+            print(f"live: {lte}{what}", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ Rows travel in batches of Arrow, without a JVM. Erased users leave the store by 
 
 import dataclasses
 import datetime
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ import polars as pl
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from jobs.command_line import JobParser, asked_representations
+from jobs.command_line import JobParser, asked_bases, asked_representations
 from jobs.engine.packing import group_buckets
 from lte_model.basis import chosen_basis
 from lte_model.errors import LTEError, run
@@ -72,10 +73,11 @@ def push_lte(
     name: str = UNIFORM,
     allow_older: bool = False,
     full: bool = False,
+    basis_id: str = "",
 ) -> Push:
-    """Runs the job for one representation. Raises `LTEError` where `date` is not live yet, where the store holds a newer
+    """Runs the job for one representation of one basis ("": that of the settings). Raises `LTEError` where `date` is not live yet, where the store holds a newer
     date than what is live, and where the store fails."""
-    basis_id = _basis_in_force(settings)
+    basis_id = _basis_in_force(settings, basis_id)
     with store.lock():
         published = _publications(settings, basis_id, name)
         live = max(published, default=datetime.date.min)
@@ -134,10 +136,10 @@ def _write(store: OnlineStore, view: "FeatureView", rows: pl.LazyFrame, target: 
     return written
 
 
-def _basis_in_force(settings: Settings) -> str:
+def _basis_in_force(settings: Settings, wanted: str) -> str:
     table = _table(settings, "semantic_bases")
     registered = _rows(table, table.version()).select("basis_id").sort("basis_id").collect()["basis_id"].to_list()
-    return chosen_basis(registered, settings.basis.basis_id, settings.table_path("semantic_bases"))
+    return chosen_basis(registered, wanted or settings.basis.basis_id, settings.table_path("semantic_bases"))
 
 
 def _publications(settings: Settings, basis_id: str, name: str) -> dict[datetime.date, tuple[str, int]]:
@@ -181,6 +183,7 @@ def _require_rows(rows: pl.LazyFrame, date: datetime.date, name: str) -> None:
 def main() -> None:
     parser = JobParser(__doc__, "the snapshot date that is live")
     parser.add_representations("push this representation")
+    parser.add_bases("push LTEs of this basis")
     parser.add_argument(
         "--allow-older", action="store_true", help="go back to --date, where the store holds a newer one"
     )
@@ -193,14 +196,15 @@ def main() -> None:
         return
     continue_in_feast(settings, "jobs.push_lte")
     store = OnlineStore(settings)
-    for name in names:
-        push = push_lte(settings, store, date, name, arguments.allow_older, arguments.full)
+    for basis_id, name in itertools.product(asked_bases(arguments, settings), names):
+        push = push_lte(settings, store, date, name, arguments.allow_older, arguments.full, basis_id)
+        of_basis = f" in basis {basis_id}" if basis_id else ""
         if push.date == date:
             done = f"{push.written:,} rows written, {push.removed:,} users removed"
-            print(f"{kind} holds the {name} LTE of {date}: {done}", flush=True)
+            print(f"{kind} holds the {name} LTE of {date}{of_basis}: {done}", flush=True)
         else:
-            holds = f"holds the {name} LTE of {push.date}" if push.date else f"waits for the {name} LTE that is live"
-            print(f"{kind} {holds}; the older {date} leaves it alone", flush=True)
+            lte = f"the {name} LTE" + (f" of {push.date}{of_basis}" if push.date else f"{of_basis} that is live")
+            print(f"{kind} {'holds' if push.date else 'waits for'} {lte}; the older {date} leaves it alone", flush=True)
 
 
 if __name__ == "__main__":

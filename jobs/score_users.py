@@ -84,15 +84,17 @@ def read_champion(settings: Settings, version: ModelVersion, folder: Path) -> Ch
 def users_with_ltes(warehouse: Warehouse, kind: "LTEKind", date: datetime.date) -> int:
     """How many users have the first of the LTEs that a model of `kind` reads, on `date`.
 
-    Raises `LTEError` where there is no LTE of the date in the basis in force, and for a model of another basis,
-    representation, lag or window than these have.
+    Raises `LTEError` where there is no LTE of the date, and for a model of another basis, representation, lag or window
+    than these have. Of several bases in force, the model's own is looked at, whichever that is.
     """
     from lte_model.model import LTEKind, require_kind
 
-    basis_id = basis_in_force(warehouse)
     warehouse.require(SNAPSHOT_ACCOUNTS)
-    accounts = pl.scan_delta(warehouse.path(SNAPSHOT_ACCOUNTS)).filter(basis_id=basis_id, snapshot_date=date)
-    there = accounts.select("representation", "lag_days", "window_days", "users").sort("representation").collect()
+    of_date = pl.scan_delta(warehouse.path(SNAPSHOT_ACCOUNTS)).filter(snapshot_date=date)
+    made_in = of_date.select("basis_id").unique().collect()["basis_id"].to_list()
+    basis_id = kind.basis_id if kind.basis_id in made_in else basis_in_force(warehouse)
+    there = of_date.filter(basis_id=basis_id).select("representation", "lag_days", "window_days", "users")
+    there = there.sort("representation").collect()
     if there.is_empty():
         raise LTEError(
             f"table lte_snapshots holds no LTE of {date} in basis {basis_id}; run jobs.snapshot_lte --date {date}"

@@ -1,7 +1,7 @@
 """Makes the LTE snapshots of one date, of every k-th date of a range, or of all dates that a training reads.
 
 LTE(D) of a user is the average of the vectors of the user's events dated in [D−L−W, D−L), known before D, of items
-known before D. For each representation of the settings, or of the command line, the job
+known before D. For each basis in force and each representation of the settings, or of the command line, the job
 
 1. refuses to average over a day that is missing, or was ingested in part;
 2. goes on from the nearest snapshot that still is what its inputs give, and reads the days that make the difference;
@@ -23,7 +23,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.bases import ItemVectors, basis_in_force, load_vectors
-from jobs.command_line import JobParser, asked_representations
+from jobs.command_line import JobParser, asked_bases, asked_representations
 from jobs.encoders import made_with, with_encoder
 from jobs.engine.calendar import Calendar
 from jobs.engine.files import Listing, list_files
@@ -39,7 +39,7 @@ from jobs.weighted_lte import run_weighted
 from lte_model.errors import LTEError, run
 from lte_model.representations import require_distinct
 from lte_model.settings import Window
-from lte_model.windows import training_dates
+from lte_model.windows import parse_run_date, training_dates
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,17 @@ def snapshot_lte(
     dates: Sequence[datetime.date],
     full: bool = False,
     representations: Sequence[str] | None = None,
+    basis_id: str = "",
 ) -> list[Account]:
-    """Runs the job for `dates` and `representations` (None: those of the settings); with `full` from all events of
-    their windows.
+    """Runs the job for `dates` and `representations` (None: those of the settings) of one basis ("": that of the
+    settings); with `full` from all events of their windows.
 
     Raises `LTEError` for a date without an encoder where one is needed, for a day that is missing or partial, and where
     no date has an event to average.
     """
     names = representations or warehouse.settings.model.representations
     require_distinct(names)
-    basis_id = basis_in_force(warehouse)
+    basis_id = basis_in_force(warehouse, basis_id)
     # All of them first: a date without an encoder is found before anything is written.
     due = [part for name in names for part in recipes(warehouse, basis_id, name, sorted(set(dates))).items()]
     vectors = load_vectors(warehouse, basis_id)
@@ -211,19 +212,28 @@ def write_snapshots(
 
 def main() -> None:
     parser = JobParser(__doc__, "the snapshot date", ranges=True)
-    parser.add_argument("--anchors", action="store_true", help="every date that the training of --date reads instead")
+    parser.add_argument(
+        "--anchors",
+        action="store_true",
+        help="every date that the training of --date reads instead; of the bases beside, its test cut",
+    )
     parser.add_representations("make this representation")
+    parser.add_bases("make LTEs of this basis")
     parser.add_argument("--full", action="store_true", help="read all days, even where a snapshot is near")
     arguments, settings, dates = parser.read_dates()
-    if arguments.anchors:
-        if arguments.start:
-            raise LTEError("--anchors are those of one training; give --date, not a range")
-        dates = training_dates(*dates, settings.training_set).snapshot_dates
+    if arguments.anchors and arguments.start:
+        raise LTEError("--anchors are those of one training; give --date, not a range")
     names = asked_representations(arguments, settings)
     with spark_session(settings, "snapshot_lte") as spark:
-        accounts = snapshot_lte(Warehouse(spark, settings), dates, arguments.full, names)
-    for account in accounts:
-        print(f"{account.representation} LTE of {account.snapshot_date}: {account.users:,} users")
+        for basis_id in asked_bases(arguments, settings):
+            if arguments.anchors:
+                of_training = training_dates(parse_run_date(arguments.date), settings.training_set)
+                # A champion of another basis than the trainings' is compared on the test users, and trained no more.
+                trained_in = arguments.bases or basis_id == settings.basis.basis_id
+                dates = of_training.snapshot_dates if trained_in else (of_training.test.start,)
+            for account in snapshot_lte(Warehouse(spark, settings), dates, arguments.full, names, basis_id):
+                of_basis = f" in basis {basis_id}" if basis_id else ""
+                print(f"{account.representation} LTE of {account.snapshot_date}{of_basis}: {account.users:,} users")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ An LTE of this representation is the mean of *encoded* item vectors over the sam
    how far the vectors of A and A−7 lie apart.
 4. Some users are held out; the fit ends when they gain nothing more, and keeps the P that served them best.
 
-In `<checkpoints>/encoder/<F>/` appear `encoder.safetensors` and, last, `encoder.json`; `jobs.encode_items` makes rows of
-them. The same tables and settings give the same encoder.
+In `<checkpoints>/encoder/<basis>/<F>/` appear `encoder.safetensors` and, last, `encoder.json`; `jobs.encode_items`
+makes rows of them. The same tables and settings give the same encoder.
 
 The asymmetric autoencoder is that of arXiv 2604.08181, which publishes neither encoder nor loss: both are ours.
 """
@@ -358,17 +358,18 @@ def fingerprint_of(cases: EncoderCases, catalogue: Catalogue, options: Autoencod
     return content.hexdigest()
 
 
-def fit_encoder(settings: Settings, date: datetime.date) -> Path:
-    """Fits the encoder of `date`, or finds it done; returns its directory.
+def fit_encoder(settings: Settings, date: datetime.date, basis_id: str = "") -> Path:
+    """Fits the encoder of `date` in a basis ("": that of the settings), or finds it done; returns its directory.
 
     Raises `LTEError` where a table or every case is missing, and where an encoder of that date was fitted to other rows
     or settings: snapshots were made with it, and it is never replaced.
     """
     tables = Tables(settings)
-    basis_id = basis_in_force(tables)
+    basis_id = basis_in_force(tables, basis_id)
     catalogue = read_catalogue(tables, basis_id, date)
     cases = encoder_cases(read_events(tables, catalogue, date), len(catalogue), date, settings)
-    fingerprint, directory = fingerprint_of(cases, catalogue, settings.autoencoder), encoder_directory(settings, date)
+    fingerprint = fingerprint_of(cases, catalogue, settings.autoencoder)
+    directory = encoder_directory(settings, basis_id, date)
     if (directory / DESCRIPTION_FILE).is_file():
         there = json.loads((directory / DESCRIPTION_FILE).read_text(encoding="utf-8"))
         if there["fingerprint"] == fingerprint:
@@ -419,6 +420,7 @@ def main() -> None:
     parser.add_argument("--date", type=parse_run_date, required=True, help="the day from which on it may be used")
     parser.add_argument("--anchors", action="store_true", help="one for every date that the training of --date reads")
     parser.add_argument("--if-read", action="store_true", help="only where model.representations has autoencoder")
+    parser.add_argument("--basis", metavar="ID", default="", help="in this basis (default: basis.basis_id)")
     parser.add_argument("--settings", default=None, help="settings file (default: $LTE_SETTINGS)")
     arguments = parser.parse_args()
     settings = load_settings(arguments.settings)
@@ -431,7 +433,7 @@ def main() -> None:
     if arguments.anchors:
         dates = training_dates(arguments.date, settings.training_set).snapshot_dates
     for date in dates:
-        fit_encoder(settings, date)
+        fit_encoder(settings, date, arguments.basis)
 
 
 if __name__ == "__main__":

@@ -315,7 +315,8 @@ class TrainingSet:
         )
         found = snapshots.select("snapshot_date", "lag_days", "window_days").unique().sort(pl.all()).collect()
         again = (
-            f"run python -m jobs.snapshot_lte --date {self.training_date} --anchors --representation {representation}"
+            f"run python -m jobs.snapshot_lte --date {self.training_date} --anchors --representation {representation} "
+            f"--basis {self.kind.basis_id}"
         )
         missing = [str(date) for date in needed if date not in found["snapshot_date"]]
         if missing:
@@ -390,11 +391,11 @@ def _require_cuts(tables: Tables, training_date: datetime.date, dates: TrainingD
             )
 
 
-def basis_in_force(tables: Tables) -> str:
-    """The `basis_id` of the settings, or of the one basis that is registered; as the jobs have it."""
+def basis_in_force(tables: Tables, wanted: str = "") -> str:
+    """The basis `wanted`, else the `basis_id` of the settings, or of the one that is registered; as the jobs have it."""
     registered = tables.scan("semantic_bases").select("basis_id").sort("basis_id").collect()["basis_id"].to_list()
     settings = tables.settings
-    return chosen_basis(registered, settings.basis.basis_id, settings.table_path("semantic_bases"))
+    return chosen_basis(registered, wanted or settings.basis.basis_id, settings.table_path("semantic_bases"))
 
 
 def read_catalogue(tables: Tables, basis_id: str, known_before: datetime.date) -> Catalogue:

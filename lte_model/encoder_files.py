@@ -12,6 +12,6 @@ DESCRIPTION_FILE = "encoder.json"
 """Of which basis, date and items; written last."""
 
 
-def encoder_directory(settings: Settings, fitted_on: datetime.date) -> Path:
-    """The folder of both files."""
-    return Path(settings.checkpoints, "encoder", str(fitted_on))
+def encoder_directory(settings: Settings, basis_id: str, fitted_on: datetime.date) -> Path:
+    """The folder of both files. While one basis takes the place of another, a date may have an encoder in each."""
+    return Path(settings.checkpoints, "encoder", basis_id, str(fitted_on))

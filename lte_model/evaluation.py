@@ -150,6 +150,14 @@ def ranks_by_user(settings: Settings, training_date: datetime.date, ranker: Rank
     It ranks the catalogue of `training_date`, of its own basis; items that it never met by their content. Raises
     `LTEError` where the tables lack what it reads.
     """
+    training_set = read_by(settings, training_date, ranker)
+    cases = training_set.cases("test")
+    return pl.DataFrame({"user_id": cases.user_ids, "rank": ranks_of_cases(training_set, cases, ranker)})
+
+
+def read_by(settings: Settings, training_date: datetime.date, ranker: Ranker) -> TrainingSet:
+    """The training set of a date as the ranker reads it: in its basis, by its policy, with its representations. Raises
+    `LTEError` where it can't be read."""
     config = ranker.config
     reads = {
         "representations": ranker.kind.representations,
@@ -159,13 +167,14 @@ def ranks_by_user(settings: Settings, training_date: datetime.date, ranker: Rank
     settings = settings.model_copy(update={"model": settings.model.model_copy(update=reads)})
     training_set = open_training_set(settings, training_date).in_basis(ranker.kind.basis_id)
     ranker.require(training_set.kind, f"the training set of {training_date}")
-    cases, catalogue, device = (
-        training_set.cases("test"),
-        training_set.catalogue,
-        choose_device(settings.training.device),
-    )
+    return training_set
+
+
+def ranks_of_cases(training_set: TrainingSet, cases: Cases, ranker: Ranker) -> np.ndarray:
+    """The rank (N,) of the target of each case in the catalogue of the training set."""
+    catalogue, device = training_set.catalogue, choose_device(training_set.tables.settings.training.device)
     ranker = ranker.over(catalogue.item_ids.to_list(), torch.from_numpy(catalogue.vectors)).to(device)
-    return pl.DataFrame({"user_id": cases.user_ids, "rank": target_ranks(ranker, cases, device)})
+    return target_ranks(ranker, cases, device)
 
 
 def popularity(training_set: TrainingSet, days: int | None) -> np.ndarray:

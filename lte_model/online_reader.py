@@ -3,6 +3,9 @@
     reader = OnlineReader(load_settings())
     [lte] = reader.read(["user 7"])      # None where the user has no LTE
 
+While two bases are in force, `OnlineReader(settings, basis_id)` says in which one: that of the model which reads. A model
+that is handed a vector of the other one refuses it, by the `basis_id` that goes with the vector.
+
 Bit for bit the vectors of `lte_live`: the store holds the same integers, and `to_vector` divides them here as there.
 Needs Feast's environment (infra/feast), and no torch.
 """
@@ -43,16 +46,26 @@ class OnlineLTE:
 
 
 class OnlineReader:
-    """Reads from the store of the settings; make one and keep it. Raises `LTEError` where the settings name no store."""
+    """Reads LTEs of one basis from the store of the settings; make one and keep it.
 
-    def __init__(self, settings: Settings):
+    Without a `basis_id`, of the basis of the settings. Raises `LTEError` where the settings name no store, or several
+    bases: then it is for the reader to say which one its model was trained in.
+    """
+
+    def __init__(self, settings: Settings, basis_id: str = ""):
+        if settings.basis.beside and not basis_id:
+            raise LTEError(
+                f"{len(settings.basis.in_force)} bases are in force ({', '.join(settings.basis.in_force)}); give "
+                "OnlineReader the basis_id of the model that reads"
+            )
         self._settings = settings
+        self._basis_id = basis_id or settings.basis.basis_id
         self._store = OnlineStore(settings)
         self._views: dict[str, tuple[str, FeatureView]] = {}
 
     def read(self, user_ids: Sequence[str], representation: str = UNIFORM) -> list[OnlineLTE | None]:
         """The LTE of each user; None for a user without one. Raises `LTEError` where nothing was pushed of the
-        representation in the basis of the settings, and where the store fails."""
+        representation in the basis, and where the store fails."""
         if representation not in self._views:
             self._views[representation] = self._open(representation)
         basis_id, view = self._views[representation]
@@ -69,7 +82,7 @@ class OnlineReader:
 
     def _open(self, representation: str) -> "tuple[str, FeatureView]":
         require_distinct([representation])
-        wanted = self._settings.basis.basis_id
+        wanted = self._basis_id
         bases = self._store.bases(representation)
         if not bases or (wanted and wanted not in bases):
             of_basis = f" of basis {wanted}" if wanted else ""

@@ -106,9 +106,19 @@ def continue_in_feast(settings: Settings, module: str) -> None:
 def erase_from_online_store(settings: Settings, user_ids: frozenset[str]) -> list[str]:
     """Deletes the users' rows, of every basis and representation; returns the views that had one. Runs in Feast's
     environment. Raises `LTEError` where the store can't be reached."""
+    return _ask_in_feast(settings, users=sorted(user_ids))
+
+
+def retire_from_online_store(settings: Settings, basis_id: str) -> list[str]:
+    """Deletes every row and view of a basis; returns the views that there were. As `erase_from_online_store`."""
+    return _ask_in_feast(settings, basis_id=basis_id)
+
+
+def _ask_in_feast(settings: Settings, **asked: Any) -> list[str]:
+    """What `main` prints in Feast's environment; nothing where the settings name no store."""
     if settings.online_store.type == "none":
         return []
-    asked = {"settings": settings.model_dump(mode="json"), "users": sorted(user_ids)}
+    asked["settings"] = settings.model_dump(mode="json")
     done = subprocess.run(
         [_python_of_feast(settings), "-m", "lte_model.online_store"],
         input=json.dumps(asked),
@@ -254,6 +264,18 @@ class OnlineStore:
             had_one = [view.name for view in views if self.remove(view, user_ids)]
             self._rows.purge()
         return had_one
+
+    def retire(self, basis_id: str) -> list[str]:
+        """Deletes the rows and the views of a basis, and what is noted of them; returns the views' names. Raises
+        `LTEError` where the store fails."""
+        views = self.feast.list_feature_views(tags={"basis_id": basis_id})
+        with self.lock():
+            for view in views:
+                self._rows.remove_unless(view, "read_from", "")
+                self._rows.remove(self.feast.get_feature_view(NOTES), [_key(VIEW, view.name)])
+                self.feast.delete_feature_view(view.name)
+            self._rows.purge()
+        return [view.name for view in views]
 
     def _write(self, view: "FeatureView", rows: list[tuple]) -> None:
         self._rows.stay()
@@ -460,10 +482,11 @@ class _RedisRows:
 
 
 def main() -> None:
-    """Erases; what and from where comes as JSON, so that no list of processes shows an id or a password."""
+    """Erases users, or retires a basis; what and from where comes as JSON, so that no list of processes shows an id or a
+    password."""
     asked = json.load(sys.stdin)
-    views = OnlineStore(Settings.model_validate(asked["settings"])).erase(asked["users"])
-    print(*views, sep="\n")
+    store = OnlineStore(Settings.model_validate(asked["settings"]))
+    print(*(store.retire(asked["basis_id"]) if "basis_id" in asked else store.erase(asked["users"])), sep="\n")
 
 
 if __name__ == "__main__":

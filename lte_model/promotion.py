@@ -15,7 +15,12 @@ The gate lets a challenger pass when each of these holds:
 3. the same against the popularity of the last 30 days;
 4. the same against the champion, which ranks the targets of the same test users;
 5. enough of the test users have an LTE: `gates.min_lte_coverage`;
-6. it reads the LTEs that are live: those of the newest date in `lte_live` have its basis, representation, lag, window.
+6. it reads the LTEs that are live: those of the newest date in `publications` have its basis, representation, lag and
+   window;
+7. its basis and the champion's are in force, so that both go on being published: a rollback needs the other one;
+8. where they differ, enough of the users with a live LTE of the champion's basis have one in its own:
+   `gates.min_basis_coverage`. By 4 each then ranks by the LTEs of its own basis. The way from one basis to another is in
+   basis_change.py.
 
 What the gate and the person said stays on the version, as tags. Which version is champion is written down beside the
 alias (tag `champion_on_record` of the model), so that an alias that a person moved in MLflow's own pages is noticed.
@@ -29,16 +34,16 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
-from deltalake import DeltaTable
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from lte_model import registry, tracking, verdict
+from lte_model.basis_change import DAYS_BEHIND, named, out_of_force, publications
 from lte_model.errors import LTEError, run
 from lte_model.lineage import CHAMPION, numbers_by_alias, registered_model
 from lte_model.registry import CHALLENGER, KIND, PREVIOUS, SIDE
@@ -122,6 +127,8 @@ def _gate(settings: Settings, version: ModelVersion, champion: str | None) -> Ga
         _not_below_champion(settings, version, champion),
         _covers(settings, version),
         _reads_live_ltes(settings, version),
+        _bases_stay_in_force(settings, version, champion),
+        _has_the_champions_users(settings, version, champion),
     )
     found = Gate(version, checks, _summary(settings, version, champion))
     answer = f"failed: {'; '.join(found.broken)}" if found.broken else GATE_PASSED
@@ -132,8 +139,8 @@ def _gate(settings: Settings, version: ModelVersion, champion: str | None) -> Ga
 def promote(settings: Settings, number: str, over: str | None) -> ModelVersion:
     """Makes version `number` champion in the place of version `over` (None: there was none), which becomes `previous`.
 
-    A second call changes nothing. Raises `LTEError` where the gate didn't let the version pass, and where another
-    version became champion after that: it was compared with a champion that is gone.
+    A second call changes nothing. Raises `LTEError` where the gate didn't let the version pass, and where after that
+    another version became champion, for it was compared with one that is gone, or the LTEs that it reads went.
     """
     with _one_at_a_time(settings):
         version = registry.version_of(settings, number)
@@ -146,6 +153,11 @@ def promote(settings: Settings, number: str, over: str | None) -> ModelVersion:
             MlflowClient().set_model_version_tag(version.name, number, "promotion", reason)
             raise LTEError(f"{_name(version)} is not promoted. It {reason}; run lte_promotion for it again")
         if champion != number:
+            for check in (_reads_live_ltes(settings, version), _bases_stay_in_force(settings, version, champion)):
+                if not check.holds:
+                    raise LTEError(
+                        f"{_name(version)} is not promoted: since the gate {check.rule} no more: {check.found}"
+                    )
             _tag(version, promoted_at=_now(), promoted_from=_or_none(champion), promotion="won")
         _move(version, champion)
         return registry.version_of(settings, number)
@@ -173,7 +185,12 @@ def rollback(settings: Settings, reason: str, number: str | None = None) -> Mode
         champion = _champion(settings)
         if champion == str(version.version):
             raise LTEError(f"{_name(version)} is the champion already; give --version to go back to another")
-        broken = [check for check in (_loads(version), _reads_live_ltes(settings, version)) if not check.holds]
+        checks = (
+            _loads(version),
+            _reads_live_ltes(settings, version),
+            _bases_stay_in_force(settings, version, None),
+        )
+        broken = [check for check in checks if not check.holds]
         if broken:
             raise LTEError(
                 f"{_name(version)} can't be champion again: {broken[0].rule}: {broken[0].found}. The champion stays; "
@@ -190,9 +207,11 @@ def watch(settings: Settings) -> str:
     """Says who is champion; where a person moved the alias by hand, the same gate runs on what was promoted.
 
     Passes the gate what is there now, it is on record from then on. Raises `LTEError` where it doesn't, each time
-    until somebody rolls back, and where the alias was taken away.
+    until somebody rolls back, where the alias was taken away, and where the champion reads a basis that isn't in force.
     """
     with _one_at_a_time(settings):
+        if problem := out_of_force(settings).get(CHAMPION):
+            raise LTEError(problem)
         name, champion = settings.mlflow.model_name, _champion(settings)
         model = registered_model(MlflowClient(), name)
         on_record = model.tags.get(ON_RECORD) if model else None
@@ -277,31 +296,87 @@ def _covers(settings: Settings, version: ModelVersion) -> Check:
 
 
 def _reads_live_ltes(settings: Settings, version: ModelVersion) -> Check:
-    rule, path = "reads the live LTEs", settings.table_path("lte_live")
-    if not DeltaTable.is_deltatable(path):
-        return Check(rule, True, "table lte_live does not exist yet")
-    # Each representation for itself: a row that didn't change keeps its date, so that one may have a newer row.
-    newest = pl.col("snapshot_date") == pl.col("snapshot_date").max().over("representation")
-    kinds = pl.scan_delta(path).filter(newest).select(*KIND, "snapshot_date").unique().sort(KIND).collect().to_dicts()
-    if not kinds:
-        return Check(rule, True, "table lte_live is empty")
+    rule, published = "reads the live LTEs", publications(settings)
+    if not published:
+        return Check(rule, True, "nothing is published yet")
     tags = version.tags
     # A model of several representations, joined by +, reads each of them.
     wanted = [
         {field: tags[field] for field in KIND} | {"representation": name} for name in registry.representations_of(tags)
     ]
-    live_kinds = [{field: str(kind[field]) for field in KIND} for kind in kinds]
-    date = max(kind["snapshot_date"] for kind in kinds)
-    missing = [kind for kind in wanted if kind not in live_kinds]
+    newest = {row["representation"]: row["snapshot_date"] for row in sorted(published, key=_date_of)}
+    live = {
+        tuple(str(row[field]) for field in KIND): row["snapshot_date"]
+        for row in published
+        if (newest[row["representation"]] - row["snapshot_date"]).days <= DAYS_BEHIND
+    }
+    date = max(newest.values())
+    missing = [kind for kind in wanted if tuple(kind.values()) not in live]
     if not missing:
         return Check(rule, True, f"those of {date} have its basis {tags['basis_id']}")
+    stopped = [row for row in published if all(str(row[field]) == missing[0][field] for field in KIND)]
+    if stopped:
+        last = f"those of {date} are live, and of its basis {tags['basis_id']} only those of {_date_of(stopped[0])}"
+        return Check(rule, False, f"{last}: put it into basis.beside and run lte_daily for {date}")
     differences = [
         ", ".join(
-            f"{field} {kind[field]}, not {missing[0][field]}" for field in KIND if kind[field] != missing[0][field]
+            f"{field} {found}, not {missing[0][field]}"
+            for field, found in zip(KIND, kind, strict=True)
+            if found != missing[0][field]
         )
-        for kind in live_kinds
+        for kind in live
     ]
     return Check(rule, False, f"those of {date} have {'; or '.join(differences)}")
+
+
+def _date_of(publication: dict) -> datetime.date:
+    return publication["snapshot_date"]
+
+
+def _bases_stay_in_force(settings: Settings, version: ModelVersion, champion: str | None) -> Check:
+    """The basis of the version, and that of the champion, which a rollback would read."""
+    rule, names = "its basis, and the champion's, are in force", named(settings)
+    if not names:
+        return Check(rule, True, "the settings leave it to the only one that is registered")
+    numbers = [number for number in (str(version.version), champion) if number is not None]
+    read = {number: registry.version_of(settings, number).tags["basis_id"] for number in numbers}
+    missing = [f"version {number} reads basis {basis}" for number, basis in read.items() if basis not in names]
+    if missing:
+        wrong = f"{', '.join(missing)}, and in force is {', '.join(names)}"
+        return Check(rule, False, f"{wrong}: add it to basis.beside, so that its LTEs go on being made")
+    return Check(rule, True, ", ".join(dict.fromkeys(read.values())))
+
+
+def _has_the_champions_users(settings: Settings, version: ModelVersion, champion: str | None) -> Check:
+    """Where the basis changes: whoever has an LTE that the champion reads has one that the version reads."""
+    rule = "its basis has the LTEs of the champion's users"
+    if champion is None:
+        return Check(rule, True, "there is no champion yet")
+    theirs = registry.version_of(settings, champion).tags
+    if theirs["basis_id"] == version.tags["basis_id"]:
+        return Check(rule, True, "it is the champion's basis")
+    if not publications(settings):
+        return Check(rule, False, "nothing is published yet; run lte_daily with both bases in force")
+    live = pl.scan_delta(settings.table_path("lte_live"))
+
+    def users(tags: Mapping[str, str], name: str) -> pl.LazyFrame:
+        return live.filter(basis_id=tags["basis_id"], representation=name).select("user_id").unique()
+
+    of_champion = pl.concat([users(theirs, name) for name in registry.representations_of(theirs)]).unique()
+    shares = [
+        of_champion.join(users(version.tags, name).with_columns(has_one=True), "user_id", "left")
+        .select(pl.col("has_one").fill_null(False).mean())
+        .collect()
+        .item()
+        for name in registry.representations_of(version.tags)
+    ]
+    share = min(1.0 if found is None else found for found in shares)
+    least = settings.gates.min_basis_coverage
+    found = (
+        f"{verdict.percent(share, signed=False)} of those of basis {theirs['basis_id']} have one in basis "
+        f"{version.tags['basis_id']}, at least {verdict.percent(least, signed=False)}"
+    )
+    return Check(rule, share >= least, found)
 
 
 def _summary(settings: Settings, version: ModelVersion, champion: str | None) -> str:
@@ -315,7 +390,8 @@ def _summary(settings: Settings, version: ModelVersion, champion: str | None) ->
         old = registry.version_of(settings, champion)
         place = (
             f"would replace version {champion} (training of {old.tags['training_date']}, "
-            f"{registry.with_interval(old, SIDE, old.tags['headline_metric'])} on its own test days)"
+            f"{registry.with_interval(old, SIDE, old.tags['headline_metric'])} on its own test days"
+            + (f", of basis `{old.tags['basis_id']}`)" if old.tags["basis_id"] != tags["basis_id"] else ")")
         )
     return (
         f"**{_name(version)}**, training of {tags['training_date']}, "

@@ -50,12 +50,32 @@ class Window(_Section):
 
 
 class Basis(_Section):
-    """The semantic basis. An empty `basis_id` means the one that is registered, if there is exactly one."""
+    """The semantic basis: `basis_id` is the one that models are trained in. Empty, it is the one that is registered, if
+    there is exactly one.
+
+    While a basis takes the place of another, `beside` names the other bases in force: their items are embedded, their
+    LTEs made, measured, published and pushed each day too, for the models that read them or will. Encoder, dimensions
+    and template are those of the next basis that is fitted; of those that are registered the table has them.
+    """
 
     basis_id: str = ""
+    beside: tuple[str, ...] = ()
     encoder: Literal["hashed-text"] = "hashed-text"
     dimensions: Count = 64
     text_template: str = "{title} {brand} {category} {description}"
+
+    @property
+    def in_force(self) -> tuple[str, ...]:
+        """Every basis in force, that of the trainings first; "" stands for the only one that is registered."""
+        return (self.basis_id, *self.beside)
+
+    @model_validator(mode="after")
+    def _each_named_once(self) -> Self:
+        if self.beside and not all(self.in_force):
+            raise ValueError("with bases beside it, basis_id must name the one that models are trained in")
+        if len({*self.in_force}) < len(self.in_force):
+            raise ValueError(f"a basis is named twice among basis_id and beside: {', '.join(self.in_force)}")
+        return self
 
 
 class TrainingSet(_Section):
@@ -208,12 +228,14 @@ class OnlineStore(_Section):
 
 
 class Gates(_Section):
-    """The shares of a day's rows that may be refused, and that may name an unknown item, before a gate stops it; and
-    the share of its test users that must have an LTE, for a model to be promoted."""
+    """The shares of a day's rows that may be refused, and that may name an unknown item, before a gate stops it. For a
+    model to be promoted: the share of its test users that must have an LTE; and where it is of another basis than the
+    champion, the share of the users whose LTE is live in the champion's basis that must have one in its own."""
 
     max_quarantined_share: Share = 0.05
     max_unknown_item_share: Share = 0.05
     min_lte_coverage: Share = 0.1
+    min_basis_coverage: Share = 0.98
 
 
 class Bounds(_Section):
@@ -375,6 +397,15 @@ def load_settings(path: str | os.PathLike | None = None) -> Settings:
     object_store.require_no_secret(settings.spark.conf, f"settings file {file}: spark.conf")
     object_store.announce(settings.s3.endpoint, settings.s3.region)
     return _with_absolute_paths(settings, file.resolve().parent)
+
+
+def with_make(settings: Settings, dimensions: int | None, text_template: str | None) -> Settings:
+    """The settings with another make of the next basis, where one is given. Raises `LTEError` for dimensions that can't be."""
+    if dimensions is not None and dimensions < 1:
+        raise LTEError(f"--dimensions {dimensions} are none; give 1 or more")
+    given = {"dimensions": dimensions, "text_template": text_template or None}
+    make = settings.basis.model_copy(update={name: value for name, value in given.items() if value is not None})
+    return settings.model_copy(update={"basis": make})
 
 
 def _override(values: dict[str, Any], environment: "os._Environ[str] | dict[str, str]") -> None:

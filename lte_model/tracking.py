@@ -3,7 +3,8 @@ per ablation, with a child run per variant and seed; and one run `drill` per ver
 
 A run is found by its tags `lte.training_date` and `lte.side`, so that a task that is tried again goes on with the run
 of its first try instead of leaving a broken one behind. The read-out of an online test is a run too, found by the
-test's name and the date; and there is one run `monitoring`, whose metrics have a value for each date.
+test's name and the date; a map between two bases has one, found by its name; and there is one run `monitoring`, whose
+metrics have a value for each date.
 """
 
 import contextlib
@@ -32,6 +33,7 @@ SIDE_TAG = "lte.side"
 TEST_TAG = "lte.online_test"
 READ_OUT_TAG = "lte.read_out_date"
 MONITORING_TAG = "lte.monitoring"
+BASIS_MAP_TAG = "lte.basis_map"
 
 
 def configure(settings: Settings) -> Experiment:
@@ -132,6 +134,13 @@ def read_out_run(settings: Settings, test: str, date: datetime.date) -> Iterator
 def monitoring_run(settings: Settings) -> Iterator[mlflow.ActiveRun]:
     """The active run of the installation's monitoring; found or created, and ended with the block."""
     with mlflow.start_run(run_id=_run_with(settings, {MONITORING_TAG: "daily"}, "monitoring")) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def basis_map_run(settings: Settings, name: str) -> Iterator[mlflow.ActiveRun]:
+    """The active run of the map between two bases; found or created, and ended with the block."""
+    with mlflow.start_run(run_id=_run_with(settings, {BASIS_MAP_TAG: name}, f"basis map {name}")) as run:
         yield run
 
 

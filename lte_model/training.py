@@ -98,7 +98,7 @@ def train(
     directory = side_directory(settings, training_date, side)
     directory.mkdir(parents=True, exist_ok=True)
 
-    training_set = training_set or open_training_set(settings, training_date)
+    training_set = training_set or open_to_train(settings, training_date)
     config = ranker_config(settings, training_set, integration)
     last_only = settings.training.loss_positions == "last"
     cases = training_set.cases("train").windows(config.max_events, last_only)
@@ -145,6 +145,18 @@ def train(
             mlflow.log_metrics({"best_epoch": progress.best_epoch, "training_seconds": result["seconds"]})
     _say(group, f"best epoch {progress.best_epoch}: {directory / MODEL_DIRECTORY}")
     return directory / MODEL_DIRECTORY
+
+
+def open_to_train(settings: Settings, training_date: datetime.date) -> TrainingSet:
+    """The training set of a date. Raises `LTEError` where it is of another basis than models are trained in now."""
+    training_set = open_training_set(settings, training_date)
+    wanted, found = settings.basis.basis_id, training_set.kind.basis_id
+    if wanted and wanted != found:
+        raise LTEError(
+            f"the training_set of {training_date} is of basis {found}, and basis.basis_id is {wanted}; run "
+            f"python -m jobs.build_training_set --date {training_date}, or set basis.basis_id to {found}"
+        )
+    return training_set
 
 
 def ranker_config(settings: Settings, training_set: TrainingSet, integration: str) -> RankerConfig:

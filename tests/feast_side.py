@@ -22,11 +22,11 @@ def store(file):
 
 
 @functools.cache
-def reader(file):
-    return OnlineReader(load_settings(file))
+def reader(file, basis_id=""):
+    return OnlineReader(load_settings(file), basis_id)
 
 
-def push(file, date, name="uniform", allow_older=False, full=False, killed_at=""):
+def push(file, date, name="uniform", allow_older=False, full=False, killed_at="", basis_id=""):
     """(date, rows written, users removed); None if it was killed before `killed_at`, a method of the store."""
     of_push = OnlineStore(load_settings(file)) if killed_at else store(file)
     if killed_at:
@@ -36,16 +36,21 @@ def push(file, date, name="uniform", allow_older=False, full=False, killed_at=""
 
         setattr(of_push, killed_at, kill)
     try:
-        done = push_lte(load_settings(file), of_push, datetime.date.fromisoformat(date), name, allow_older, full)
+        of_date = datetime.date.fromisoformat(date)
+        done = push_lte(load_settings(file), of_push, of_date, name, allow_older, full, basis_id)
     except Killed:
         return None
     return str(done.date), done.written, done.removed
 
 
-def read(file, users, representation="uniform"):
+def read(file, users, representation="uniform", basis_id=""):
     """Each user's LTE as a dict: arrays as bytes, dates as text."""
-    ltes = [lte and vars(lte) for lte in reader(file).read(users, representation)]
+    ltes = [lte and vars(lte) for lte in reader(file, basis_id).read(users, representation)]
     return [lte and {key: _plain(value) for key, value in lte.items()} for lte in ltes]
+
+
+def retire(file, basis_id):
+    return store(file).retire(basis_id)
 
 
 def erase(file, users):

@@ -40,6 +40,9 @@ ROWS_SHOWN = 5
 WITH_ANCHORS = ("item_encodings", "lte_snapshots", "item_popularity")
 """The tables of which a training reads several dates."""
 
+WITH_BASES = ("item_embeddings", "item_encodings", "lte_snapshots")
+"""The tables of which a basis that isn't in force yet can be checked."""
+
 
 def context_of(settings: Settings) -> AbstractDataContext:
     """A context whose suites live in memory, as the code is their only source, and whose results and pages on disk."""
@@ -161,6 +164,7 @@ def main() -> None:
     parser.add_argument(
         "--anchors", action="store_true", help=f"{', '.join(WITH_ANCHORS)}: check what the training of --date reads"
     )
+    parser.add_bases(f"{', '.join(WITH_BASES)}: check this basis")
     parser.add_argument("--test", help="test_measurements: the name of the test")
     arguments, settings, dates = parser.read_dates()
     if arguments.start and arguments.table != "lte_snapshots":
@@ -169,11 +173,15 @@ def main() -> None:
         raise LTEError("--anchors are those of one training; give --date, not a range")
     if bool(arguments.test) != (arguments.table == "test_measurements"):
         raise LTEError("--test names an online test: give it for test_measurements, and for no other table")
+    if arguments.bases and arguments.table not in WITH_BASES:
+        raise LTEError(f"--basis is for {', '.join(WITH_BASES)}; the gate of {arguments.table} has no basis to choose")
     options = {}
     if arguments.table == "events":
         options["since"] = parse_date(arguments.since) if arguments.since else None
     if arguments.table in WITH_ANCHORS:
         options["anchors"] = arguments.anchors
+    if arguments.table in WITH_BASES:
+        options["asked"] = arguments.bases or ()
     if arguments.table == "test_measurements":
         options["test"] = arguments.test
     for date in dates:

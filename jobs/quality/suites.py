@@ -6,7 +6,8 @@ snapshot of D is dated before D−L.
 """
 
 import datetime
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -14,7 +15,7 @@ from deltalake import DeltaTable
 from great_expectations import expectations as gxe
 from great_expectations.expectations.expectation import Expectation
 
-from lte_model.basis import CONTENT_COLUMNS, GRID, MAX_EVENTS
+from lte_model.basis import CONTENT_COLUMNS, GRID, MAX_EVENTS, chosen_basis
 from lte_model.errors import LTEError
 from lte_model.representations import AUTOENCODER, REPRESENTATIONS
 from lte_model.settings import Settings
@@ -138,25 +139,46 @@ def items(settings: Settings, date: datetime.date) -> list[Batch]:
     return [Batch("items", rows, ("item_id",), rules)]
 
 
-def item_embeddings(settings: Settings, date: datetime.date) -> list[Batch]:
-    """Every item known before `date`, beside its vector in each basis."""
+def bases(settings: Settings, asked: Sequence[str] = ()) -> dict[str, int]:
+    """The bases that are `asked` for, or those in force, with their dimensions. Raises `LTEError` for one that isn't
+    registered."""
+    registered = dict(
+        scan(settings, "semantic_bases").select("basis_id", "dimensions").sort("basis_id").collect().rows()
+    )
+    place = settings.table_path("semantic_bases")
+    wanted = [chosen_basis([*registered], one, place) for one in asked or settings.basis.in_force]
+    return {basis_id: registered[basis_id] for basis_id in wanted}
+
+
+def _with_dimensions_of_basis(settings: Settings, rows: pl.LazyFrame) -> pl.LazyFrame:
+    """The rows with the dimensions that their basis has; none for a basis that isn't registered."""
+    registered = scan(settings, "semantic_bases").select("basis_id", dimensions_of_basis=pl.col("dimensions"))
+    return rows.join(registered, "basis_id", "left")
+
+
+def item_embeddings(settings: Settings, date: datetime.date, asked: Sequence[str] = ()) -> list[Batch]:
+    """The vectors of every basis, and every item known before `date` in each of the bases `asked` for, or in force."""
     vector = pl.col("vector")
-    embeddings = scan(settings, "item_embeddings").select(
+    vectors = _with_dimensions_of_basis(settings, scan(settings, "item_embeddings"))
+    embeddings = vectors.select(
         "basis_id",
+        "dimensions_of_basis",
         "item_id",
         dimensions=vector.list.len(),
         squared_norm=vector.list.eval(pl.element().cast(pl.Float64).pow(2)).list.sum(),
         off_grid=vector.list.eval((pl.element() * GRID) != (pl.element() * GRID).round()).list.sum(),
     )
     known = scan(settings, "items").filter(pl.col("known_date") < date).select("item_id")
-    covered = known.join(
-        embeddings.select("item_id", has_vector=pl.lit(True)).unique(), "item_id", "left"
-    ).with_columns(pl.col("has_vector").fill_null(False))
+    covered = (
+        known.join(pl.LazyFrame({"basis_id": [*bases(settings, asked)]}), how="cross")
+        .join(embeddings.select("basis_id", "item_id", has_vector=True).unique(), ["basis_id", "item_id"], "left")
+        .with_columns(pl.col("has_vector").fill_null(False))
+    )
     rules = (
         _at_least_one_row(),
         *_present("basis_id", "item_id", "dimensions"),
         gxe.ExpectCompoundColumnsToBeUnique(column_list=["basis_id", "item_id"]),
-        gxe.ExpectColumnValuesToBeInSet(column="dimensions", value_set=[settings.basis.dimensions]),
+        gxe.ExpectColumnPairValuesToBeEqual(column_A="dimensions", column_B="dimensions_of_basis"),
         gxe.ExpectColumnValuesToBeBetween(column="squared_norm", min_value=0.99, max_value=1.01),
         gxe.ExpectColumnValuesToBeInSet(column="off_grid", value_set=[0]),
     )
@@ -165,22 +187,23 @@ def item_embeddings(settings: Settings, date: datetime.date) -> list[Batch]:
     )
     return [
         Batch("item_embeddings", embeddings, ("basis_id", "item_id"), rules),
-        Batch("items_with_a_vector", covered, ("item_id",), (coverage,)),
+        Batch("items_with_a_vector", covered, ("basis_id", "item_id"), (coverage,)),
     ]
 
 
-def item_encodings(settings: Settings, date: datetime.date, anchors: bool) -> list[Batch]:
-    """The encoder of `date`, or those of every date that the training of `date` reads. Every date must have one.
+def item_encodings(settings: Settings, date: datetime.date, anchors: bool, asked: Sequence[str] = ()) -> list[Batch]:
+    """The encoder of `date`, or those of every date that the training of `date` reads, in the basis of the trainings or
+    in those `asked` for. Every date must have one.
 
     Nothing to check where the settings don't ask for the autoencoder.
     """
     if AUTOENCODER not in settings.model.representations:
         return []
     dates = training_dates(date, settings.training_set).snapshot_dates if anchors else (date,)
-    vector = pl.col("vector")
+    vector, wanted = pl.col("vector"), [*bases(settings, asked or settings.basis.in_force[:1])]
     rows = (
-        scan(settings, "item_encodings")
-        .filter(pl.col("fitted_on").is_in(dates))
+        _with_dimensions_of_basis(settings, scan(settings, "item_encodings"))
+        .filter(pl.col("fitted_on").is_in(dates), pl.col("basis_id").is_in(wanted))
         .join(
             scan(settings, "item_embeddings").select("basis_id", "item_id", embedded=True),
             ["basis_id", "item_id"],
@@ -192,6 +215,7 @@ def item_encodings(settings: Settings, date: datetime.date, anchors: bool) -> li
             "fitted_on",
             "item_id",
             pl.col("embedded").fill_null(False),
+            "dimensions_of_basis",
             dimensions=vector.list.len(),
             largest=vector.list.eval(pl.element().abs()).list.max(),
             off_grid=vector.list.eval((pl.element() * GRID) != (pl.element() * GRID).round()).list.sum(),
@@ -209,7 +233,7 @@ def item_encodings(settings: Settings, date: datetime.date, anchors: bool) -> li
         _at_least_one_row(),
         *_present(*keys, "encoder_id", "dimensions"),
         gxe.ExpectCompoundColumnsToBeUnique(column_list=list(keys)),
-        gxe.ExpectColumnValuesToBeInSet(column="dimensions", value_set=[settings.basis.dimensions]),
+        gxe.ExpectColumnPairValuesToBeEqual(column_A="dimensions", column_B="dimensions_of_basis"),
         gxe.ExpectColumnValuesToBeInSet(column="off_grid", value_set=[0]),
         gxe.ExpectColumnValuesToBeBetween(column="largest", max_value=1),
         gxe.ExpectColumnValuesToBeInSet(column="embedded", value_set=[True]),
@@ -221,9 +245,9 @@ def item_encodings(settings: Settings, date: datetime.date, anchors: bool) -> li
     ]
 
 
-def lte_snapshots(settings: Settings, date: datetime.date, anchors: bool) -> list[Batch]:
-    """The snapshot of `date`, or the snapshots that the training of `date` reads, of all representations of the
-    settings."""
+def lte_snapshots(settings: Settings, date: datetime.date, anchors: bool, asked: Sequence[str] = ()) -> list[Batch]:
+    """The snapshots of `date`, or those that the training of `date` reads, of all representations of the settings in
+    each of the bases `asked` for, or in force."""
     dates = training_dates(date, settings.training_set).snapshot_dates if anchors else (date,)
     keys = ("basis_id", "representation", "snapshot_date", "user_id")
     rows = _ltes(settings, "lte_snapshots", keys).filter(pl.col("snapshot_date").is_in(dates))
@@ -231,15 +255,16 @@ def lte_snapshots(settings: Settings, date: datetime.date, anchors: bool) -> lis
         Batch("lte_snapshots", rows, keys, _rules_of_ltes(settings, keys)),
         Batch(
             "lte_snapshots_representations",
-            _per_representation(rows, settings.model.representations),
-            ("representation",),
+            _per_representation(rows, settings.model.representations, bases(settings, asked)),
+            ("basis_id", "representation"),
             tuple(_present("users")),
         ),
     ]
 
 
 def lte_live(settings: Settings, date: datetime.date) -> list[Batch]:
-    """What is live on `date`, of all representations of the settings; of one that is never published, nothing."""
+    """What is live on `date`, of all representations of the settings in each basis in force; of one that is never
+    published, nothing."""
     keys = ("basis_id", "representation", "user_id")
     rows = _ltes(settings, "lte_live", (*keys, "snapshot_date"))
     never = [kind.name for kind in REPRESENTATIONS.values() if not kind.publishable]
@@ -249,8 +274,8 @@ def lte_live(settings: Settings, date: datetime.date) -> list[Batch]:
         Batch("lte_live", rows, keys, _rules_of_ltes(settings, keys)),
         Batch(
             "lte_live_representations",
-            _per_representation(rows, wanted),
-            ("representation",),
+            _per_representation(rows, wanted, bases(settings)),
+            ("basis_id", "representation"),
             tuple(_present("users")),
         ),
         Batch(
@@ -268,9 +293,15 @@ def _ltes(settings: Settings, table: str, keys: Sequence[str]) -> pl.LazyFrame:
     squared_sum = sums.list.eval((pl.element().cast(pl.Float64) / GRID).pow(2)).list.sum()
     kinds = {name: REPRESENTATIONS[name] for name in settings.model.representations}
     lags = {name: kind.lag_days(settings.window.lag_days) for name, kind in kinds.items()}
-    longest = {name: kind.largest_norm(settings.basis.dimensions) for name, kind in kinds.items()}
+    registered = scan(settings, "semantic_bases").select("basis_id", "dimensions").collect().rows()
+    longest = pl.LazyFrame(
+        [(basis, name, kind.largest_norm(size)) for basis, size in registered for name, kind in kinds.items()],
+        {"basis_id": pl.String, "representation": pl.String, "largest_norm": pl.Float64},
+        orient="row",
+    )
     return (
-        scan(settings, table)
+        _with_dimensions_of_basis(settings, scan(settings, table))
+        .join(longest, ["basis_id", "representation"], "left")
         .filter(pl.col("representation").is_in(list(lags)))
         .select(
             *keys,
@@ -283,7 +314,8 @@ def _ltes(settings: Settings, table: str, keys: Sequence[str]) -> pl.LazyFrame:
             window_end=_window_end(),
             dimensions=sums.list.len(),
             norm=squared_sum.sqrt() / pl.col("event_count"),
-            largest_norm=pl.col("representation").replace_strict(longest, default=None, return_dtype=pl.Float64),
+            largest_norm="largest_norm",
+            dimensions_of_basis="dimensions_of_basis",
         )
     )
 
@@ -299,16 +331,17 @@ def _rules_of_ltes(settings: Settings, keys: Sequence[str]) -> tuple[Expectation
         _later("newest_event_date", "window_start", or_equal=True),
         gxe.ExpectColumnValuesToBeBetween(column="event_count", min_value=1, max_value=MAX_EVENTS),
         _later("largest_norm", "norm"),
-        gxe.ExpectColumnValuesToBeInSet(column="dimensions", value_set=[settings.basis.dimensions]),
+        gxe.ExpectColumnPairValuesToBeEqual(column_A="dimensions", column_B="dimensions_of_basis"),
         gxe.ExpectColumnPairValuesToBeEqual(column_A="lag_days", column_B="lag_days_of_settings"),
         gxe.ExpectColumnValuesToBeInSet(column="window_days", value_set=[settings.window.window_days]),
     )
 
 
-def _per_representation(rows: pl.LazyFrame, names: Sequence[str]) -> pl.LazyFrame:
-    """(representation, users) of each of the names; no number where it has no row."""
-    wanted = pl.LazyFrame({"representation": list(names)}, schema={"representation": pl.String})
-    return wanted.join(rows.group_by("representation").agg(users=pl.len()), "representation", "left")
+def _per_representation(rows: pl.LazyFrame, names: Sequence[str], in_bases: Iterable[str]) -> pl.LazyFrame:
+    """(basis_id, representation, users) of each of the names in each basis; no number where it has no row."""
+    keys = ("basis_id", "representation")
+    wanted = pl.LazyFrame(list(itertools.product(in_bases, names)), dict.fromkeys(keys, pl.String), orient="row")
+    return wanted.join(rows.group_by(keys).agg(users=pl.len()), keys, "left")
 
 
 def item_popularity(settings: Settings, date: datetime.date, anchors: bool) -> list[Batch]:

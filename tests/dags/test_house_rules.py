@@ -46,17 +46,21 @@ CONTEXT = {
         "seeds": 2,
         "reason": 'it\'s a "test"; $(false)',
         "version": 3,
+        "dimensions": 128,
+        "text_template": '{title} "new"; $(false)',
+        "basis": "3f2ac41b907d0e55",
     },
     "ti": SimpleNamespace(
         xcom_pull=lambda task_ids: {
             "challenger": [{"VERSION": "3", "TRAINING_DATE": "2024-05-01", "CHAMPION": ""}],
             "approve": {"chosen_options": ["Reject"], "responded_by_user": None, "params_input": {"reason": "why not"}},
+            "new_basis": [{"BASIS": "3f2ac41b907d0e55"}],
         }[task_ids]
     ),
 }
 GATES = (
     "quality.check", "promotion challenger", "promotion gate", "promotion watch", "audit_lte", "monitor_lte",
-    "ablation list",
+    "ablation list", "basis_change",
 )  # fmt: skip
 """The commands of tasks that read and decide."""
 
@@ -80,7 +84,7 @@ def _tasks(dags, kind=None):
 def test_all_dags_are_there(dags):
     names = (
         "bootstrap", "daily", "backfill", "audit", "training", "ablation", "promotion", "rollback", "maintenance",
-        "erasure", "read_out",
+        "erasure", "read_out", "basis_change", "basis_retirement",
     )  # fmt: skip
     assert set(dags) == {f"lte_{name}" for name in names}
 
@@ -195,6 +199,42 @@ def test_what_is_live_is_scored_where_there_is_a_champion(dags):
     assert daily.get_task("check_champion").downstream_task_ids == {"score_users"}
     assert daily.get_task("score_users").downstream_task_ids == {"check_recommendations"}
     assert daily.get_task("score_users").bash_command.endswith(" --if-champion")
+
+
+def test_a_new_basis_is_asked_for_by_name_from_its_fitting_on(dags):
+    """Nothing but its own rows is made, and nothing goes live past the gates and the measures."""
+    change = dags["lte_basis_change"]
+    fit, new, *others = change.topological_sort()
+    make = ["--date", "2024-05-01", "--dimensions", "128", "--text-template", CONTEXT["params"]["text_template"]]
+    for task, words in ((fit, [*make, "--refit"]), (new, make)):
+        command = shlex.split(task.render_template(task.bash_command, CONTEXT))
+        assert command[command.index("--date") :] == words
+    with pytest.raises(ParamValidationError, match="Invalid input for param text_template"):
+        filled(change, {"text_template": "{title}'; rm -r /"})
+    for task in others:
+        words = shlex.split(task.render_template(task.bash_command, CONTEXT))
+        named = [after for word, after in itertools.pairwise(words) if word in ("--basis", "--to")]
+        assert named == ([CONTEXT["params"]["basis"]] if task.task_id != "status" else []), task.task_id
+    before_live = change.get_task("publish_lte").get_flat_relative_ids(upstream=True)
+    assert {"check_item_embeddings", "check_item_encodings", "check_lte_snapshots", "monitor_lte"} <= before_live
+    assert change.get_task("status").upstream_task_ids == {"push_lte", "map_bases"}
+
+
+def test_a_basis_is_retired_after_the_check_from_what_is_read_to_what_it_is_made_of(dags):
+    retirement = dags["lte_basis_retirement"]
+    names = ("lte_live", "online_store", "lte_snapshots", "item_encodings", "item_embeddings")
+    assert [task.task_id for task in retirement.topological_sort()] == [
+        "check_released", *(f"retire_{name}" for name in names),
+    ]  # fmt: skip
+    for basis in ("", "A" * 16, "3f2ac41b907d0e55'"):
+        with pytest.raises(ParamValidationError, match="Invalid input for param basis"):
+            filled(retirement, {"basis": basis})
+
+
+def test_a_promotion_asks_first_where_a_change_of_basis_stands(dags):
+    promotion = dags["lte_promotion"]
+    assert promotion.get_task("check_bases").upstream_task_ids == {"challenger"}
+    assert "check_bases" in promotion.get_task("gate").get_flat_relative_ids(upstream=True)
 
 
 def test_a_backfill_is_one_job_and_its_gate_and_leaves_what_is_live_alone(dags):

@@ -8,8 +8,11 @@ from jobs.bases import basis_in_force, load_basis, load_vectors
 from jobs.embed_items import embed_items
 from jobs.fit_basis import fit_basis, register, registered_twin
 from jobs.ingest_items import ingest_items
+from jobs.quality.check import check
+from jobs.quality.suites import SUITES
 from jobs.tables import ITEM_EMBEDDINGS, SEMANTIC_BASES
 from lte_model.errors import LTEError
+from lte_model.settings import with_make
 from lte_model.windows import ONE_DAY
 from tests.jobs.feeds import reads, write_parquet
 
@@ -79,6 +82,27 @@ def test_an_item_of_unknown_words_has_no_vector_and_is_named(shop):
     deliver({"item_id": "odd", "title": "zzz", "brand": None, "known_date": "2024-01-01"})
     assert embed_items(warehouse, DATE)[1:] == (16, ["odd"])
     assert "odd" not in load_vectors(warehouse, basis_in_force(warehouse)).catalogue.item_ids.to_pylist()
+
+
+def test_a_new_basis_is_embedded_beside_the_old_whose_vectors_stay(shop):
+    warehouse, _ = shop
+    old, _, _ = embed_items(warehouse, DATE)
+    before = embeddings(warehouse)
+    make = with_make(warehouse.settings, 3, "{title}")
+    warehouse.settings = make.model_copy(update={"basis": make.basis.model_copy(update={"basis_id": old})})
+    basis, _, count = fitted(warehouse)
+    register(warehouse, basis, DATE, count)
+    assert basis.basis_id != old and load_basis(warehouse, basis.basis_id).dimensions == 3
+    assert embed_items(warehouse, DATE, basis.basis_id) == (basis.basis_id, 16, [])
+    assert embed_items(warehouse, DATE, basis.basis_id)[1] == embed_items(warehouse, DATE)[1] == 0
+    of_old = warehouse.read(ITEM_EMBEDDINGS).where(f"basis_id = '{old}'").collect()
+    assert {row.item_id: tuple(row.vector) for row in of_old} == before
+    settings = warehouse.settings
+    beside = settings.basis.model_copy(update={"beside": (basis.basis_id,)})
+    settings = settings.model_copy(update={"basis": beside})
+    check(settings, "item_embeddings", SUITES["item_embeddings"](settings, DATE), DATE)
+    with pytest.raises(LTEError, match="--dimensions 0 are none"):
+        with_make(settings, 0, None)
 
 
 def test_two_bases_leave_a_choice_open(shop):

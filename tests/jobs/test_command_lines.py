@@ -138,6 +138,13 @@ def test_without_a_champion_nobody_is_scored_and_no_jvm_is_started(tmp_path):
     assert not (tmp_path / "mlflow.db").exists()
 
 
+def test_a_basis_is_asked_for_where_there_is_one_to_choose(refusal):
+    error = refusal("jobs.quality.check events --date 2024-03-01 --basis b")
+    assert "--basis is for item_embeddings, item_encodings, lte_snapshots; the gate of events has no" in error
+    assert "table semantic_bases does not exist" in refusal("jobs.retire_basis --basis b")
+    assert "table semantic_bases does not exist" in refusal("lte_model.basis_change status")
+
+
 @pytest.mark.parametrize("share", ["0", "nan"])
 def test_a_share_of_the_users_that_is_none_is_refused(refusal, share):
     error = refusal(f"jobs.audit_lte --date 2024-03-01 --share={share}")

@@ -27,7 +27,7 @@ from tests.jobs.small_tables import DATE, FEED, LAG, VECTORS, WINDOW
 def write_encoder(settings, fitted_on, seed=0, items=made.ITEMS, dated="", **described):
     """The files of an encoder with random vectors; returns them as units (items, dimensions)."""
     units = np.random.default_rng(seed).integers(-(2**14), 2**14, (len(items), 4), endpoint=True)
-    directory = encoder_directory(settings, fitted_on)
+    directory = encoder_directory(settings, "basis", fitted_on)
     directory.mkdir(parents=True, exist_ok=True)
     save_file({"vectors": (units / 2**14).astype(np.float32)}, directory / "encoder.safetensors")
     description = {"encoder_id": f"encoder {seed}", "basis_id": "basis", "fitted_on": dated or str(fitted_on)}
@@ -130,7 +130,7 @@ def test_an_encoder_is_written_once_and_never_replaced(filled):
 def test_files_that_are_no_encoder_are_refused(settings):
     again = f"run python -m lte_model.autoencoder --date {DATE}"
     with pytest.raises(LTEError, match=f"no encoder of {DATE}: .*encoder.safetensors does not exist; {again}"):
-        read_encoder(settings, DATE)
+        read_encoder(settings, "basis", DATE)
     for described, said in (
         ({"dated": str(DATE - ONE_DAY)}, f"was fitted on {DATE - ONE_DAY}, not on {DATE}"),
         ({"item_ids": ["a"]}, "names 1 items in 1 rows, and its tensor `vectors` has the shape"),
@@ -138,15 +138,15 @@ def test_files_that_are_no_encoder_are_refused(settings):
     ):
         write_encoder(settings, DATE, **described)
         with pytest.raises(LTEError, match=f"{said}.*; {again}"):
-            read_encoder(settings, DATE)
+            read_encoder(settings, "basis", DATE)
     write_encoder(settings, DATE)
-    vectors = encoder_directory(settings, DATE) / "encoder.safetensors"
+    vectors = encoder_directory(settings, "basis", DATE) / "encoder.safetensors"
     save_file({"vectors": np.full((5, 4), 0.3, dtype=np.float32)}, vectors)
     with pytest.raises(LTEError, match="are not multiples of 2.-14"):
-        read_encoder(settings, DATE)
+        read_encoder(settings, "basis", DATE)
     vectors.write_bytes(b"nothing")
     with pytest.raises(LTEError, match="can't be read"):
-        read_encoder(settings, DATE)
+        read_encoder(settings, "basis", DATE)
 
 
 @given(days=st.sets(st.integers(0, 40)), day=st.integers(0, 40))

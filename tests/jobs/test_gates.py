@@ -90,6 +90,7 @@ def tables(settings: Settings) -> dict[str, pl.DataFrame]:
                 "known_date": [ALWAYS, ALWAYS],
             }
         ),
+        "semantic_bases": pl.DataFrame({"basis_id": ["b"], "dimensions": [4]}),
         "item_embeddings": pl.DataFrame(
             {"basis_id": ["b", "b"], "item_id": ["a", "b"], "vector": [[1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0]]},
             schema_overrides={"vector": pl.List(pl.Float32)},

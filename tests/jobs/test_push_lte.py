@@ -277,6 +277,40 @@ def test_what_can_not_be_read_is_named(in_feast, shop):
         in_feast("read", away, ["u"])
 
 
+def test_two_bases_have_rows_of_their_own_and_a_reader_says_which_it_reads(in_feast, online_store, tmp_path):
+    """In the order of a change: the new one is pushed beside the old, and the old one goes."""
+    shop = Shop(tmp_path / "shop", online_store)
+    if "redis" in online_store:
+        in_feast("forget", shop.file)
+    shop.publish(DATES[0], {USERS[0]: ([1, 2], 1), USERS[1]: ([3, 4], 1)})
+    in_feast("push", shop.file, DATES[0])
+    sums = {"basis": [1, 2], "new": [7, 8, 9]}
+    for name in ("lte_live", "publications", "semantic_bases"):
+        rows = pl.read_delta(shop.settings.table_path(name)).with_columns(basis_id=pl.lit("new"))
+        if name == "lte_live":
+            rows = rows.filter(user_id=USERS[0]).with_columns(vector_sum=pl.lit(sums["new"], pl.List(pl.Int32)))
+        rows.write_delta(shop.settings.table_path(name), mode="append")
+    both = shop.file.with_name("both.toml")
+    both.write_text('[basis]\nbasis_id = "basis"\nbeside = ["new"]\n' + shop.file.read_text())
+    for basis_id, written in (("basis", 0), ("new", 1), ("new", 0)):
+        assert in_feast("push", both, DATES[0], basis_id=basis_id) == (str(DATES[0]), written, 0)
+    for basis_id, sum_ in sums.items():
+        lte, other = in_feast("read", both, [USERS[0], USERS[1]], basis_id=basis_id)
+        assert lte["basis_id"] == basis_id and lte["vector_sum"] == np.array(sum_, np.int32).tobytes()
+        assert (other is None) == (basis_id == "new")
+    with pytest.raises(LTEError, match="2 bases are in force .basis, new.; give OnlineReader the basis_id of the model"):
+        in_feast("read", both, [USERS[0]])
+    with pytest.raises(LTEError, match="holds no uniform LTE of basis third; run jobs.push_lte"):
+        in_feast("read", both, [USERS[0]], basis_id="third")
+
+    assert in_feast("retire", both, "basis") == ["lte_uniform_basis"]
+    assert in_feast("retire", both, "basis") == []
+    assert in_feast("traces", both, USERS[1]) == []  # who had an LTE of the old basis alone
+    assert in_feast("read", both, [USERS[0]], basis_id="new")[0]["basis_id"] == "new"
+    # Taken back, it is pushed whole.
+    assert in_feast("push", both, DATES[0], basis_id="basis") == (str(DATES[0]), 2, 0)
+
+
 def test_commands_go_on_where_feast_is(in_feast, shop):
     """A push, and an erasure, from the environment of the tests, which has no Feast."""
     shop.publish(DATES[0], {user: ([1, 2], 1) for user in USERS})

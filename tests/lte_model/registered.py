@@ -74,10 +74,13 @@ def trained(settings, date, **options):
     return evaluated(settings, date, random_ranker(**options), **figures)
 
 
-def publish(settings, kind, date=FEBRUARY):
-    """One row of `lte_live`, of 1 February unless `date` says otherwise."""
-    row = {"user_id": "u", "snapshot_date": date} | dataclasses.asdict(kind)
-    pl.DataFrame([row]).write_delta(settings.table_path("lte_live"), mode="append")
+def publish(settings, kind, date=FEBRUARY, users=("u",)):
+    """A row of `lte_live` for each user, and their publication, of 1 February unless `date` says otherwise."""
+    of_date = {"snapshot_date": date} | dataclasses.asdict(kind)
+    rows = pl.DataFrame([{"user_id": user} | of_date for user in users])
+    rows.write_delta(settings.table_path("lte_live"), mode="append")
+    published = pl.DataFrame([of_date | {"users": len(users)}])
+    published.write_delta(settings.table_path("publications"), mode="append")
 
 
 def aliases(settings):

@@ -339,7 +339,7 @@ def test_command_lines(installation, tmp_path, monkeypatch, capsys):
     (listed,) = lines("challenger")
     assert json.loads(listed) == [{"version": "1", "training_date": "2026-01-01", "champion": ""}]
     checks = lines("gate", "--version", "1")
-    assert len(checks) == 7 and checks[-1].startswith(f"**{name} version 1**")
+    assert len(checks) == 9 and checks[-1].startswith(f"**{name} version 1**")
     with pytest.raises(SystemExit) as skipped:
         lines("promote", "--version", "1", "--over", "", "--answer", "Reject")
     assert skipped.value.code == 99 and aliases(installation) == {"challenger": 1}

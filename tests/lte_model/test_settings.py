@@ -60,6 +60,8 @@ def test_the_connection_of_the_online_store_is_not_shown(tmp_path, monkeypatch):
         ("[window\n", "is not TOML"),
         ('[model]\nrepresentations = ["unifrom"]\n', "there is no representation 'unifrom'; take some of uniform, rec"),
         ('[model]\nrepresentations = ["uniform", "uniform"]\n', "'uniform' is named 2 times; once is enough"),
+        ('[basis]\nbeside = ["b"]\n', "with bases beside it, basis_id must name the one that models are trained in"),
+        ('[basis]\nbasis_id = "b"\nbeside = ["a", "b"]\n', "a basis is named twice among basis_id and beside: b, a, b"),
         ("[representations]\nhalf_life_days = 0\n", "representations.half_life_days = 0: input should be greater"),
     ],
 )

@@ -1,0 +1,79 @@
+"""Removes what was made in a basis that nobody reads any more: its LTEs, live and past, and its items' vectors.
+
+    python -m jobs.retire_basis --basis ID                       everything, in the order below
+    python -m jobs.retire_basis --basis ID --table lte_live      one table, with those that are written with it
+    python -m jobs.retire_basis --basis ID --files online_store  the online store
+
+Refused while an alias of the registry reads the basis, or the settings name it (lte_model/basis_change.py).
+
+What readers find goes first, and what it is made of last, so that a run after a kill finds the rest. The row of
+`semantic_bases` stays: a basis is frozen, and named in [basis] of the settings again it gives the same vectors again.
+What tells of the past stays too: `lte_monitoring`, `lte_audits`, `training_set`, `recommendations`. Files leave the disk
+with `jobs.maintain_tables`, but for those of a version that a registered model names.
+"""
+
+import argparse
+
+from delta.tables import DeltaTable
+
+from jobs.session import spark_session
+from jobs.tables import (
+    ITEM_EMBEDDINGS,
+    ITEM_ENCODINGS,
+    LTE_LIVE,
+    LTE_SNAPSHOTS,
+    PUBLICATIONS,
+    SNAPSHOT_ACCOUNTS,
+    Table,
+    Warehouse,
+    sql_text,
+)
+from lte_model.basis_change import require_released
+from lte_model.errors import run
+from lte_model.online_store import retire_from_online_store
+from lte_model.settings import load_settings
+
+# A publication or an account must never stand beside rows that it doesn't describe: it goes before them.
+TABLES = {
+    "lte_live": (PUBLICATIONS, LTE_LIVE),
+    "lte_snapshots": (SNAPSHOT_ACCOUNTS, LTE_SNAPSHOTS),
+    "item_encodings": (ITEM_ENCODINGS,),
+    "item_embeddings": (ITEM_EMBEDDINGS,),
+}
+FILES = ("online_store",)
+
+
+def retire_from_table(warehouse: Warehouse, table: Table, basis_id: str) -> int:
+    """Removes the rows of the basis in one commit, if there are any; returns how many."""
+    if not warehouse.exists(table):
+        return 0
+    of_basis = f"basis_id = {sql_text(basis_id)}"
+    rows = warehouse.read(table).where(of_basis).count()
+    if rows:
+        DeltaTable.forPath(warehouse.spark, warehouse.path(table)).delete(of_basis)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--basis", required=True, metavar="ID", help="the basis to retire")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--table", choices=list(TABLES), help="remove from this table alone")
+    part.add_argument("--files", choices=FILES, help="remove from the online store alone")
+    parser.add_argument("--settings", help="settings file (default: the one that LTE_SETTINGS names)")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.settings)
+    require_released(settings, arguments.basis)
+    if not arguments.files:
+        with spark_session(settings, "retire_basis") as spark:
+            for name in [arguments.table] if arguments.table else TABLES:
+                for table in TABLES[name]:
+                    rows = retire_from_table(Warehouse(spark, settings), table, arguments.basis)
+                    print(f"{table.name}: {rows:,} rows of basis {arguments.basis} removed", flush=True)
+    if not arguments.table:
+        views = retire_from_online_store(settings, arguments.basis)
+        print(f"online store: {', '.join(views) or 'nothing'} removed")
+
+
+if __name__ == "__main__":
+    run(main)
