@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
 
+from py4j.java_gateway import JavaObject
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
@@ -85,7 +86,7 @@ def _day_of_file(source: str) -> Column:
     segment = next(part for part in source.split("/") if DATE in part)
     escaped = re.escape(urllib.parse.quote(segment, safe="!$&'()*+,;=:@{}"))
     place = "/" + escaped.replace(re.escape(DATE), r"(\d{4}-\d{2}-\d{2})") + "(/|$)"
-    return F.regexp_extract("_metadata.file_path", place, 1).cast("date")
+    return F.regexp_extract("_metadata.file_path", place, 1).try_cast("date")
 
 
 def _read_files(spark: SparkSession, places: list[str]) -> list[DataFrame]:
@@ -103,8 +104,10 @@ def _read_files(spark: SparkSession, places: list[str]) -> list[DataFrame]:
 def _read_csv(spark: SparkSession, places: list[str], header: tuple[str, ...]) -> DataFrame:
     # Only a schema that has the column keeps the lines that don't fit the header.
     schema = T.StructType([T.StructField(name, T.StringType()) for name in (*header, CORRUPT)])
-    # Of a folder's files each has a header of its own, and none may differ.
-    return _csv_lines(spark).options(enforceSchema=False).schema(schema).csv(places)
+    # Of a folder's files each has a header of its own, and none may differ. That of a single file is this one, also
+    # where Spark had to make up a name.
+    one_file_each = all(_file_system(spark, place).isFile(_path(spark, place)) for place in places)
+    return _csv_lines(spark).options(enforceSchema=one_file_each).schema(schema).csv(places)
 
 
 def _by_header(spark: SparkSession, places: list[str]) -> dict[tuple[str, ...], list[str]]:
@@ -121,8 +124,16 @@ def _csv_lines(spark: SparkSession) -> DataFrameReader:
 
 
 def _holds_delta_log(spark: SparkSession, place: str) -> bool:
-    log = spark.sparkContext._jvm.org.apache.hadoop.fs.Path(f"{place.rstrip('/')}/_delta_log")
-    return log.getFileSystem(spark.sparkContext._jsc.hadoopConfiguration()).exists(log)
+    log = _path(spark, f"{place.rstrip('/')}/_delta_log")
+    return _file_system(spark, place).exists(log)
+
+
+def _path(spark: SparkSession, place: str) -> JavaObject:
+    return spark.sparkContext._jvm.org.apache.hadoop.fs.Path(place)
+
+
+def _file_system(spark: SparkSession, place: str) -> JavaObject:
+    return _path(spark, place).getFileSystem(spark.sparkContext._jsc.hadoopConfiguration())
 
 
 @contextmanager
@@ -144,7 +155,7 @@ def require_columns(
     present = {field.name: field.dataType for field in frame.schema}
     for column in required:
         if column not in present:
-            ours = [name for name in present if name not in (SOURCE_FILE, CORRUPT)]
+            ours = [name for name in present if name not in (SOURCE_FILE, CORRUPT, FILE_DAY)]
             raise LTEError(f"source {source} has no column {column!r}; it has {', '.join(ours)}")
     for column, accepted in types.items():
         if column in present and not isinstance(present[column], tuple(accepted)):

@@ -33,7 +33,6 @@ import psutil
 
 from lte_model.settings import Settings, load_settings
 from lte_model.windows import ONE_DAY, lte_window, training_dates
-from tests.benchmarks.bench_training import figure
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOME = REPOSITORY / ".lte" / "bench" / "scale"
@@ -499,7 +498,7 @@ def report(found: Sequence[Measured], target: Target) -> list[dict[str, object]]
                 figures.append(figure(f"{name}_{step}", f"{size} users", getattr(one, name), measure_unit))
         figures += [
             figure(f"fixed_{step}", "fit", cpu.fixed, "s"),
-            {"measure": f"per_unit_{step}", "side": "fit", "value": cpu.per_unit, "unit": f"s / {unit}"},
+            figure(f"per_unit_{step}", "fit", cpu.per_unit, f"s / {unit}"),
             figure(f"residual_{step}", "fit", cpu.residual, "of 1"),
         ]
     print("\nassumed: " + ", ".join(f"{name} {value:,}" for name, value in dataclasses.asdict(target).items()))
@@ -523,8 +522,12 @@ def report(found: Sequence[Measured], target: Target) -> list[dict[str, object]]
     row_bytes = lines["snapshot_lte, next day"]["written"].per_unit
     for name, value, unit in arithmetic(target, row_bytes):
         print(f"{name:<46}{value:>14,.4g} {unit}")
-        figures.append({"measure": name, "side": "target", "value": value, "unit": unit})
+        figures.append(figure(name, "target", value, unit))
     return figures
+
+
+def figure(measure: str, side: str, value: float, unit: str) -> dict[str, object]:
+    return {"measure": measure, "side": side, "value": value, "unit": unit}
 
 
 def main() -> None:

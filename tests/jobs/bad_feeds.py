@@ -243,8 +243,8 @@ def _line(form: str, columns: Sequence[str], row: Row, number: int) -> str:
     values = {column: said.written for column, said in row.said.items()} | {NUMBER: str(number)}
     if form == "csv":
         line = io.StringIO()
-        csv.writer(line, lineterminator="").writerow([values[column] for column in columns])
-        return line.getvalue()
+        csv.writer(line).writerow([values[column] for column in columns])  # which quotes what ends a line
+        return line.getvalue().removesuffix("\r\n")
     # Some as JSON may write it, some in its bytes.
     whole = any("\udc80" <= char <= "\udcff" for value in values.values() if value for char in value)
     return json.dumps(values, ensure_ascii=not whole and number % 2 == 0)

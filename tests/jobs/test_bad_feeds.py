@@ -58,7 +58,7 @@ def write(path, text):
 
 def test_a_file_a_day_may_have_its_columns_in_another_order_and_late_rows_count_on_its_day(warehouse, tmp_path):
     """Events that came late, and say no known date, are of the day of their file; one that says a later day is none."""
-    write(tmp_path / "in 2024-02-28, out.csv", "user_id,item_id,event_ts\nu1,i1,2024-02-28\n")
+    write(tmp_path / "in 2024-02-28, out.csv", ",user_id,item_id,event_ts\n0,u1,i1,2024-02-28\n")
     write(
         tmp_path / "in 2024-02-29, out.csv",
         "ITEM_ID,event_ts,Price,user_id,known_date\ni2,2024-02-20,3,u2,\ni3,2024-02-29,4,u3,2024-02-21\n"
