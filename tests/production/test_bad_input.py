@@ -75,7 +75,6 @@ def test_a_hundred_thousand_rows_of_which_a_third_is_broken_add_up(warehouse, tm
 
 def test_an_id_that_looks_like_sql_or_a_path_is_an_id_and_is_erased_alone(warehouse, tmp_path, outcome):  # noqa: F811
     """Through ingest, embedding, snapshot, publication, training set, recommendations, gates and erasure."""
-    settings = warehouse.settings  # noqa: F811
     items = [{"item_id": item, "title": f"linen shirt {item} {number}"} for number, item in enumerate(bad.ODD_IDS)]
     chance = random.Random(0)
     first = DATE - 40 * ONE_DAY
@@ -90,6 +89,7 @@ def test_an_id_that_looks_like_sql_or_a_path_is_an_id_and_is_erased_alone(wareho
         items=write_csv(tmp_path / "items.csv", items, ("item_id", "title")),
         events=write_csv(tmp_path / "events.csv", events, ("user_id", "item_id", "event_ts")),
     )
+    settings = warehouse.settings  # noqa: F811
     ingest_items(warehouse, settings, DATE)
     ingest_events(warehouse, settings, Interval(first, DATE))
     warehouse.create(SEMANTIC_BASES)
