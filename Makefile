@@ -106,6 +106,10 @@ bench-scoring: .cache/prepared  ## every user's recommendations: the job, what i
 	@$(BIN)/python -m tests.benchmarks.bench_scoring $(if $(USERS),--users $(USERS)) $(if $(ITEMS),--items $(ITEMS)) \
 	    $(if $(LENGTH),--length $(LENGTH)) $(if $(REPEATS),--repeats $(REPEATS)) $(if $(JSON),--json '$(JSON)')
 
+bench-scale: .cache/prepared  ## every step's cost at three sizes, and what it is at 50 million users [SIZES=2500,7500,25000 AGAIN=1 JSON=]
+	@$(BIN)/python -m tests.benchmarks.bench_scale $(if $(SIZES),--sizes $(SIZES)) $(if $(AGAIN),--again) \
+	    $(if $(JSON),--json '$(JSON)')
+
 lint: $(VENV)/installed  ## ruff
 	$(BIN)/ruff check .
 
@@ -114,4 +118,5 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup online-store object-storage environments demo ablation drill up test test-production test-kills bench-snapshot bench-quality bench-training bench-reader bench-basis-map bench-scoring lint clean
+# Every target that is a plain word; files have a dot or a slash.
+.PHONY: $(shell sed -nE 's/^([a-z-]+):.*/\1/p' $(firstword $(MAKEFILE_LIST)))

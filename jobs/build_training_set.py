@@ -12,6 +12,9 @@ train on once the validation has chosen it; rows at a cut are the users with a t
 been seen before the cut. One training set serves every policy, length and representation: a policy that reads no
 event before D−L takes the `target_count` newest, and the LTEs of D wait in `lte_snapshots`.
 
+Where the shop has more users than a training can hold, `training_set.user_share` takes some: those of the first buckets
+of their ids, the same ones for every date and split.
+
 Events of one instant, such as the lines of a basket, stand in the order of a hash: any order of the items themselves
 would make the next item easy to guess from the last one, and the first one from nothing.
 """
@@ -24,6 +27,8 @@ from pyspark.sql import functions as F
 
 from jobs.bases import basis_in_force
 from jobs.command_line import JobParser
+from jobs.engine.packing import BUCKETS
+from jobs.engine.run import user_bucket
 from jobs.session import spark_session
 from jobs.tables import EVENTS, ITEM_EMBEDDINGS, ITEMS, TRAINING_SET, Warehouse, sql_date
 from lte_model.errors import LTEError, run
@@ -132,6 +137,8 @@ def build_training_set(warehouse: Warehouse, date: datetime.date) -> dict[tuple[
     basis_id = basis_in_force(warehouse)
     dates = training_dates(date, settings.training_set)
     events = warehouse.read(EVENTS).where(F.col("known_date") < date)
+    if settings.training_set.user_share < 1:
+        events = events.where(user_bucket() < settings.training_set.user_share * BUCKETS)
     rows = (
         training_set(
             events, items_with_vectors(warehouse, basis_id), dates, settings.window, settings.training_set.max_length

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.sources import CORRUPT, SOURCE_FILE
+from jobs.sources import CORRUPT, FILE_DAY, SOURCE_FILE, quoted
 from jobs.tables import INGESTED_DAYS, QUARANTINE, Warehouse, sql_date, sql_text
 from lte_model.errors import LTEError
 from lte_model.windows import ONE_DAY, Interval, every
@@ -76,11 +76,11 @@ def distinct_rows(rows: DataFrame, feed_columns: Sequence[str]) -> DataFrame:
 
     `_copies` counts the group, `_raw_row` holds the row as text.
     """
-    whole = [column for column in feed_columns if column != CORRUPT]
+    whole = [quoted(column) for column in feed_columns if column not in (CORRUPT, FILE_DAY)]
     return (
-        rows.groupBy(DAY, *feed_columns)
+        rows.groupBy(DAY, *map(quoted, feed_columns))
         .agg(F.count("*").alias(COPIES), F.min(SOURCE_FILE).alias(SOURCE_FILE))
-        .withColumn(RAW_ROW, F.coalesce(F.col(CORRUPT), F.to_json(F.struct(*whole))))
+        .withColumn(RAW_ROW, F.make_valid_utf8(F.coalesce(F.col(CORRUPT), F.to_json(F.struct(*whole)))))
     )
 
 

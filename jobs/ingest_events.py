@@ -3,8 +3,9 @@
 `--since` brings all that became known from that day on: the first load of a shop's history. Days before it that no run
 has brought yet come along, so that runs may be started in any order, and after a gap.
 
-An event became known on its `known_date` where the feed has that column, else on the day it is dated. Rows without
-either count on the last day.
+An event became known on the day of its file where the feed is delivered as a file a day; else on its `known_date`
+where the feed has that column, else on the day it is dated. Rows without any of it count on the last day. A run reads
+the rows of its days, and leaves those of other days to the runs of these.
 """
 
 from pyspark.sql import DataFrame
@@ -26,11 +27,13 @@ from jobs.ingest import (
 from jobs.session import spark_session
 from jobs.sources import (
     CORRUPT,
+    FILE_DAY,
     NUMBER,
     SOURCE_FILE,
     TEXT,
     TIME,
     day,
+    not_a,
     number,
     optional,
     read_source,
@@ -38,6 +41,7 @@ from jobs.sources import (
     require_columns,
     text,
     time,
+    unfit_id,
 )
 from jobs.tables import EVENTS, Warehouse, sql_date
 from lte_model.errors import LTEError, run
@@ -61,7 +65,8 @@ MEASURES = ("price", "quantity", "rating")
 
 def rows_of(feed: DataFrame, days: Interval) -> DataFrame:
     """The rows of the feed that became known in `days`, each with its `_day`."""
-    known = F.coalesce(day(feed, "known_date"), time(feed, "event_ts").cast("date"), F.lit(days.end - ONE_DAY))
+    said = (day(feed, "known_date"), day(feed, "event_ts"), F.lit(days.end - ONE_DAY))
+    known = F.coalesce(optional(feed, FILE_DAY).cast("date"), *said)
     return feed.withColumn(DAY, known).where((F.col(DAY) >= days.start) & (F.col(DAY) < days.end))
 
 
@@ -70,10 +75,7 @@ def classify(rows: DataFrame) -> DataFrame:
     feed_columns = [name for name in rows.columns if name not in (DAY, SOURCE_FILE)]
     distinct = distinct_rows(rows, feed_columns)
     event_ts = time(distinct, "event_ts")
-    not_numbers = [
-        (optional(distinct, column).isNotNull() & number(distinct, column).isNull(), f"{column} is not a number")
-        for column in MEASURES
-    ]
+    known_date = day(distinct, "known_date")
     return distinct.select(
         text(distinct, "user_id").alias("user_id"),
         text(distinct, "item_id").alias("item_id"),
@@ -88,11 +90,13 @@ def classify(rows: DataFrame) -> DataFrame:
         RAW_ROW,
         first_reason(
             (F.col(CORRUPT).isNotNull(), "the line cannot be taken apart"),
-            (text(distinct, "user_id").isNull(), "user_id is missing"),
-            (text(distinct, "item_id").isNull(), "item_id is missing"),
+            *unfit_id(distinct, "user_id"),
+            *unfit_id(distinct, "item_id"),
             (event_ts.isNull(), "event_ts is not a time"),
+            not_a("time", known_date, distinct, "known_date"),
+            (known_date > F.col(DAY), "known_date is after the day of the file"),
             (event_ts.cast("date") > F.col(DAY), "event_ts is after the day on which the event became known"),
-            *not_numbers,
+            *[not_a("number", number(distinct, column), distinct, column) for column in MEASURES],
         ).alias(REASON),
     )
 
@@ -100,7 +104,7 @@ def classify(rows: DataFrame) -> DataFrame:
 def ingest_events(warehouse: Warehouse, settings: Settings, days: Interval) -> Account:
     """Runs the job for the days on which events became known. Raises `LTEError` where those days are empty."""
     source = settings.sources.events
-    feed = read_source(warehouse.spark, source, days)
+    feed = read_source(warehouse.spark, source, days, TYPES)
     require_columns(feed, source, TYPES, REQUIRED)
     rows = rows_of(feed, days)
     with reading(source):

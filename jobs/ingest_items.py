@@ -22,12 +22,13 @@ from jobs.sources import (
     TEXT,
     TIME,
     day,
+    not_a,
     number,
-    optional,
     read_source,
     reading,
     require_columns,
     text,
+    unfit_id,
 )
 from jobs.tables import ITEMS, Warehouse
 from lte_model.basis import CONTENT_COLUMNS
@@ -70,9 +71,10 @@ def classify(rows: DataFrame) -> DataFrame:
         RAW_ROW,
         first_reason(
             (F.col(CORRUPT).isNotNull(), "the line cannot be taken apart"),
-            (item_id.isNull(), "item_id is missing"),
+            *unfit_id(distinct, "item_id"),
             (~has_content, "the item has no title, description, category or brand"),
-            (optional(distinct, "price").isNotNull() & number(distinct, "price").isNull(), "price is not a number"),
+            not_a("time", day(distinct, "known_date"), distinct, "known_date"),
+            not_a("number", number(distinct, "price"), distinct, "price"),
             (versions_of_a_day > 1, "item_id stands more than once with different content"),
         ).alias(REASON),
     )
@@ -97,7 +99,7 @@ def ingest_items(warehouse: Warehouse, settings: Settings, date: datetime.date) 
     """Runs the job for `date`. Raises `LTEError` where the catalogue holds no row known before it."""
     source = settings.sources.items
     days = days_known(date, None)
-    feed = read_source(warehouse.spark, source, days)
+    feed = read_source(warehouse.spark, source, days, TYPES)
     require_columns(feed, source, TYPES, REQUIRED)
     warehouse.create(ITEMS)
     known_by_default = ALWAYS if warehouse.read(ITEMS).isEmpty() else days.start

@@ -29,12 +29,14 @@ from jobs.ingest import first_reason
 from jobs.session import spark_session
 from jobs.sources import (
     CORRUPT,
+    FILE_DAY,
     NUMBER,
     SOURCE_FILE,
     TEXT,
     TIME,
     number,
     optional,
+    quoted,
     read_source,
     reading,
     require_columns,
@@ -122,7 +124,7 @@ def outcomes_by_fate(feed: DataFrame, exposures: DataFrame, metrics: Sequence[st
 
     A metric that is missing in a row is 0. A row that equals another in every column is taken once.
     """
-    columns = [name for name in feed.columns if name != SOURCE_FILE]
+    columns = [quoted(name) for name in feed.columns if name not in (SOURCE_FILE, FILE_DAY)]
     distinct = feed.groupBy(*columns).agg(F.count("*").alias("copies"))
     outcome_ts = time(distinct, "outcome_ts")
     both = Interval(days_before(period).start, period.end)
@@ -284,16 +286,16 @@ def require_period(period: Interval, date: datetime.date) -> None:
 
 def _read_exposures(warehouse: Warehouse, days: Interval) -> DataFrame:
     source = warehouse.settings.sources.exposures
-    feed = read_source(warehouse.spark, source, days)
     types = {"user_id": TEXT, "variant": TEXT, "exposure_ts": TIME, "test": TEXT}
+    feed = read_source(warehouse.spark, source, days, types)
     require_columns(feed, source, types, ("user_id", "variant", "exposure_ts"))
     return feed
 
 
 def _read_outcomes(warehouse: Warehouse, metrics: Sequence[str], days: Interval) -> DataFrame:
     source = warehouse.settings.sources.outcomes
-    feed = read_source(warehouse.spark, source, days)
     types = {"user_id": TEXT, "outcome_ts": TIME, **dict.fromkeys(metrics, NUMBER)}
+    feed = read_source(warehouse.spark, source, days, types)
     require_columns(feed, source, types, ("user_id", "outcome_ts", *metrics))
     return feed
 

@@ -86,6 +86,8 @@ class TrainingSet(_Section):
     test_days: Days = 30
     max_length: Count = 200
     """The events of a row: no policy and no model reads more."""
+    user_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of the users, those that train and evaluate: a training holds all of their rows in memory (infra/scale.md)."""
 
 
 class Model(_Section):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark import SparkFiles, TaskContext
@@ -106,6 +107,9 @@ def _rows_of_base(base: Listing | None, buckets: range) -> pa.Table | None:
     if base is None:
         return None
     inside = (pc.field("user_bucket") >= buckets.start) & (pc.field("user_bucket") < buckets.stop)
-    pieces = [piece for part in base.parts(at_least=1) for piece in part]
+    # A task opens the files that may hold its users, not the footers of all: their number grows with the users too.
+    low, high = pl.col("min.user_bucket"), pl.col("max.user_bucket")
+    files = base.where(((high >= buckets.start) & (low < buckets.stop)).fill_null(True))
+    pieces = [piece for part in files.parts(at_least=1) for piece in part]
     tables = list(read_pieces(pieces, _BASE_COLUMNS, inside))
     return pa.concat_tables(tables) if tables else None

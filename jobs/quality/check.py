@@ -25,6 +25,7 @@ from great_expectations.data_context.types.base import (
 )
 
 from jobs.command_line import JobParser
+from jobs.quality.data_docs import VIEW
 from jobs.quality.pages import write_gates_page
 from jobs.quality.suites import SUITES, Batch
 from lte_model.errors import LTEError, run
@@ -64,6 +65,7 @@ def context_of(settings: Settings) -> AbstractDataContext:
             "class_name": "SiteBuilder",
             "store_backend": folder(PAGES),
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "site_section_builders": {"validations": {"view": VIEW}},
         },
     )
     return context

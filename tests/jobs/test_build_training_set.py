@@ -3,15 +3,19 @@
 import datetime
 from collections import defaultdict
 
+import pyarrow as pa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyspark.sql import functions as F
 
-from jobs.build_training_set import TIE, in_order, training_set
+from jobs.build_training_set import TIE, build_training_set, in_order, training_set
+from jobs.engine.packing import BUCKETS, buckets_of
+from jobs.tables import TRAINING_SET
 from lte_model.settings import TrainingSet, Window
 from lte_model.windows import ONE_DAY, lte_window, target_window, training_dates
 from tests.jobs import events as made
 from tests.jobs.events import events_frame
+from tests.jobs.small_tables import DATE as FILLED_UNTIL
 
 WINDOW = Window(lag_days=3, window_days=10)
 TRAINING = TrainingSet(anchors=3, anchor_every_days=3, test_days=4, max_length=4)
@@ -85,3 +89,19 @@ def test_rows_are_those_of_the_oracle_and_nothing_leaks(spark, rows):
         assert all(time.date() < lag_start for time in row.event_times[: len(row.event_times) - row.target_count])
         if split in ("validation", "test"):
             assert row.target_date >= date
+
+
+def test_a_share_of_the_users_has_the_rows_that_it_has_among_all(filled):
+    date = FILLED_UNTIL + 4 * ONE_DAY
+
+    def rows(share):
+        of_training = filled.settings.training_set.model_copy(update={"user_share": share})
+        filled.settings = filled.settings.model_copy(update={"training_set": of_training})
+        build_training_set(filled, date)
+        return {(row.user_id, row.split, row.snapshot_date): row for row in filled.read(TRAINING_SET).collect()}
+
+    everybody = rows(1.0)
+    users = sorted({user for user, _, _ in everybody})
+    bucket = dict(zip(users, buckets_of(pa.array(users)).tolist(), strict=True))
+    chosen = {key: row for key, row in everybody.items() if bucket[key[0]] < 0.7 * BUCKETS}
+    assert rows(0.7) == chosen and 0 < len(chosen) < len(everybody)

@@ -37,7 +37,12 @@ from tests.jobs.rows import DAY, account, case, event, frame, lte, recommendatio
 GONE = """o'Neil "the 2nd", gäst-4711"""
 """An id with all that JSON, CSV and SQL write in their own way."""
 
-OTHERS = tuple(f"user-{number}" for number in range(40))
+OTHERS = (
+    *(f"user-{number}" for number in range(34)),
+    *("%", "_", "'; DROP TABLE events; --", "../../etc/passwd", GONE[6:], GONE.upper()),
+)
+"""With some that a pattern, or a part of the id, would take along."""
+
 ERASED = frozenset({GONE, "nobody"})
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from great_expectations import expectations as gxe
 
 from jobs.quality.check import WITH_ANCHORS, check, main
-from jobs.quality.suites import SUITES
+from jobs.quality.suites import SUITES, Batch
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
 from lte_model.windows import ONE_DAY, training_dates
@@ -411,3 +412,15 @@ def test_a_snapshot_that_was_not_made_is_named(settings, tables):
     tables["lte_snapshots"] = tables["lte_snapshots"].head(0)
     with pytest.raises(LTEError, match="expect_table_row_count"):
         gate(settings, tables, "lte_snapshots")
+
+
+def test_a_page_shows_an_id_that_is_markup_as_text(settings):
+    """The rows that broke a rule stand on Great Expectations' pages and on ours."""
+    hostile = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    rows = pl.LazyFrame({"user_id": [hostile], "price": [-1.0]})
+    rules = (gxe.ExpectColumnValuesToBeBetween(column="price", min_value=0),)
+    with pytest.raises(LTEError, match="alert"):
+        check(settings, "events", [Batch("events", rows, ("user_id",), rules)], DATE)
+    pages = [path.read_text() for path in Path(settings.data_docs).rglob("*.html")]
+    assert sum("&lt;script&gt;alert(1)" in page for page in pages) == 2
+    assert not any("<script>alert(1)" in page or "<img src=x" in page for page in pages)

@@ -73,7 +73,7 @@ def good(row):
     ids = [row.get(name) or "" for name in ("user_id", "item_id")]
     dated = (row.get("event_ts") or "").startswith("2024")
     return (
-        all(name.strip() for name in ids)
+        all(name.strip() and "\n" not in name for name in ids)
         and dated
         and datetime.date.fromisoformat(row["event_ts"][:10]) <= day_known({"known_date": None} | row)
         and row.get("price") != "cheap"

@@ -1,0 +1,28 @@
+"""Great Expectations' pages with every value escaped: its own view writes the rows that broke a rule as they are, and an
+id such as `<script>…` would run in the browser of whoever opens the page."""
+
+import html
+from typing import Any
+
+from great_expectations.render.view.view import DefaultJinjaPageView
+from jinja2 import pass_context
+
+VIEW = {"module_name": __name__, "class_name": "EscapedPageView"}
+
+
+class EscapedPageView(DefaultJinjaPageView):
+    """A page in whose content a bare text is text. Markup is what content blocks say of themselves."""
+
+    @pass_context
+    def render_content_block(self, context: Any, content_block: Any, *arguments: Any, **options: Any) -> Any:
+        return super().render_content_block(context, _escaped(content_block), *arguments, **options)
+
+
+def _escaped(block: Any) -> Any:
+    if isinstance(block, str):
+        return html.escape(block)
+    if isinstance(block, list):
+        return [_escaped(inner) for inner in block]
+    if isinstance(block, dict) and "content_block_type" not in block:
+        return html.escape(str(block))
+    return block
