@@ -149,7 +149,7 @@ class StandaloneCluster:
             try:
                 if is_so(self.state()):
                     return
-            except OSError:
+            except (OSError, ValueError):  # it listens before it has anything to say
                 pass
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the cluster in {self.folder} isn't up after {START_SECONDS} s")
