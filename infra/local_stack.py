@@ -288,6 +288,8 @@ class LocalStack:
                 "min_file_process_interval": 60,
                 "dag_bundle_storage_path": self.airflow_home / "bundles",
             },
+            # An API server that shares the cores with a JVM is busy, not dead: the default gives it five seconds.
+            "workers": {"execution_api_timeout": 60},
             "lte": {"reports_url": f"{self.pages_url}/reports/", **self.lte},
         }
 
