@@ -340,7 +340,7 @@ class LocalStack:
     def _airflow_users(self, *command: str) -> str:
         """What `airflow users` prints. The password is typed, for `ps` shows options."""
         done = subprocess.run(
-            [sys.executable, "-m", "airflow", "users", *command, "--username", USER],
+            [self.python, "-m", "airflow", "users", *command, "--username", USER],
             cwd=REPOSITORY,
             env=self._environment(),
             input=f"{self._password}\n" * 2,
