@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV := .venv
+CHECKS := .cache/checks
 BIN := $(VENV)/bin
 FEAST := .cache/feast
 VERSITYGW := .cache/versitygw/versitygw
@@ -23,7 +24,7 @@ $(VENV)/installed: pyproject.toml infra/constraints.txt
 	    { echo "error: $(PYTHON) is $$($(PYTHON) --version); Python 3.11 or later is needed: make setup PYTHON=python3.11"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==$(UV)
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --requirements pyproject.toml --extra airflow --extra kubernetes --extra jobs --extra training --extra test --extra bench --constraints infra/constraints.txt
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --requirements pyproject.toml --extra airflow --extra kubernetes --extra jobs --extra training --extra test --extra bench --extra airflow-server --extra mlflow-server --constraints infra/constraints.txt
 	@touch $@
 
 .cache/prepared: $(VENV)/installed
@@ -69,8 +70,8 @@ drill: .cache/prepared  ## rankers with LTEs of another version, on a feed or th
 	    $(if $(JSON),--json '$(JSON)') $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
 	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS))
 
-up: .cache/prepared  ## Airflow, MLflow and the pages on loopback until Ctrl-C [SETTINGS= AIRFLOW_PORT= MLFLOW_PORT= PAGES_PORT=]
-	@exec $(BIN)/python -m infra.local_stack --settings $(SETTINGS)
+up: .cache/prepared  ## Airflow, MLflow and the pages on loopback until Ctrl-C [SETTINGS= HOST= AIRFLOW_PORT= MLFLOW_PORT= PAGES_PORT=]
+	@exec $(BIN)/python -m infra.local_stack --settings $(SETTINGS) $(if $(HOST),--host '$(HOST)')
 
 test: .cache/prepared $(FEAST)/installed  ## all tests, in two processes, a file in one of them [ARGS="-m 'not e2e'" WORKERS=2]
 	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -109,6 +110,18 @@ bench-scoring: .cache/prepared  ## every user's recommendations: the job, what i
 bench-scale: .cache/prepared  ## every step's cost at three sizes, and what it is at 50 million users [SIZES=2500,7500,25000 AGAIN=1 JSON=]
 	@$(BIN)/python -m tests.benchmarks.bench_scale $(if $(SIZES),--sizes $(SIZES)) $(if $(AGAIN),--again) \
 	    $(if $(JSON),--json '$(JSON)')
+
+$(CHECKS)/installed: infra/checks/requirements.txt infra/checks/constraints.txt | $(VENV)/installed
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(CHECKS)
+	VIRTUAL_ENV=$(CHECKS) $(BIN)/uv pip install --quiet --requirements infra/checks/requirements.txt --constraints infra/checks/constraints.txt
+	! command -v go >/dev/null || GOBIN=$(CURDIR)/$(CHECKS)/bin go install helm.sh/helm/v3/cmd/helm@v3.22.0
+	@touch $@
+
+check-infra: $(CHECKS)/installed  ## images, compose, Kubernetes and Helm files, by the tools that know them [CHART=]
+	@$(BIN)/python -m infra.check_files --tools $(CHECKS) $(if $(CHART),--chart '$(CHART)')
+
+audit: $(CHECKS)/installed  ## installed versions: known vulnerabilities, yanked or unknown ones
+	@$(BIN)/python -m infra.audit --tools $(CHECKS)
 
 lint: $(VENV)/installed  ## ruff
 	$(BIN)/ruff check .

@@ -1,11 +1,17 @@
 """Airflow, MLflow's UI and the pages (Data Docs, reports) of one installation, on loopback, as one thing.
 
-    make up                                            # or: python -m infra.local_stack --settings FILE
+    make up                                            # or: python -m infra.local_stack --settings FILE [--host ADDRESS]
 
-1. `<home>/airflow` becomes the AIRFLOW_HOME: airflow.cfg, keys and password are written there, SQLite is migrated.
+1. `<home>/airflow` becomes the AIRFLOW_HOME: airflow.cfg, keys and password are written there, for their owner's eyes
+   alone, and SQLite is migrated. What the environment gives (AIRFLOW__DATABASE__SQL_ALCHEMY_CONN, keys, an executor)
+   counts more, and is written nowhere.
 2. api-server, scheduler and DAG processor start; no triggerer, for no task here defers. Then pools and DAGs are in.
 3. Ctrl-C stops every process that came of it, the commands of running tasks too. Tasks that were stopped start
    again with the next `make up`.
+
+On another address than 127.0.0.1 all three ask for user `admin` and the password in UI_PASSWORD, and nothing starts
+without one: MLflow by its basic-auth app, Airflow by FAB, which keeps a hash of it where the simple auth manager keeps
+the password itself.
 
 The demo and the end-to-end test use the same class as a context manager.
 """
@@ -37,12 +43,11 @@ from typing import IO, Self
 import psutil
 
 from infra.airflow_api import AirflowAPI
+from infra.pages import LOOPBACK, USER, pages_server, required_password
 from lte_model.errors import LTEError, run
 from lte_model.settings import SETTINGS_VARIABLE, load_settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-LOOPBACK = "127.0.0.1"
-USER = "admin"
 DAG_IDS = (
     "lte_bootstrap", "lte_daily", "lte_backfill", "lte_audit", "lte_training", "lte_promotion", "lte_rollback",
     "lte_maintenance", "lte_erasure", "lte_read_out", "lte_ablation", "lte_basis_change", "lte_basis_retirement",
@@ -50,20 +55,23 @@ DAG_IDS = (
 MARK = "LOCAL_STACK"
 """A variable in the environment of every process of a stack, by which the last of them is found."""
 
+_KEYS = (("core", "fernet_key"), ("api", "secret_key"), ("api_auth", "jwt_secret"))
+"""What airflow.cfg holds that nobody may know."""
+
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
 class Ports:
-    """The three ports of a stack on 127.0.0.1."""
+    """The three ports of a stack."""
 
     airflow: int
     mlflow: int
     pages: int
 
     @classmethod
-    def from_environment(cls) -> "Ports":
+    def from_environment(cls, host: str = LOOPBACK) -> "Ports":
         """AIRFLOW_PORT, MLFLOW_PORT and PAGES_PORT; 8080, 5000 and 8090 where they aren't set."""
         names = {"AIRFLOW_PORT": 8080, "MLFLOW_PORT": 5000, "PAGES_PORT": 8090}
         try:
@@ -71,8 +79,8 @@ class Ports:
         except ValueError as error:
             raise LTEError(f"a port in {', '.join(names)} is not a number: {error}") from None
         for name, port in zip(names, (ports.airflow, ports.mlflow, ports.pages), strict=True):
-            if not _is_free(port):
-                raise LTEError(f"port {port} is taken on {LOOPBACK}; stop what listens there, or set {name} to another")
+            if not _is_free(host, port):
+                raise LTEError(f"port {port} is taken on {host}; stop what listens there, or set {name} to another")
         return ports
 
     @classmethod
@@ -90,8 +98,10 @@ class LocalStack:
     `mlflow_ui` leaves MLflow's server out where nobody looks at it. `feed_end` is the last logical date of a shop
     whose feed has ended; it stays in airflow.cfg until another is given. `python` is that of Airflow's environment, where
     it isn't this one, and `lte` what `[lte]` of airflow.cfg says of where commands run (infra/airflow/README.md).
+    whose feed has ended; it stays in airflow.cfg until another is given. `host` is the address that it listens on.
 
-    Entering raises `LTEError` when another stack holds the same home, and when a component doesn't come up.
+    Raises `LTEError` for a host other than 127.0.0.1 without UI_PASSWORD; entering it, when another stack holds the same
+    home, and when a component doesn't come up.
     """
 
     def __init__(
@@ -102,7 +112,10 @@ class LocalStack:
         feed_end: datetime.date | None = None,
         python: str | os.PathLike = sys.executable,
         lte: Mapping[str, str] = MappingProxyType({}),
+        host: str = LOOPBACK,
     ):
+        self._password = required_password(host, "Airflow, MLflow and the pages")
+        self.host = host
         self.settings_file = Path(settings_file).resolve()
         self.settings = load_settings(self.settings_file)
         self.ports = ports or Ports.free()
@@ -112,9 +125,9 @@ class LocalStack:
         self.lte = lte
         self.airflow_home = Path(self.settings.home) / "airflow"
         self.logs = self.airflow_home / "logs"
-        self.airflow_url = f"http://{LOOPBACK}:{self.ports.airflow}"
-        self.mlflow_url = f"http://{LOOPBACK}:{self.ports.mlflow}"
-        self.pages_url = f"http://{LOOPBACK}:{self.ports.pages}"
+        self.airflow_url = f"http://{_reached_at(host)}:{self.ports.airflow}"
+        self.mlflow_url = f"http://{_reached_at(host)}:{self.ports.mlflow}"
+        self.pages_url = f"http://{_reached_at(host)}:{self.ports.pages}"
         self.api: AirflowAPI
         self._mark = uuid.uuid4().hex
         self._components: dict[str, subprocess.Popen] = {}
@@ -123,13 +136,15 @@ class LocalStack:
 
     @property
     def password(self) -> str:
-        return json.loads(self._password_file.read_text())[USER]
+        return self._password or json.loads(self._password_file.read_text())[USER]
 
     def __enter__(self) -> Self:
         self._take_lock()
         try:
             self._configure()
             self._migrate()
+            if self._password:
+                self._create_user()
             for component in ("api-server", "scheduler", "dag-processor"):
                 # Task logs are read from disk; the scheduler need not serve them on another port.
                 options = ["--skip-serve-logs"] if component == "scheduler" else []
@@ -231,9 +246,12 @@ class LocalStack:
                 config[section][key] = old[section][key]
         if self.feed_end:
             config["lte"]["feed_end"] = self.feed_end.isoformat()
+        for section, key in _KEYS:
+            if _is_given(section, key):
+                del config[section][key]
         with _private(file) as stream:
             config.write(stream)
-        if not self._password_file.exists():
+        if not self._password and not self._password_file.exists():
             with _private(self._password_file) as stream:
                 json.dump({USER: secrets.token_urlsafe(9)}, stream)
 
@@ -245,14 +263,20 @@ class LocalStack:
                 "executor": "LocalExecutor",
                 "parallelism": max(2, os.cpu_count() or 2),
                 "dags_are_paused_at_creation": True,
-                "simple_auth_manager_users": f"{USER}:admin",
-                "simple_auth_manager_passwords_file": self._password_file,
+                **(
+                    {"auth_manager": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"}
+                    if self._password
+                    else {
+                        "simple_auth_manager_users": f"{USER}:admin",
+                        "simple_auth_manager_passwords_file": self._password_file,
+                    }
+                ),
                 "execution_api_server_url": f"{self.airflow_url}/execution/",
                 # The default asks the name server for this machine's full name.
                 "hostname_callable": "socket.gethostname",
             },
             "database": {"sql_alchemy_conn": f"sqlite:///{self.airflow_home / 'airflow.db'}"},
-            "api": {"host": LOOPBACK, "port": self.ports.airflow, "base_url": self.airflow_url, "workers": 1},
+            "api": {"host": self.host, "port": self.ports.airflow, "base_url": self.airflow_url, "workers": 1},
             "api_auth": {},
             "logging": {"base_log_folder": self.logs, "colored_console_log": False},
             # One person waits for one chain of tasks: look often, and don't read unchanged DAGs again and again.
@@ -264,6 +288,8 @@ class LocalStack:
                 "min_file_process_interval": 60,
                 "dag_bundle_storage_path": self.airflow_home / "bundles",
             },
+            # An API server that shares the cores with a JVM is busy, not dead: the default gives it five seconds.
+            "workers": {"execution_api_timeout": 60},
             "lte": {"reports_url": f"{self.pages_url}/reports/", **self.lte},
         }
 
@@ -286,6 +312,7 @@ class LocalStack:
             "SHLVL": "1",
             "PYTHONUNBUFFERED": "1",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
             MARK: self._mark,
         }
 
@@ -293,26 +320,77 @@ class LocalStack:
         """Brings Airflow's database to this version. Takes seconds, so that a stamp saves the second time."""
         from importlib.metadata import version
 
-        stamp = self.airflow_home / f"migrated-{version('apache-airflow')}"
-        if stamp.exists():
+        is_given = _is_given("database", "sql_alchemy_conn")  # and may be another each time
+        users = "-users" if self._password else ""
+        stamp = self.airflow_home / f"migrated-{version('apache-airflow')}{users}"
+        if stamp.exists() and not is_given:
             return
         self._start("migration", [self.python, "-m", "airflow", "db", "migrate"])
         if self._components.pop("migration").wait() != 0:
             raise LTEError(f"Airflow's database was not migrated; see {self._log_file('migration')}")
-        stamp.touch()
+        if not is_given:
+            stamp.touch()
+
+    def _create_user(self) -> None:
+        """Gives Airflow its user, or the user of before the password of now."""
+        names = ["--firstname", USER, "--lastname", USER, "--email", f"{USER}@localhost"]
+        if "already exist" in self._airflow_users("create", "--role", "Admin", *names):
+            self._airflow_users("reset-password")
+
+    def _airflow_users(self, *command: str) -> str:
+        """What `airflow users` prints. The password is typed, for `ps` shows options."""
+        done = subprocess.run(
+            [self.python, "-m", "airflow", "users", *command, "--username", USER],
+            cwd=REPOSITORY,
+            env=self._environment(),
+            input=f"{self._password}\n" * 2,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # without a terminal the password is read from the input
+            check=False,
+        )
+        if done.returncode != 0:
+            raise LTEError(f"airflow users {command[0]} failed: {done.stdout.strip()[-500:]}")
+        return done.stdout
 
     def _start_mlflow(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(self.ports.mlflow)]
-        command += ["--workers", "1", "--backend-store-uri", self.settings.mlflow.tracking_uri]
-        self._start("mlflow", [*command, "--default-artifact-root", self.settings.mlflow.artifacts])
+        command = [sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.ports.mlflow)]
+        command += ["--workers", "1", "--default-artifact-root", self.settings.mlflow.artifacts]
+        # Not an option: `ps` shows them, and the address of a database has a password.
+        environment = {"MLFLOW_BACKEND_STORE_URI": self.settings.mlflow.tracking_uri}
+        if self._password:
+            command += ["--app-name", "basic-auth"]
+            names = {self.host, _reached_at(self.host), socket.gethostname(), "localhost"}
+            environment["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(f"{name}:{self.ports.mlflow}" for name in names)
+            environment |= self._mlflow_users()
+        self._start("mlflow", command, environment)
         self._await(self.mlflow_url + "/health", "mlflow")
 
-    def _start(self, name: str, command: Sequence[str]) -> None:
+    def _mlflow_users(self) -> dict[str, str]:
+        """What basic-auth needs. Its users begin anew with each stack: they are one, with the password of now."""
+        users, file = self.airflow_home / "mlflow_users.db", self.airflow_home / "mlflow_users.ini"
+        users.unlink(missing_ok=True)
+        _private(users).close()
+        options = {
+            "database_uri": f"sqlite:///{users}",
+            "default_permission": "NO_PERMISSIONS",
+            "auth_cache_ttl_seconds": 60,
+        }
+        file.write_text("[mlflow]\n" + "".join(f"{key} = {value}\n" for key, value in options.items()))
+        return {
+            "MLFLOW_AUTH_CONFIG_PATH": str(file),
+            "MLFLOW_AUTH_ADMIN_USERNAME": USER,
+            "MLFLOW_AUTH_ADMIN_PASSWORD": self._password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
+        }
+
+    def _start(self, name: str, command: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> None:
         with open(self._log_file(name), "ab") as log:
             self._components[name] = subprocess.Popen(
                 command,
                 cwd=REPOSITORY,
-                env=self._environment(),
+                env={**self._environment(), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -339,13 +417,7 @@ class LocalStack:
             time.sleep(0.1)
 
     def _serve_pages(self) -> None:
-        folders = {"reports": self.settings.reports, "data_docs": f"{self.settings.data_docs}/site"}
-        for folder in folders.values():
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        try:
-            self._pages = http.server.ThreadingHTTPServer((LOOPBACK, self.ports.pages), _pages_of(folders))
-        except OSError as error:
-            raise LTEError(f"the pages can't be served at {self.pages_url}: {error}") from None
+        self._pages = pages_server(self.settings, self.host, self.ports.pages, self._password)
         threading.Thread(target=self._pages.serve_forever, name="pages", daemon=True).start()
 
     def _processes(self) -> list[psutil.Process]:
@@ -368,32 +440,15 @@ class LocalStack:
         return list(found.values())
 
 
-def _pages_of(folders: dict[str, str]) -> type[http.server.SimpleHTTPRequestHandler]:
-    """A handler that shows these folders, each under its name, and nothing else of the home."""
+def _is_given(section: str, key: str) -> bool:
+    """Whether the environment has an option of Airflow's, or says which command or secrets backend does."""
+    name = f"AIRFLOW__{section}__{key}".upper()
+    return any(name + source in os.environ for source in ("", "_CMD", "_SECRET"))
 
-    class Pages(http.server.SimpleHTTPRequestHandler):
-        def translate_path(self, path: str) -> str:
-            name, _, rest = urllib.parse.urlsplit(path).path.lstrip("/").partition("/")
-            self.directory = folders.get(name, os.devnull)
-            return super().translate_path("/" + rest)
 
-        def do_GET(self) -> None:
-            if self.path in ("/", "/index.html"):
-                places = {"reports": "reports/", "gates": "data_docs/gates.html", "Data Docs": "data_docs/index.html"}
-                links = "".join(f'<li><a href="{place}">{name}</a></li>' for name, place in places.items())
-                page = f"<!doctype html><title>Pages</title><ul>{links}</ul>".encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "text/html; charset=utf-8")
-                self.send_header("Content-Length", str(len(page)))
-                self.end_headers()
-                self.wfile.write(page)
-            else:
-                super().do_GET()
-
-        def log_message(self, format: str, *values: object) -> None:
-            """Keeps quiet: the terminal is for the addresses."""
-
-    return Pages
+def _reached_at(host: str) -> str:
+    """The address by which this machine reaches what listens on `host`."""
+    return LOOPBACK if host == "0.0.0.0" else host
 
 
 def _private(file: Path) -> IO[str]:
@@ -401,11 +456,11 @@ def _private(file: Path) -> IO[str]:
     return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8")
 
 
-def _is_free(port: int) -> bool:
+def _is_free(host: str, port: int) -> bool:
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            sock.bind((LOOPBACK, port))
+            sock.bind((host, port))
         except OSError:
             return False
         return True
@@ -448,19 +503,23 @@ def stop_on_signals() -> threading.Event:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", default=os.environ.get(SETTINGS_VARIABLE))
+    parser.add_argument(
+        "--host", default=LOOPBACK, help="the address to listen on; another than loopback takes UI_PASSWORD"
+    )
     arguments = parser.parse_args()
     if not arguments.settings:
         raise LTEError(f"no settings; give --settings FILE or set {SETTINGS_VARIABLE}")
 
-    stack = LocalStack(arguments.settings, Ports.from_environment())
+    stack = LocalStack(arguments.settings, Ports.from_environment(arguments.host), host=arguments.host)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     try:
         with stack:
+            password = "in UI_PASSWORD" if arguments.host != LOOPBACK else stack.password
             print(
                 f"""{stack.settings.home}, up after {time.monotonic() - started:.0f} s
 
-  Airflow     {stack.airflow_url}            user {USER}, password {stack.password}
+  Airflow     {stack.airflow_url}            user {USER}, password {password}
   MLflow      {stack.mlflow_url}
   Gates       {stack.pages_url}/data_docs/gates.html
   Data Docs   {stack.pages_url}/data_docs/

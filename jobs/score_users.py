@@ -247,7 +247,7 @@ def main() -> None:
     if version is None:
         nobody = f"no version of model {settings.mlflow.model_name} is {CHAMPION}"
         if not arguments.if_champion:
-            raise LTEError(f"{nobody} in {settings.mlflow.tracking_uri}; run lte_promotion first")
+            raise LTEError(f"{nobody} in {settings.mlflow.place}; run lte_promotion first")
         print(f"nothing to score with: {nobody}")
         return
     with tempfile.TemporaryDirectory() as folder:

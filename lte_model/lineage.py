@@ -66,7 +66,7 @@ def registered_versions(settings: Settings) -> list[RegisteredVersion]:
         versions = [_described(client, version) for version in _all_versions(client, settings.mlflow.model_name)]
     except MlflowException as error:
         raise LTEError(
-            f"MLflow at {settings.mlflow.tracking_uri} doesn't say which models are registered: {error.message}; "
+            f"MLflow at {settings.mlflow.place} doesn't say which models are registered: {error.message}; "
             "is it up?"
         ) from None
     return sorted(versions, key=lambda version: version.version)

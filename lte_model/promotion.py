@@ -121,7 +121,7 @@ def gate(settings: Settings, number: str) -> Gate:
 
 def _gate(settings: Settings, version: ModelVersion, champion: str | None) -> Gate:
     checks = (
-        _loads(version),
+        _loads(settings, version),
         _not_below(version, OVER_NONE, "not below the model without LTE"),
         _not_below(version, OVER_POPULARITY, "not below the popularity of 30 days"),
         _not_below_champion(settings, version, champion),
@@ -186,7 +186,7 @@ def rollback(settings: Settings, reason: str, number: str | None = None) -> Mode
         if champion == str(version.version):
             raise LTEError(f"{_name(version)} is the champion already; give --version to go back to another")
         checks = (
-            _loads(version),
+            _loads(settings, version),
             _reads_live_ltes(settings, version),
             _bases_stay_in_force(settings, version, None),
         )
@@ -244,10 +244,10 @@ def watch(settings: Settings) -> str:
 # The rules.
 
 
-def _loads(version: ModelVersion) -> Check:
+def _loads(settings: Settings, version: ModelVersion) -> Check:
     rule = "loads from the registry"
     try:
-        model = registry.load_version(version)
+        model = registry.load_version(settings, version)
         ranked = model.predict(model.input_example)
     except Exception as error:  # noqa: BLE001 - whatever fails here would fail where it is served
         return Check(rule, False, " ".join(f"{type(error).__name__}: {error}".split()))

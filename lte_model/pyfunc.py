@@ -1,7 +1,8 @@
 """The ranker as MLflow serves it: recent items and an LTE in, the highest ranked items with their scores out.
 
-MLflow keeps this file in the logged model and runs it when the model is loaded ("models from code"); weights and
-catalogue come from the safetensors and JSON that lie beside it. Nothing is pickled.
+MLflow keeps this file in the logged model and runs it where `mlflow models serve` serves it ("models from code");
+weights and catalogue come from the safetensors and JSON that lie beside it. Nothing is pickled. The pipeline itself
+reads those two alone (`registry.load`), and runs no code of a registry.
 
 A row of the input is a user: `item_ids`, the events of the sequence, oldest first, and the columns of the user's row
 in `lte_live` as they are; with several representations, those of the first. A user without an LTE has `event_count` 0
@@ -14,12 +15,14 @@ A model asks for more where its description says so: with time features, `event_
 """
 
 from collections.abc import Mapping
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from mlflow.models import ModelSignature, set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.models import Model, ModelSignature, set_model
+from mlflow.pyfunc import PyFuncModel, PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
@@ -113,6 +116,15 @@ class ServedRanker(PythonModel):
         ranked = self.recommender.best(self.recommender.read(as_rows(model_input, ranker)), k)
         lists = {"item_ids": ranked.item_ids.to_pylist(), "scores": ranked.scores.to_pylist()}
         return pd.DataFrame(lists, index=model_input.index)
+
+
+def served(ranker: Ranker) -> PyFuncModel:
+    """The ranker as it is served, by the code that is installed here."""
+    model = ServedRanker()
+    model.recommender = Recommender(ranker)
+    loaded = PyFuncModel(Model(signature=signature(ranker)), SimpleNamespace(predict=partial(model.predict, None)))
+    loaded.input_example = input_example(ranker)
+    return loaded
 
 
 def as_rows(users: pd.DataFrame, ranker: Ranker) -> pa.RecordBatch:

@@ -11,6 +11,7 @@ import argparse
 import datetime
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +40,9 @@ CHALLENGER, PREVIOUS = "challenger", "previous"
 
 KIND = ("basis_id", "representation", "lag_days", "window_days")
 """What an LTE and a model must share; tags of a version, and columns of `lte_live`."""
+
+_PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"}
+"""How files end that run code when they are read."""
 
 _PACKAGE = Path(__file__).parent
 _REQUIREMENTS = (
@@ -116,37 +120,50 @@ def find(settings: Settings, alias: str) -> ModelVersion | None:
         number = numbers_by_alias(client, name).get(alias)
         return None if number is None else client.get_model_version(name, number)
     except MlflowException as error:
-        uri = settings.mlflow.tracking_uri
-        raise LTEError(f"MLflow at {uri} doesn't say which model is {alias}: {error.message}; is it up?") from None
+        place = settings.mlflow.place
+        raise LTEError(f"MLflow at {place} doesn't say which model is {alias}: {error.message}; is it up?") from None
 
 
 def fetch(settings: Settings, version: ModelVersion, folder: Path) -> Path:
     """Copies a version into `folder`; returns the directory in it that `load_ranker` reads. None of its code is run.
 
-    Raises `LTEError` where its files can't be had.
+    Raises `LTEError` where its files can't be had, and for a version that `register` didn't make: one with a pickle, or
+    without the files of a ranker.
     """
     from lte_model.pyfunc import ARTIFACT  # torch is for those who read a model
 
-    uri = settings.mlflow.tracking_uri
+    uri, named = settings.mlflow.tracking_uri, f"{version.name} version {version.version}"
     try:
         copy = mlflow.artifacts.download_artifacts(
             f"models:/{version.name}/{version.version}", dst_path=str(folder), tracking_uri=uri, registry_uri=uri
         )
-        artifacts = Model.load(copy).flavors[mlflow.pyfunc.FLAVOR_NAME]["artifacts"]
+        flavor = Model.load(copy).flavors.get(mlflow.pyfunc.FLAVOR_NAME, {})
     except (MlflowException, OSError) as error:
-        named = f"{version.name} version {version.version}"
-        raise LTEError(f"the files of {named} can't be had from MLflow at {uri}: {error}; are they there?") from None
-    return Path(copy, artifacts[ARTIFACT]["path"])
+        place = settings.mlflow.place
+        raise LTEError(f"the files of {named} can't be had from MLflow at {place}: {error}; are they there?") from None
+    wrong = f"{named} is not what lte_model.registry registers"
+    pickles = sorted(file.name for file in Path(copy).rglob("*") if file.suffix in _PICKLES)
+    if pickles:
+        raise LTEError(f"{wrong}: it holds {pickles[0]}, and no pickle is ever loaded; delete the version")
+    directory = Path(copy, (flavor.get("artifacts") or {}).get(ARTIFACT, {}).get("path", "")).resolve()
+    if directory == Path(copy).resolve() or not directory.is_relative_to(Path(copy).resolve()):
+        raise LTEError(f"{wrong}: it names no directory {ARTIFACT} of its own; delete the version")
+    return directory
 
 
 def load(settings: Settings, alias: str) -> PyFuncModel:
     """The registered model with that alias, ready to rank; its input is described in lte_model/pyfunc.py."""
-    return load_version(version_with(settings, alias))
+    return load_version(settings, version_with(settings, alias))
 
 
-def load_version(version: ModelVersion) -> PyFuncModel:
-    """The same of a version."""
-    return mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}")
+def load_version(settings: Settings, version: ModelVersion) -> PyFuncModel:
+    """The same of a version. The registry gives weights and catalogue; the code is what is installed here, for whoever
+    may write to a registry may not run code where it is read. Raises as `fetch` does."""
+    from lte_model.model import load_ranker
+    from lte_model.pyfunc import served
+
+    with tempfile.TemporaryDirectory() as folder:
+        return served(load_ranker(fetch(settings, version, Path(folder))))
 
 
 def status(settings: Settings) -> list[str]:
@@ -315,7 +332,7 @@ def version_with(settings: Settings, alias: str) -> ModelVersion:
     if version is None:
         first = "lte_model.registry register --date D" if alias == CHALLENGER else "lte_promotion"
         raise LTEError(
-            f"model {settings.mlflow.model_name} has no {alias} in {settings.mlflow.tracking_uri}; run {first} first"
+            f"model {settings.mlflow.model_name} has no {alias} in {settings.mlflow.place}; run {first} first"
         )
     return version
 

@@ -7,6 +7,7 @@
 import math
 import os
 import tomllib
+import urllib.parse
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
@@ -202,10 +203,19 @@ class OnlineTest(_Section):
 
 
 class MLflow(_Section):
-    tracking_uri: str = "sqlite:///mlflow.db"
+    """MLflow's server, file or database. An address with a password belongs into the environment,
+    LTE_MLFLOW__TRACKING_URI; a server's into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
+
+    tracking_uri: Annotated[str, Field(repr=False)] = "sqlite:///mlflow.db"
     artifacts: str = "mlartifacts"
     experiment: str = "lte"
     model_name: str = "lte-ranker"
+
+    @property
+    def place(self) -> str:
+        """`tracking_uri` without its password, for what people read."""
+        place = urllib.parse.urlsplit(self.tracking_uri).netloc
+        return self.tracking_uri.replace(place, place.rpartition("@")[2])
 
 
 class S3(_Section):
@@ -426,6 +436,8 @@ def _first_problem(error: ValidationError) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key!r}; remove it or correct its name (keys: lte_model/settings.py)"
+    if problem["type"] == "model_type":  # a value in the place of a table may be a secret
+        return f"{key}: {problem['msg'].lower()}"
     return f"{key} = {problem['input']!r}: {problem['msg'].lower()}"
 
 

@@ -53,7 +53,7 @@ def configure(settings: Settings) -> Experiment:
             experiment = client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != "active":
         raise LTEError(
-            f"experiment {name!r} of {settings.mlflow.tracking_uri} can't be used (deleted?); "
+            f"experiment {name!r} of {settings.mlflow.place} can't be used (deleted?); "
             "restore it in MLflow or change mlflow.experiment"
         )
     mlflow.set_experiment(experiment_id=experiment.experiment_id)

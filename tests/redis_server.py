@@ -17,19 +17,19 @@ def installed() -> bool:
 
 
 @contextmanager
-def redis_server() -> Iterator[str]:
+def redis_server(password: str = PASSWORD) -> Iterator[str]:
     """What `online_store.connection` has to be; the server ends with the context."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--requirepass", PASSWORD]
+        options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--requirepass", password]
         server = subprocess.Popen(
             ["redis-server", "--port", str(port), "--dir", folder, *options], stdout=subprocess.DEVNULL
         )
         try:
             _wait(server, port)
-            yield f"127.0.0.1:{port},password={PASSWORD}"
+            yield f"127.0.0.1:{port},password={password}"
         finally:
             server.terminate()
             server.wait()

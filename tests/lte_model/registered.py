@@ -8,10 +8,12 @@ import polars as pl
 import torch
 from mlflow.tracking import MlflowClient
 
-from lte_model import tracking, verdict
+from lte_model import promotion, registry, tracking, verdict
 from lte_model.basis import GRID
+from lte_model.data import open_training_set
 from lte_model.model import LTEKind, Ranker, RankerConfig, save_ranker
 from lte_model.training import MODEL_DIRECTORY, side_directory
+from tests.lte_model.small_shop import TRAINING_DATE
 
 JANUARY, FEBRUARY = datetime.date(2026, 1, 1), datetime.date(2026, 2, 1)
 KIND = LTEKind("3f2ac41b907d", "uniform", 30, 365)
@@ -72,6 +74,30 @@ def trained(settings, date, **options):
     """A model with random weights and its evaluation, as training and evaluation leave them."""
     figures = {name: options.pop(name) for name in FIGURES if name in options}
     return evaluated(settings, date, random_ranker(**options), **figures)
+
+
+def registered_of_shop(settings, scale, seed=0, **options):
+    """The number of a version that ranks the small shop's items by what sold (scale 1), or against it (−1)."""
+    figures = {name: options.pop(name) for name in FIGURES if name in options}
+    training_set = open_training_set(settings, TRAINING_DATE)
+    catalogue = training_set.catalogue
+    ranker = random_ranker(
+        kind=options.pop("kind", training_set.kind),
+        seed=seed,
+        item_ids=catalogue.item_ids.to_list(),
+        content=torch.from_numpy(catalogue.vectors),
+        popularity_bias=True,
+        **options,
+    )
+    with torch.no_grad():
+        ranker.popularity_scale.fill_(50.0 * scale)  # what the random weights say is little beside it
+    evaluated(settings, TRAINING_DATE, ranker, **figures)
+    return str(registry.register(settings, TRAINING_DATE).version)
+
+
+def promoted(settings, number, over=None):
+    promotion.gate(settings, number)
+    return promotion.promote(settings, number, over)
 
 
 def publish(settings, kind, date=FEBRUARY, users=("u",)):

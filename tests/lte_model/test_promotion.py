@@ -8,7 +8,6 @@ import sys
 
 import pandas as pd
 import pytest
-import torch
 from mlflow.tracking import MlflowClient
 
 from lte_model import promotion, registry, verdict
@@ -18,13 +17,12 @@ from lte_model.lineage import CHAMPION
 from lte_model.registry import CHALLENGER
 from tests.lte_model.registered import (
     FEBRUARY,
-    FIGURES,
     JANUARY,
     KIND,
     aliases,
-    evaluated,
+    promoted,
     publish,
-    random_ranker,
+    registered_of_shop,
     settings_file,
     trained,
 )
@@ -35,30 +33,6 @@ def register(settings, date=JANUARY, **options):
     """The number of a new version; of another `seed` it is another model."""
     trained(settings, date, **options)
     return str(registry.register(settings, date).version)
-
-
-def registered_of_shop(settings, scale, seed=0, **options):
-    """The number of a version that ranks the small shop's items by what sold (scale 1), or against it (−1)."""
-    figures = {name: options.pop(name) for name in FIGURES if name in options}
-    training_set = open_training_set(settings, TRAINING_DATE)
-    catalogue = training_set.catalogue
-    ranker = random_ranker(
-        kind=options.pop("kind", training_set.kind),
-        seed=seed,
-        item_ids=catalogue.item_ids.to_list(),
-        content=torch.from_numpy(catalogue.vectors),
-        popularity_bias=True,
-        **options,
-    )
-    with torch.no_grad():
-        ranker.popularity_scale.fill_(50.0 * scale)  # what the random weights say is little beside it
-    evaluated(settings, TRAINING_DATE, ranker, **figures)
-    return str(registry.register(settings, TRAINING_DATE).version)
-
-
-def promoted(settings, number, over=None):
-    promotion.gate(settings, number)
-    return promotion.promote(settings, number, over)
 
 
 def rule(gate, name):

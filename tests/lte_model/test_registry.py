@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import os
+import pickle
 import re
 import signal
 import socket
@@ -191,6 +192,82 @@ def test_logged_model_holds_no_pickle(installation, tmp_path):
     assert mlflow.models.Model.load(folder).flavors["python_function"]["loader_module"].endswith("code_model")
 
 
+class Trap:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, proof: Path):
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.proof}'",)
+
+
+def plant(settings, tampered, kind, proof):
+    """Registers a model that would leave `proof` as it is loaded, as anybody could who may write to the registry."""
+    version = registry.version_with(settings, registry.CHALLENGER)
+    mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(tampered))
+    described = tampered / "MLmodel"
+    code = f"import pathlib; pathlib.Path({str(proof)!r}).touch()\n"
+    match kind:
+        case "pickled model":
+            (tampered / "python_model.pkl").write_bytes(pickle.dumps(Trap(proof)))
+            text = re.sub("model_code_path: .*", "python_model: python_model.pkl", described.read_text())
+            described.write_text(text.replace("mlflow.pyfunc.loaders.code_model", "mlflow.pyfunc.model"))
+        case "pickle for weights":
+            for file in tampered.rglob("model.safetensors"):
+                file.write_bytes(pickle.dumps(Trap(proof)))
+        case "code of the model":
+            (tampered / "pyfunc.py").write_text(code + (tampered / "pyfunc.py").read_text())
+        case "code beside it":
+            for file in (tampered / "code").rglob("*.py"):
+                file.write_text(code + file.read_text())
+        case "loader of its own":
+            (tampered / "code" / "loader.py").write_text(code + "def _load_pyfunc(path): pass\n")
+            described.write_text(
+                described.read_text().replace(
+                    "loader_module: mlflow.pyfunc.loaders.code_model", "loader_module: loader"
+                )
+            )
+        case "ranker elsewhere":
+            described.write_text(re.sub(r"(?m)^(\s+path: )artifacts/.*$", r"\1../../elsewhere", described.read_text()))
+        case "YAML that is code":
+            described.write_text(f"x: !!python/object/apply:os.system [\"touch '{proof}'\"]\n" + described.read_text())
+    client = mlflow.MlflowClient()
+    return client.create_model_version(version.name, str(tampered), tags=version.tags)
+
+
+PLANTED = {
+    "pickled model": "is not what lte_model.registry registers: it holds python_model.pkl, and no pickle is ever loaded",
+    "pickle for weights": "header",
+    "loader of its own": None,
+    "code of the model": None,
+    "code beside it": None,
+    "ranker elsewhere": "it names no directory ranker of its own",
+    "YAML that is code": "python/object/apply",
+}
+"""What is planted, and how it is refused; None where it ranks, with our code and not with what was planted."""
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_nothing_of_a_registered_model_is_run(registered, tmp_path, kind):
+    proof = tmp_path / "proof"
+    version = plant(registered, tmp_path / "tampered", kind, proof)
+    path = list(sys.path)
+    if PLANTED[kind] is None:
+        model = registry.load_version(registered, version)
+        assert len(model.predict(model.input_example)) == 2
+    else:
+        with pytest.raises(Exception, match=PLANTED[kind]):
+            registry.load_version(registered, version)
+        found = promotion.gate(registered, str(version.version))
+        assert not next(check for check in found.checks if check.rule == "loads from the registry").holds
+    assert not proof.exists()
+    assert sys.path == path
+    if kind == "pickled model":
+        pickle.loads((tmp_path / "tampered" / "python_model.pkl").read_bytes())
+        assert proof.exists(), "the trap would not have caught anybody"
+
+
 @pytest.mark.parametrize("field", ["basis_id", "representation", "lag_days", "window_days"])
 def test_served_model_refuses_an_lte_of_another_kind(served, field):
     users = served.input_example
@@ -207,13 +284,19 @@ def test_served_model_refuses_a_vector_of_other_dimensions(served):
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory, tracking_uri):
+def registered(tmp_path_factory, tracking_uri):
+    """An installation with one version, for tests that don't change it."""
     folder = tmp_path_factory.mktemp("served")
     options = MLflow(tracking_uri=tracking_uri, artifacts=str(folder / "a"), experiment="served", model_name="served")
     settings = Settings(checkpoints=str(folder / "checkpoints"), reports=str(folder / "reports"), mlflow=options)
     trained(settings, JANUARY)
     registry.register(settings, JANUARY)
-    return registry.load(settings, registry.CHALLENGER)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def served(registered):
+    return registry.load(registered, registry.CHALLENGER)
 
 
 def make_live(settings):
@@ -257,7 +340,7 @@ def test_it_is_served_over_http(installation, tmp_path):
     trained(installation, JANUARY)
     version = registry.register(installation, JANUARY)
     user = make_live(installation).head(1)
-    expected = registry.load_version(version).predict(user.assign(item_ids=[["item 3"]]), params={"k": 3})
+    expected = registry.load_version(installation, version).predict(user.assign(item_ids=[["item 3"]]), params={"k": 3})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

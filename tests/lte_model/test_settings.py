@@ -52,6 +52,60 @@ def test_the_connection_of_the_online_store_is_not_shown(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("uri", "place"),
+    [
+        ("postgresql+psycopg://lte:s3cret@db:5432/mlflow", "postgresql+psycopg://db:5432/mlflow"),
+        ("https://user:s3cret@mlflow.shop", "https://mlflow.shop"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+    ],
+)
+def test_the_password_of_mlflow_is_not_shown(tmp_path, monkeypatch, uri, place):
+    monkeypatch.setenv("LTE_MLFLOW__TRACKING_URI", uri)
+    settings = load_settings(settings_file(tmp_path, ""))
+    assert (settings.mlflow.tracking_uri, settings.mlflow.place) == (uri, place)
+    assert "s3cret" not in repr(settings)
+
+
+def test_a_secret_in_the_wrong_place_is_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("LTE_MLFLOW", "postgresql://lte:s3cret@db/mlflow")
+    with pytest.raises(LTEError, match="mlflow: input should be") as refused:
+        load_settings(settings_file(tmp_path, ""))
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("place", ["file", "environment"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "__import__('os').system('touch {proof}')",
+        "$(touch {proof})",
+        "`touch {proof}`",
+        "; touch {proof};",
+        "{{{{ cycler.__init__.__globals__.os.system('touch {proof}') }}}}",
+        "{{0.__class__.__init__.__globals__}}",
+        "${{HOME}}",
+        "%(home)s",
+        "~",
+        '!!python/object/apply:os.system ["touch {proof}"]',
+    ],
+)
+def test_settings_are_never_evaluated(tmp_path, monkeypatch, place, form):
+    """A value is a text, a number, a list or a table. What would be code to a shell, a template, YAML or Python is text."""
+    proof = tmp_path / "proof"
+    code = form.format(proof=proof)
+    if place == "environment":
+        monkeypatch.setenv("LTE_MLFLOW__EXPERIMENT", code)
+        settings = load_settings(settings_file(tmp_path, ""))
+    else:
+        settings = load_settings(settings_file(tmp_path, f"[mlflow]\nexperiment = '''{code}'''\n"))
+    assert settings.mlflow.experiment == code
+    assert not proof.exists()
+    with pytest.raises(LTEError, match="window.lag_days = "):
+        load_settings(settings_file(tmp_path, "[window]\nlag_days = '1 + 1'\n"))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[window]\nlag = 7\n", "unknown key 'window.lag'"),

@@ -1,0 +1,11 @@
+"""Reads the files of NAME=value lines in infra/, as Docker and systemd do."""
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def environment_of(file: str) -> dict[str, str]:
+    """What a file, named from the repository's root, puts into the environment."""
+    lines = (REPOSITORY / file).read_text(encoding="utf-8").splitlines()
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
