@@ -114,7 +114,7 @@ bench-scale: .cache/prepared  ## every step's cost at three sizes, and what it i
 $(CHECKS)/installed: infra/checks/requirements.txt infra/checks/constraints.txt | $(VENV)/installed
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(CHECKS)
 	VIRTUAL_ENV=$(CHECKS) $(BIN)/uv pip install --quiet --requirements infra/checks/requirements.txt --constraints infra/checks/constraints.txt
-	! command -v go >/dev/null || GOBIN=$(CURDIR)/$(CHECKS)/bin go install helm.sh/helm/v3/cmd/helm@v3.22.0
+	GOBIN=$(CURDIR)/$(CHECKS)/bin go install helm.sh/helm/v3/cmd/helm@v3.22.0 || echo "no helm: go can't build it here"
 	@touch $@
 
 check-infra: $(CHECKS)/installed  ## images, compose, Kubernetes and Helm files, by the tools that know them [CHART=]
