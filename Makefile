@@ -40,7 +40,7 @@ online-store: $(FEAST)/installed  ## Feast, in an environment of its own: for [o
 	@echo "ready: $(FEAST)/venv/bin/python, packages of infra/feast/constraints.txt"
 
 .cache/prepared-s3: infra/settings/s3.toml .cache/prepared
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --requirements pyproject.toml --extra s3 --constraints infra/constraints.txt
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode --requirements pyproject.toml --extra s3 --extra s3-logs --constraints infra/constraints.txt
 	$(BIN)/python -m jobs.prepare --settings infra/settings/s3.toml
 	@touch $@
 
