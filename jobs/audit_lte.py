@@ -280,7 +280,7 @@ def main() -> None:
             print(f"{name} is not audited: its events have weights, and the audit covers exact representations alone")
     if not exact:
         return
-    with spark_session(settings, "audit_lte") as spark:
+    with spark_session(settings, "audit_lte", date) as spark:
         warehouse = Warehouse(spark, settings)
         audits = [audit_lte(warehouse, date, arguments.share, arguments.live, name) for name in exact]
     print(*audits, sep="\n")

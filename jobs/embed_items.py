@@ -64,7 +64,7 @@ def embed_items(warehouse: Warehouse, date: datetime.date) -> tuple[str, int, li
 
 def main() -> None:
     _, settings, date = JobParser(__doc__, "embed the items known before this day").read()
-    with spark_session(settings, "embed_items") as spark:
+    with spark_session(settings, "embed_items", date) as spark:
         basis_id, count, without = embed_items(Warehouse(spark, settings), date)
     print(f"basis {basis_id}: {count:,} items embedded, {len(without):,} without a word that the basis knows")
     if without:

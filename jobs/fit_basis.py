@@ -62,7 +62,7 @@ def main() -> None:
     parser = JobParser(__doc__, "fit on the items known before this day")
     parser.add_argument("--refit", action="store_true", help="register a new basis beside one of the same settings")
     arguments, settings, date = parser.read()
-    with spark_session(settings, "fit_basis") as spark:
+    with spark_session(settings, "fit_basis", date) as spark:
         warehouse = Warehouse(spark, settings)
         warehouse.create(SEMANTIC_BASES)
         twin = registered_twin(warehouse)

@@ -111,7 +111,7 @@ def ingest_items(warehouse: Warehouse, settings: Settings, date: datetime.date) 
 
 def main() -> None:
     _, settings, date = JobParser(__doc__, "the snapshot date that these items are for").read()
-    with spark_session(settings, "ingest_items") as spark:
+    with spark_session(settings, "ingest_items", date) as spark:
         account = ingest_items(Warehouse(spark, settings), settings, date)
     print(f"items known before {date}: {account}")
 

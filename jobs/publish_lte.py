@@ -165,7 +165,7 @@ def main() -> None:
     names = asked_representations(arguments, settings)
     for name in names:
         require_publishable(name)
-    with spark_session(settings, "publish_lte") as spark:
+    with spark_session(settings, "publish_lte", date) as spark:
         for name in names:
             live = publish_lte(Warehouse(spark, settings), date, name)
             if live.date == date:

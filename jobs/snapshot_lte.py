@@ -220,7 +220,7 @@ def main() -> None:
             raise LTEError("--anchors are those of one training; give --date, not a range")
         dates = training_dates(*dates, settings.training_set).snapshot_dates
     names = asked_representations(arguments, settings)
-    with spark_session(settings, "snapshot_lte") as spark:
+    with spark_session(settings, "snapshot_lte", *dates) as spark:
         accounts = snapshot_lte(Warehouse(spark, settings), dates, arguments.full, names)
     for account in accounts:
         print(f"{account.representation} LTE of {account.snapshot_date}: {account.users:,} users")
