@@ -45,7 +45,7 @@ LOOPBACK = "127.0.0.1"
 USER = "admin"
 DAG_IDS = (
     "lte_bootstrap", "lte_daily", "lte_backfill", "lte_audit", "lte_training", "lte_promotion", "lte_rollback",
-    "lte_maintenance", "lte_erasure", "lte_read_out", "lte_ablation",
+    "lte_maintenance", "lte_erasure", "lte_read_out", "lte_ablation", "lte_watch",
 )  # fmt: skip
 MARK = "LOCAL_STACK"
 """A variable in the environment of every process of a stack, by which the last of them is found."""
@@ -218,15 +218,10 @@ class LocalStack:
                 "core": {"fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()},
                 "api": {"secret_key": secrets.token_hex(32)},
                 "api_auth": {"jwt_secret": secrets.token_hex(32)},
-                "lte": {"feed_end": ""},
+                "lte": {"feed_end": ""} | old.get("lte", {}) | {"reports_url": f"{self.pages_url}/reports/"} | self.lte,
             }
         )
-        for section, key in (
-            ("core", "fernet_key"),
-            ("api", "secret_key"),
-            ("api_auth", "jwt_secret"),
-            ("lte", "feed_end"),
-        ):
+        for section, key in (("core", "fernet_key"), ("api", "secret_key"), ("api_auth", "jwt_secret")):
             if key in old.get(section, {}):
                 config[section][key] = old[section][key]
         if self.feed_end:
@@ -264,7 +259,6 @@ class LocalStack:
                 "min_file_process_interval": 60,
                 "dag_bundle_storage_path": self.airflow_home / "bundles",
             },
-            "lte": {"reports_url": f"{self.pages_url}/reports/", **self.lte},
         }
 
     @property

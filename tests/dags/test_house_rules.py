@@ -56,7 +56,7 @@ CONTEXT = {
 }
 GATES = (
     "quality.check", "promotion challenger", "promotion gate", "promotion watch", "audit_lte", "monitor_lte",
-    "ablation list",
+    "ablation list", "check_freshness",
 )  # fmt: skip
 """The commands of tasks that read and decide."""
 
@@ -80,7 +80,7 @@ def _tasks(dags, kind=None):
 def test_all_dags_are_there(dags):
     names = (
         "bootstrap", "daily", "backfill", "audit", "training", "ablation", "promotion", "rollback", "maintenance",
-        "erasure", "read_out",
+        "erasure", "read_out", "watch",
     )  # fmt: skip
     assert set(dags) == {f"lte_{name}" for name in names}
 
