@@ -48,7 +48,7 @@ def embed_items(warehouse: Warehouse, date: datetime.date) -> tuple[str, int, li
     new_items = warehouse.read(ITEMS).where(F.col("known_date") < date).join(embedded, "item_id", "left_anti")
     vectors = embed(new_items, load_basis(warehouse, basis_id)).cache()
     without = [row.item_id for row in vectors.where("vector IS NULL").select("item_id").orderBy("item_id").collect()]
-    written = vectors.where("vector IS NOT NULL")
+    written = warehouse.as_stored(ITEM_EMBEDDINGS, vectors.where("vector IS NOT NULL"))
     count = written.count()
     if count:
         # A merge, not an append: two runs at once must not write an item twice.

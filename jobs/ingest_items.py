@@ -81,8 +81,7 @@ def classify(rows: DataFrame) -> DataFrame:
 def merge_items(warehouse: Warehouse, kept: DataFrame) -> None:
     """Adds the items that are new, and gives one that was known earlier than we thought its earlier content."""
     first = Window.partitionBy("item_id").orderBy("known_date")
-    columns = ["item_id", *CONTENT_COLUMNS, "price", "known_date"]
-    earliest = kept.withColumn("_version", F.row_number().over(first)).where("_version = 1").select(*columns)
+    earliest = warehouse.as_stored(ITEMS, kept.withColumn("_version", F.row_number().over(first)).where("_version = 1"))
     target = DeltaTable.forPath(warehouse.spark, warehouse.path(ITEMS))
     (
         target.alias("ours")

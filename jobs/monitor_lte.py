@@ -351,7 +351,8 @@ def keep(settings: Settings, date: datetime.date, basis_id: str, readings: Seque
     DeltaTable.create(path, FIGURES, mode="ignore", commit_properties=noted)
     of_date = f"basis_id = '{basis_id}' AND snapshot_date = '{date}'"
     figures = pa.Table.from_pylist(rows, FIGURES)
-    write_deltalake(path, figures, mode="overwrite", predicate=of_date, commit_properties=noted)
+    # Merged: a table of another release may lack a column, or have one more.
+    write_deltalake(path, figures, mode="overwrite", predicate=of_date, schema_mode="merge", commit_properties=noted)
 
 
 def monitor(settings: Settings, date: datetime.date) -> list[Reading]:
