@@ -218,7 +218,7 @@ class LocalStack:
                 "core": {"fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()},
                 "api": {"secret_key": secrets.token_hex(32)},
                 "api_auth": {"jwt_secret": secrets.token_hex(32)},
-                "lte": {"feed_end": ""} | old.get("lte", {}) | {"reports_url": f"{self.pages_url}/reports/"} | self.lte,
+                "lte": {"feed_end": ""} | old.get("lte", {}) | {"reports_url": f"{self.pages_url}/reports/", **self.lte},
             }
         )
         for section, key in (("core", "fernet_key"), ("api", "secret_key"), ("api_auth", "jwt_secret")):

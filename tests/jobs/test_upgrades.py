@@ -5,7 +5,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, Field
+from deltalake.schema import PrimitiveType
 
 from jobs.audit_lte import audit_lte
 from jobs.monitor_lte import keep
@@ -13,6 +14,7 @@ from jobs.publish_lte import publish_lte
 from jobs.snapshot_lte import snapshot_lte
 from jobs.tables import LTE_LIVE, LTE_MONITORING, LTE_SNAPSHOTS, SEMANTIC_BASES, SNAPSHOT_ACCOUNTS, Warehouse
 from lte_model.errors import LTEError
+from lte_model.monitoring import MEASURES, Level, Reading
 from lte_model.windows import ONE_DAY
 from tests.jobs.small_tables import DATE, LAG
 
@@ -72,11 +74,17 @@ def test_a_column_more_leaves_old_rows_as_they_are_and_either_release_goes_on(fi
     assert audit.sampled_users > 0 and audit.mismatched == audit.missing == audit.extra == 0
 
 
-def test_a_table_that_is_written_without_a_jvm_goes_on_with_a_column_more(warehouse):
-    keep(warehouse.settings, DATE, "basis", [])
-    warehouse.create(later(LTE_MONITORING))
-    keep(warehouse.settings, DATE + ONE_DAY, "basis", [])
-    assert COLUMN in pl.scan_delta(warehouse.path(LTE_MONITORING)).collect_schema()
+def test_a_table_that_is_written_without_a_jvm_goes_on_with_a_column_more(settings):
+    def measured(date, value):
+        keep(settings, date, "basis", [Reading("uniform", MEASURES["users"], value, Level.OK, "")])
+
+    path = settings.table_path(LTE_MONITORING.name)
+    measured(DATE, 1.0)
+    DeltaTable(path).alter.add_columns([Field(COLUMN, PrimitiveType("double"))])
+    measured(DATE + ONE_DAY, 2.0)
+    measured(DATE, 3.0)
+    found = pl.scan_delta(path).select("snapshot_date", "value", COLUMN).collect().sort("snapshot_date")
+    assert found.rows() == [(DATE, 3.0, None), (DATE + ONE_DAY, 2.0, None)]
 
 
 @pytest.mark.parametrize("change", [{"lag_days": LAG + 2}, {"window_days": 6}])
