@@ -19,7 +19,17 @@ from runners import runner
 DATE = "{{ (dag_run.logical_date or dag_run.run_after) | ds }}"
 """The logical date, YYYY-MM-DD. A run that a person starts without one is a run of the day it is started on."""
 
-OWNER = {"owner": "personalisation"}
+NOTIFIER = conf.getimport("lte", "notifier", fallback="")
+"""Which of the notifiers of Airflow's providers tells a person of a task that failed for good; None: nobody is told."""
+
+
+def tell_somebody(context: dict[str, Any]) -> None:
+    """Sends the notification. The notifier is made anew: it keeps the texts that it rendered for one task."""
+    NOTIFIER(**conf.getjson("lte", "notifier_arguments", fallback={}))(context)
+
+
+OWNER = {"owner": "personalisation", "on_failure_callback": tell_somebody if NOTIFIER else None}
+"""The default arguments of every task: whose it is, and who hears of its failure."""
 
 CHALLENGER = Asset("lte_challenger")
 """Updated when a training registers a model; `lte_promotion` waits for it."""

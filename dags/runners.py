@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 RUNNERS = ("bash", "spark-submit", "kubernetes")
 
-WITHOUT_SPARK = ("jobs.quality.check", "jobs.monitor_lte", "jobs.push_lte")
+WITHOUT_SPARK = ("jobs.quality.check", "jobs.monitor_lte", "jobs.push_lte", "jobs.check_freshness")
 """Jobs that read tables without a JVM."""
 
 WITH_GPU = ("lte_model.autoencoder", "lte_model.training", "lte_model.evaluation", "lte_model.ablation train")

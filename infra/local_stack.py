@@ -51,6 +51,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DAG_IDS = (
     "lte_bootstrap", "lte_daily", "lte_backfill", "lte_audit", "lte_training", "lte_promotion", "lte_rollback",
     "lte_maintenance", "lte_erasure", "lte_read_out", "lte_ablation", "lte_basis_change", "lte_basis_retirement",
+    "lte_watch",
 )  # fmt: skip
 MARK = "LOCAL_STACK"
 """A variable in the environment of every process of a stack, by which the last of them is found."""
@@ -233,15 +234,10 @@ class LocalStack:
                 "core": {"fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()},
                 "api": {"secret_key": secrets.token_hex(32)},
                 "api_auth": {"jwt_secret": secrets.token_hex(32)},
-                "lte": {"feed_end": ""},
+                "lte": {"feed_end": ""} | old.get("lte", {}) | {"reports_url": f"{self.pages_url}/reports/", **self.lte},
             }
         )
-        for section, key in (
-            ("core", "fernet_key"),
-            ("api", "secret_key"),
-            ("api_auth", "jwt_secret"),
-            ("lte", "feed_end"),
-        ):
+        for section, key in (("core", "fernet_key"), ("api", "secret_key"), ("api_auth", "jwt_secret")):
             if key in old.get(section, {}):
                 config[section][key] = old[section][key]
         if self.feed_end:
@@ -290,7 +286,6 @@ class LocalStack:
             },
             # An API server that shares the cores with a JVM is busy, not dead: the default gives it five seconds.
             "workers": {"execution_api_timeout": 60},
-            "lte": {"reports_url": f"{self.pages_url}/reports/", **self.lte},
         }
 
     @property

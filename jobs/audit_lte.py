@@ -293,7 +293,7 @@ def main() -> None:
             print(f"{name} is not audited: its events have weights, and the audit covers exact representations alone")
     if not exact:
         return
-    with spark_session(settings, "audit_lte") as spark:
+    with spark_session(settings, "audit_lte", date) as spark:
         warehouse = Warehouse(spark, settings)
         audits = [
             audit_lte(warehouse, date, arguments.share, arguments.live, name, basis_id)

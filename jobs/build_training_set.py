@@ -173,7 +173,7 @@ def describe(dates: TrainingDates) -> str:
 
 def main() -> None:
     _, settings, date = JobParser(__doc__, "the day of the training; it sees events known before it").read()
-    with spark_session(settings, "build_training_set") as spark:
+    with spark_session(settings, "build_training_set", date) as spark:
         counts = build_training_set(Warehouse(spark, settings), date)
     print(f"training set of {date}: {describe(training_dates(date, settings.training_set))}")
     for (split, snapshot_date), rows in sorted(counts.items(), key=lambda entry: entry[0][1]):

@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--anchors", action="store_true", help="every date that the training of --date reads instead")
     arguments, settings, date = parser.read()
     dates = training_dates(date, settings.training_set).snapshot_dates if arguments.anchors else (date,)
-    with spark_session(settings, "count_popularity") as spark:
+    with spark_session(settings, "count_popularity", *dates) as spark:
         items = count_popularity(Warehouse(spark, settings), dates)
     for counted in dates:
         print(f"popularity as of {counted}: {items[counted]:,} items")

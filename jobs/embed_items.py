@@ -52,7 +52,7 @@ def embed_items(warehouse: Warehouse, date: datetime.date, basis_id: str = "") -
     new_items = warehouse.read(ITEMS).where(F.col("known_date") < date).join(embedded, "item_id", "left_anti")
     vectors = embed(new_items, load_basis(warehouse, basis_id)).cache()
     without = [row.item_id for row in vectors.where("vector IS NULL").select("item_id").orderBy("item_id").collect()]
-    written = vectors.where("vector IS NOT NULL")
+    written = warehouse.as_stored(ITEM_EMBEDDINGS, vectors.where("vector IS NOT NULL"))
     count = written.count()
     if count:
         # A merge, not an append: two runs at once must not write an item twice.
@@ -70,7 +70,7 @@ def main() -> None:
     parser = JobParser(__doc__, "embed the items known before this day")
     parser.add_bases("embed in this basis")
     arguments, settings, date = parser.read()
-    with spark_session(settings, "embed_items") as spark:
+    with spark_session(settings, "embed_items", date) as spark:
         done = [embed_items(Warehouse(spark, settings), date, basis) for basis in asked_bases(arguments, settings)]
     for basis_id, count, without in done:
         print(f"basis {basis_id}: {count:,} items embedded, {len(without):,} without a word that the basis knows")

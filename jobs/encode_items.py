@@ -164,7 +164,7 @@ def main() -> None:
         print(f"nothing to encode: {AUTOENCODER} is not among model.representations of the settings")
         return
     dates = training_dates(date, settings.training_set).snapshot_dates if arguments.anchors else (date,)
-    with spark_session(settings, "encode_items") as spark:
+    with spark_session(settings, "encode_items", *dates) as spark:
         encoders = encode_items(Warehouse(spark, settings), dates, arguments.basis)
     for encoder, written in encoders:
         done = "written" if written else "there already"

@@ -359,7 +359,7 @@ def main() -> None:
         print(f"erasing {len(users):,} users")
         if not arguments.files:
             tables = [TABLES[arguments.table]] if arguments.table else TABLES_WITH_USERS.values()
-            with spark_session(settings, "erase_users") as spark:
+            with spark_session(settings, "erase_users", today()) as spark:
                 erased = [erase_from_table(Warehouse(spark, settings), table, users) for table in tables]
             print(*describe(erased), sep="\n")
         if not arguments.table:

@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--text-template", help="of the basis (default: basis.text_template of the settings)")
     arguments, settings, date = parser.read()
     settings = with_make(settings, arguments.dimensions, arguments.text_template)
-    with spark_session(settings, "fit_basis") as spark:
+    with spark_session(settings, "fit_basis", date) as spark:
         warehouse = Warehouse(spark, settings)
         warehouse.create(SEMANTIC_BASES)
         twin = registered_twin(warehouse)

@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--since", help="ingest every day from this one up to --date")
     arguments, settings, date = parser.read()
     days = days_known(date, parse_date(arguments.since) if arguments.since else None)
-    with spark_session(settings, "ingest_events") as spark:
+    with spark_session(settings, "ingest_events", date) as spark:
         warehouse = Warehouse(spark, settings)
         days = with_missing_days(warehouse, FEED, days)
         account = ingest_events(warehouse, settings, days)

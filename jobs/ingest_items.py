@@ -83,8 +83,7 @@ def classify(rows: DataFrame) -> DataFrame:
 def merge_items(warehouse: Warehouse, kept: DataFrame) -> None:
     """Adds the items that are new, and gives one that was known earlier than we thought its earlier content."""
     first = Window.partitionBy("item_id").orderBy("known_date")
-    columns = ["item_id", *CONTENT_COLUMNS, "price", "known_date"]
-    earliest = kept.withColumn("_version", F.row_number().over(first)).where("_version = 1").select(*columns)
+    earliest = warehouse.as_stored(ITEMS, kept.withColumn("_version", F.row_number().over(first)).where("_version = 1"))
     target = DeltaTable.forPath(warehouse.spark, warehouse.path(ITEMS))
     (
         target.alias("ours")
@@ -113,7 +112,7 @@ def ingest_items(warehouse: Warehouse, settings: Settings, date: datetime.date) 
 
 def main() -> None:
     _, settings, date = JobParser(__doc__, "the snapshot date that these items are for").read()
-    with spark_session(settings, "ingest_items") as spark:
+    with spark_session(settings, "ingest_items", date) as spark:
         account = ingest_items(Warehouse(spark, settings), settings, date)
     print(f"items known before {date}: {account}")
 

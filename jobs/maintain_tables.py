@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--table", choices=list(TABLES), help="maintain this table alone")
     arguments, settings, date = parser.read()
     versions = lineage.registered_versions(settings)
-    with spark_session(settings, "maintain_tables") as spark:
+    with spark_session(settings, "maintain_tables", date) as spark:
         warehouse = Warehouse(spark, settings)
         for table in [TABLES[arguments.table]] if arguments.table else TABLES.values():
             done = maintain(warehouse, table, date, versions)

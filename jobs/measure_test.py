@@ -375,7 +375,7 @@ def main() -> None:
     test = parse_test_name(arguments.test)
     period = Interval(parse_date(arguments.start), parse_date(arguments.end))
     require_period(period, date)
-    with spark_session(settings, "measure_test") as spark:
+    with spark_session(settings, "measure_test", date) as spark:
         measured = measure_test(Warehouse(spark, settings), date, test, period, arguments.rehearse)
     print(*describe(test, period, measured), sep="\n")
 

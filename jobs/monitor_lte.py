@@ -26,9 +26,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, write_deltalake
 
 from jobs.command_line import JobParser, asked_bases
+from jobs.commits import commit_note
 from jobs.engine.calendar import day_number
 from jobs.engine.files import Listing, in_days, list_files, overlaps, read_pieces
 from jobs.engine.packing import BUCKETS, buckets_of
@@ -350,9 +351,12 @@ def keep(settings: Settings, date: datetime.date, basis_id: str, readings: Seque
         for reading in readings
     ]
     path = settings.table_path(LTE_MONITORING.name)
-    DeltaTable.create(path, FIGURES, mode="ignore")
+    noted = CommitProperties(custom_metadata={"userMetadata": commit_note("monitor_lte", date)})
+    DeltaTable.create(path, FIGURES, mode="ignore", commit_properties=noted)
     of_date = f"basis_id = '{basis_id}' AND snapshot_date = '{date}'"
-    write_deltalake(path, pa.Table.from_pylist(rows, FIGURES), mode="overwrite", predicate=of_date)
+    figures = pa.Table.from_pylist(rows, FIGURES)
+    # Merged: a table of another release may lack a column, or have one more.
+    write_deltalake(path, figures, mode="overwrite", predicate=of_date, schema_mode="merge", commit_properties=noted)
 
 
 def monitor(settings: Settings, date: datetime.date, bases: Sequence[str] = ("",)) -> list[Reading]:

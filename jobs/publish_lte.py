@@ -122,7 +122,6 @@ def merge(warehouse: Warehouse, snapshot: DataFrame, touched: DataFrame, of_basi
     A user who has no row in the snapshot loses the live one; a row that is the same stays as it is.
     """
     now = touched.join(snapshot, "user_id", "left").withColumn("user_bucket", user_bucket())
-    columns = warehouse.read(LTE_LIVE).columns
     differs = " OR ".join(
         f"live.{column} <> now.{column}" for column in ("vector_sum", "event_count", "newest_event_date")
     )
@@ -131,7 +130,7 @@ def merge(warehouse: Warehouse, snapshot: DataFrame, touched: DataFrame, of_basi
         DeltaTable.forPath(warehouse.spark, warehouse.path(LTE_LIVE))
         .alias("live")
         .merge(
-            now.select(*columns).alias("now"),
+            warehouse.as_stored(LTE_LIVE, now).alias("now"),
             f"{of_live} AND live.user_bucket = now.user_bucket AND live.user_id = now.user_id",
         )
         .whenMatchedDelete("now.event_count IS NULL")
@@ -167,7 +166,7 @@ def main() -> None:
     names = asked_representations(arguments, settings)
     for name in names:
         require_publishable(name)
-    with spark_session(settings, "publish_lte") as spark:
+    with spark_session(settings, "publish_lte", date) as spark:
         for basis_id, name in itertools.product(asked_bases(arguments, settings), names):
             live = publish_lte(Warehouse(spark, settings), date, name, basis_id)
             lte = f"the {name} LTE of {live.date}{f' in basis {basis_id}' if basis_id else ''}, {live.users:,} users"

@@ -252,7 +252,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         champion = read_champion(settings, version, Path(folder))
-        with spark_session(settings, "score_users") as spark:
+        with spark_session(settings, "score_users", date) as spark:
             users = score_users(Warehouse(spark, settings), date, champion)
     print(
         f"recommendations of {date}: {users:,} users, up to {settings.scoring.k} items each, by {champion.name} version "

@@ -1,5 +1,6 @@
 """The Spark session of a job."""
 
+import datetime
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from jobs.commits import commit_note
 from jobs.shipping import ship_code
 from lte_model import object_store
 from lte_model.errors import LTEError
@@ -67,8 +69,9 @@ _LOCAL = {
 
 
 @contextmanager
-def spark_session(settings: Settings, job: str) -> Iterator[SparkSession]:
-    """A Spark session for the job, stopped afterwards.
+def spark_session(settings: Settings, job: str, *dates: datetime.date) -> Iterator[SparkSession]:
+    """A Spark session for the job, stopped afterwards. Whatever it commits says by which job, for which of the `dates`,
+    in which run and by which code: jobs/commits.py.
 
     Under spark-submit the cluster, the jars and the memory are those of its command line. The executors of a cluster
     get the project's code from here. An `LTEError` that a worker process raised comes out as itself.
@@ -76,7 +79,8 @@ def spark_session(settings: Settings, job: str) -> Iterator[SparkSession]:
     require_java()
     os.environ.setdefault("PYSPARK_PYTHON", str(settings.spark.conf.get("spark.pyspark.python", sys.executable)))
     builder = SparkSession.builder.appName(job)
-    for key, value in _configuration(settings).items():
+    noted = {"spark.databricks.delta.commitInfo.userMetadata": commit_note(job, *dates)}
+    for key, value in (_configuration(settings) | noted).items():
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
     try:

@@ -224,14 +224,15 @@ def main() -> None:
     if arguments.anchors and arguments.start:
         raise LTEError("--anchors are those of one training; give --date, not a range")
     names = asked_representations(arguments, settings)
-    with spark_session(settings, "snapshot_lte") as spark:
+    if arguments.anchors:
+        of_training = training_dates(parse_run_date(arguments.date), settings.training_set)
+        dates = of_training.snapshot_dates
+    with spark_session(settings, "snapshot_lte", *dates) as spark:
         for basis_id in asked_bases(arguments, settings):
-            if arguments.anchors:
-                of_training = training_dates(parse_run_date(arguments.date), settings.training_set)
-                # A champion of another basis than the trainings' is compared on the test users, and trained no more.
-                trained_in = arguments.bases or basis_id == settings.basis.basis_id
-                dates = of_training.snapshot_dates if trained_in else (of_training.test.start,)
-            for account in snapshot_lte(Warehouse(spark, settings), dates, arguments.full, names, basis_id):
+            # A champion of another basis than the trainings' is compared on the test users, and trained no more.
+            is_compared = arguments.anchors and not arguments.bases and basis_id != settings.basis.basis_id
+            due = (of_training.test.start,) if is_compared else dates
+            for account in snapshot_lte(Warehouse(spark, settings), due, arguments.full, names, basis_id):
                 of_basis = f" in basis {basis_id}" if basis_id else ""
                 print(f"{account.representation} LTE of {account.snapshot_date}{of_basis}: {account.users:,} users")
 

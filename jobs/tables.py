@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from lte_model.errors import LTEError
@@ -260,9 +261,19 @@ class Warehouse:
         Delta refuses a frame with a row that doesn't match, so that a job can't touch another date's rows.
         """
         self.create(table)
-        columns = [field.name for field in self.spark.read.format("delta").load(self.path(table)).schema]
-        frame.select(*columns).write.format("delta").mode("overwrite").option("replaceWhere", where).save(
-            self.path(table)
+        rows = self.as_stored(table, frame)
+        rows.write.format("delta").mode("overwrite").option("replaceWhere", where).save(self.path(table))
+
+    def as_stored(self, table: Table, frame: DataFrame) -> DataFrame:
+        """The frame with the columns that the table has where it lies, in their order. One that this release doesn't
+        know, for a later one added it, is null."""
+        ours = StructType.fromDDL(table.columns).names
+        stored = self.spark.read.format("delta").load(self.path(table)).schema
+        return frame.select(
+            *[
+                F.col(column.name) if column.name in ours else F.lit(None).cast(column.dataType).alias(column.name)
+                for column in stored
+            ]
         )
 
     def _add_missing_columns(self, table: Table) -> None:

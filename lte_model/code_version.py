@@ -1,4 +1,4 @@
-"""Which code made something: on record with every model version."""
+"""Which code made something: on record with every model version, and with every commit of a table."""
 
 import hashlib
 import subprocess
@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 def code_version() -> str:
     """The commit of the checkout, with `-dirty` where a file differs from it; without a checkout, as in an image, the
-    hash of the package's sources."""
+    hash of the sources of `lte_model`, and of `jobs` where they are beside it."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
@@ -25,6 +25,6 @@ def code_version() -> str:
 
 def _sources_hash() -> str:
     digest = hashlib.sha256()
-    for file in sorted(PACKAGE.rglob("*.py")):
-        digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes())
+    for file in sorted([*PACKAGE.rglob("*.py"), *(PACKAGE.parent / "jobs").rglob("*.py")]):
+        digest.update(file.relative_to(PACKAGE.parent).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]

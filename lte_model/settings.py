@@ -313,6 +313,14 @@ class Monitoring(_Section):
         return default.model_dump() | given if isinstance(default, Bounds) and isinstance(given, dict) else given
 
 
+class Freshness(_Section):
+    """When what is live is stale: its date is more than `max_age_days` before today's. And how many days back a day
+    without a snapshot is missed."""
+
+    max_age_days: Annotated[int, Field(ge=0)] = 0
+    missed_days: Annotated[int, Field(ge=0)] = 7
+
+
 class Maintenance(_Section):
     """What the weekly maintenance keeps: every snapshot of the last `daily_snapshots_days`, before them those that a
     training reads; the recommendations of the last `recommendations_days`; a file for `retention_days` after no version of today needs it, and longer where a registered
@@ -366,6 +374,7 @@ class Settings(_Section):
     online_store: OnlineStore = OnlineStore()
     gates: Gates = Gates()
     monitoring: Monitoring = Monitoring()
+    freshness: Freshness = Freshness()
     maintenance: Maintenance = Maintenance()
     spark: Spark = Spark()
 

@@ -13,6 +13,7 @@ import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.data.delta_dataset_source import DeltaDatasetSource
@@ -207,4 +208,4 @@ def _alone(settings: Settings) -> Iterator[None]:
 
 
 def _location(artifacts: str) -> str:
-    return artifacts if "://" in artifacts else Path(os.path.abspath(artifacts)).as_uri()
+    return artifacts if urlsplit(artifacts).scheme else Path(os.path.abspath(artifacts)).as_uri()

@@ -17,6 +17,7 @@ FORBIDDEN = {
 WITHOUT_TORCH = (
     "lte_model.windows",
     "lte_model.basis",
+    "lte_model.code_version",
     "lte_model.representations",
     "lte_model.encoder_files",
     "lte_model.settings",

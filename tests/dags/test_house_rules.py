@@ -60,7 +60,7 @@ CONTEXT = {
 }
 GATES = (
     "quality.check", "promotion challenger", "promotion gate", "promotion watch", "audit_lte", "monitor_lte",
-    "ablation list", "basis_change",
+    "ablation list", "basis_change", "check_freshness",
 )  # fmt: skip
 """The commands of tasks that read and decide."""
 
@@ -84,7 +84,7 @@ def _tasks(dags, kind=None):
 def test_all_dags_are_there(dags):
     names = (
         "bootstrap", "daily", "backfill", "audit", "training", "ablation", "promotion", "rollback", "maintenance",
-        "erasure", "read_out", "basis_change", "basis_retirement",
+        "erasure", "read_out", "basis_change", "basis_retirement", "watch",
     )  # fmt: skip
     assert set(dags) == {f"lte_{name}" for name in names}
 

@@ -13,6 +13,7 @@ from infra.demo import Progress, demo_training, make_shop, read_feed, settings_t
 from infra.local_stack import LocalStack
 from lte_model.settings import load_settings
 from lte_model.windows import ONE_DAY
+from tests.mailbox import Mailbox, mailbox
 
 USERS, ITEMS = 150, 80
 SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", Path(__file__).resolve().parents[2] / ".lte" / "screenshots"))
@@ -22,6 +23,7 @@ SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", Path(__file__).resolve().parent
 class Installation:
     stack: LocalStack
     progress: Progress
+    mailbox: Mailbox
     first_event: datetime.date
     training_date: datetime.date
 
@@ -45,8 +47,11 @@ def installation(tmp_path_factory) -> Iterator[Installation]:
     training_date = feed.last + ONE_DAY
     # A test run that is told to end must take its stack with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with LocalStack(home / "settings.toml", feed_end=training_date) as stack:
-        yield Installation(stack, Progress(stack), feed.first, training_date)
+    with mailbox() as box, pytest.MonkeyPatch.context() as environment:
+        for name, value in box.environment.items():
+            environment.setenv(name, value)
+        with LocalStack(home / "settings.toml", feed_end=training_date) as stack:
+            yield Installation(stack, Progress(stack), box, feed.first, training_date)
 
 
 @pytest.fixture(scope="module")

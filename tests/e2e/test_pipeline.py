@@ -14,9 +14,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from deltalake import DeltaTable
 
+from infra.airflow_api import FINISHED
 from infra.demo import ANSWER_AFTER
 from infra.local_stack import LocalStack, Ports
+from lte_model.code_version import code_version
 from lte_model.errors import LTEError
 from lte_model.windows import ONE_DAY
 
@@ -218,6 +221,24 @@ def test_a_person_starts_the_backfill_in_a_browser(installation, backfilled, pag
     page.screenshot(path=screenshots / "graph.png")
 
 
+def test_what_is_live_is_fresh_on_its_day_and_a_stale_publication_reaches_a_person(installation, backfilled):
+    api, box = installation.stack.api, installation.mailbox
+    ended = {}
+    api.unpause("lte_watch")
+    for date in (backfilled[-1], backfilled[-1] + 2 * ONE_DAY):
+        run_id = api.trigger("lte_watch", date)
+        while (state := api.run_of("lte_watch", date)["state"]) not in FINISHED:
+            time.sleep(0.5)
+        ended[state] = run_id
+    assert list(ended) == ["success", "failed"]
+    lines = "\n".join(api.log("lte_watch", ended["failed"], "check_freshness", 1))
+    assert f"uniform: what is live is of {backfilled[-1]}, 2 days before" in lines
+    (message,) = [message for message in box.messages if "lte_watch" in message["Subject"]]
+    assert message["Subject"] == f"DAG lte_watch - Task check_freshness - Run ID {ended['failed']} in State failed"
+    assert message["To"] == "team@shop.example"
+    assert f"{installation.stack.airflow_url}/dags/lte_watch/runs/" in message.get_content()
+
+
 def test_the_training_is_evaluated_and_reported(installation, trained):
     folder = Path(installation.settings.reports, trained.isoformat())
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
@@ -254,6 +275,23 @@ def test_a_better_or_equal_version_takes_its_place(installation, replaced):
 def test_a_rollback_brings_the_champion_of_before_back(installation, rolled_back):
     assert rolled_back == {"challenger": "2", "champion": "1", "previous": "2"}
     assert _version(installation, "previous").tags["rolled_back_because"] == REASON
+
+
+def test_every_commit_of_every_table_names_its_run_and_code(installation, rolled_back):
+    runs = {
+        f"{dag_id} {run['dag_run_id']}": str(run["logical_date"])[:10]
+        for dag_id in ("lte_bootstrap", "lte_daily", "lte_training")
+        for run in installation.stack.api.runs(dag_id)
+    }
+    tables = [folder for folder in Path(installation.settings.warehouse).iterdir() if folder.is_dir()]
+    assert len(tables) >= 13
+    for folder in tables:
+        for commit in DeltaTable(str(folder)).history():
+            note = json.loads(commit["userMetadata"])
+            run, _, try_number = note["run"].rsplit(" ", 2)
+            assert note["code"] == code_version() and try_number == "1", folder.name
+            assert run in runs and note["dates"], f"{folder.name}: {note}"
+            assert note["dates"] == [runs[run]] or not run.startswith("lte_daily"), f"{folder.name}: {note}"
 
 
 def test_nothing_was_tried_twice(installation, rolled_back):

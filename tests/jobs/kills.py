@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -186,7 +186,7 @@ def plan(kills: int, seed: int) -> list[tuple[int, float]]:
 class Victim:
     """A process that is about to run a step, and will not live to see its end, or not for long."""
 
-    def __init__(self, undisturbed: Undisturbed, number: int, home: Path):
+    def __init__(self, undisturbed: Undisturbed, number: int, home: Path, environment: Mapping[str, str] | None = None):
         self.home = home
         self.settings = undisturbed.copy(number, home / "ours")
         rehearsal = undisturbed.copy(number, home / "rehearsal")
@@ -197,7 +197,7 @@ class Victim:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.jobs.kills", "--victim", str(number), str(rehearsal), str(self.settings)],
             cwd=REPOSITORY,
-            env=os.environ | {"TMPDIR": str(scratch), "SPARK_LOCAL_DIRS": str(scratch)},
+            env=os.environ | {"TMPDIR": str(scratch), "SPARK_LOCAL_DIRS": str(scratch)} | (environment or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -228,6 +228,14 @@ class Victim:
                     process.kill()
             psutil.wait_procs(family, timeout=60)
         self.process.wait()
+
+    def wait_until_done(self) -> bool:
+        """Whether the step came to its end by itself."""
+        watchdog = threading.Timer(START_SECONDS, self.kill)
+        watchdog.start()
+        done = any(line.startswith(DONE) for line in self.process.stdout)
+        watchdog.cancel()
+        return done
 
     def outcome(self) -> Outcome:
         """When the kill hit."""
@@ -277,9 +285,8 @@ def difference(found: dict[str, list[str]], expected: dict[str, list[str]]) -> s
     return None
 
 
-def kill_jobs(spark: SparkSession, kills: int, seed: int, folder: Path) -> Iterator[Kill]:
+def kill_jobs(spark: SparkSession, undisturbed: Undisturbed, kills: int, seed: int, folder: Path) -> Iterator[Kill]:
     """Kills that many jobs, one after the other, and tells of each."""
-    undisturbed = run_undisturbed(spark, folder)
     planned = plan(kills, seed)
 
     def victim_of(number: int) -> Victim:
@@ -393,7 +400,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with spark_session(small_settings(folder), "kills") as spark:
-            for kill in kill_jobs(spark, arguments.kills, seed, folder):
+            for kill in kill_jobs(spark, run_undisturbed(spark, folder), arguments.kills, seed, folder):
                 kills.append(kill)
                 print(f"{len(kills):3}. {kill}", flush=True)
     seconds = time.perf_counter() - begin

@@ -27,6 +27,7 @@ JOBS = (
     "jobs.build_training_set",
     "jobs.audit_lte",
     "jobs.monitor_lte",
+    "jobs.check_freshness",
     "jobs.maintain_tables",
     "jobs.quality.check events",
     "jobs.measure_test --test t --from 2024-01-01 --to 2024-02-01",

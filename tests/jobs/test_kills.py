@@ -9,7 +9,7 @@ from collections import Counter
 import polars as pl
 import pytest
 
-from tests.jobs.kills import KINDS, STEPS, difference, is_commit, kill_jobs, plan, rows_of
+from tests.jobs.kills import KINDS, STEPS, difference, is_commit, kill_jobs, plan, rows_of, run_undisturbed
 
 KILLS = 4
 
@@ -19,7 +19,7 @@ KILLS = 4
 @pytest.mark.timeout(1800)  # a kill takes a quarter of a minute, and four times that on a machine that others use
 def test_a_killed_job_that_runs_again_leaves_the_tables_of_an_undisturbed_one(spark, tmp_path):
     seed = random.randrange(10_000)
-    kills = list(kill_jobs(spark, KILLS, seed, tmp_path))
+    kills = list(kill_jobs(spark, run_undisturbed(spark, tmp_path), KILLS, seed, tmp_path))
     assert len(kills) == KILLS
     assert not [str(kill) for kill in kills if kill.wrong], f"make test-kills SEED={seed} KILLS={KILLS}"
 

@@ -1,0 +1,83 @@
+"""Looks whether what is live is of `--date`, and whether a day before it was missed; exits with 2 where it is stale.
+
+For each representation of the settings that is published
+
+1. the newest date of table `publications` is compared with `--date`: `freshness.max_age_days` may lie between;
+2. each of the last `freshness.missed_days` days, from the first publication on, must have its snapshot.
+
+Nothing else notices a day on which no task ran, for no task has failed then: a DAG that is paused, a scheduler that was
+down over midnight, a run that waits for a pool or hangs. Runs without a JVM, so that any other clock may run it too.
+"""
+
+import datetime
+from collections.abc import Collection
+
+import polars as pl
+from deltalake import DeltaTable
+
+from jobs.command_line import JobParser
+from jobs.tables import PUBLICATIONS, SNAPSHOT_ACCOUNTS, Table
+from lte_model.errors import LTEError, run
+from lte_model.representations import representation
+from lte_model.settings import Settings
+from lte_model.windows import ONE_DAY
+
+CATCH_UP = "run lte_daily for it (Trigger, Backfill), and see in Airflow why it did not run: paused, waiting, hanging?"
+
+
+def stale_because(date: datetime.date, published: Collection[datetime.date], max_age_days: int) -> str | None:
+    """What is wrong with a representation whose dates `published` were made live; None if nothing is."""
+    if not published:
+        return f"nothing was ever published; {CATCH_UP}"
+    age = (date - max(published)).days
+    if age <= max_age_days:
+        return None
+    return f"what is live is of {max(published)}, {age} days before {date}, {max_age_days} are allowed; {CATCH_UP}"
+
+
+def days_missed(
+    date: datetime.date, published: Collection[datetime.date], there: Collection[datetime.date], days: int
+) -> list[datetime.date]:
+    """The days of the last `days` before `date`, since the first publication, that have no snapshot; ascending."""
+    back = [date - ONE_DAY * age for age in range(days, 0, -1)]
+    return [day for day in back if published and day >= min(published) and day not in there]
+
+
+def check_freshness(settings: Settings, date: datetime.date) -> list[str]:
+    """What was found of each representation. Raises `LTEError` with all that is stale or missed."""
+    found, wrong = [], []
+    options = settings.freshness
+    for name in settings.model.representations:
+        if not representation(name).publishable:
+            continue
+        published = _dates(settings, PUBLICATIONS, name)
+        missed = days_missed(date, published, _dates(settings, SNAPSHOT_ACCOUNTS, name), options.missed_days)
+        if stale := stale_because(date, published, options.max_age_days):
+            wrong.append(f"{name}: {stale}")
+        if missed:
+            wrong.append(f"{name}: no snapshot of {', '.join(map(str, missed))}; {CATCH_UP}")
+        if published:
+            found.append(f"{name}: live is {max(published)}, no day of the last {options.missed_days} is missed")
+    if wrong:
+        raise LTEError(" ".join(wrong))
+    return found
+
+
+def _dates(settings: Settings, table: Table, name: str) -> set[datetime.date]:
+    """The snapshot dates that the table has of a representation; none where there is no table."""
+    path = settings.table_path(table.name)
+    if not DeltaTable.is_deltatable(path):
+        return set()
+    rows = pl.scan_delta(path).filter(representation=name)
+    if settings.basis.basis_id:
+        rows = rows.filter(basis_id=settings.basis.basis_id)
+    return set(rows.select("snapshot_date").unique().collect()["snapshot_date"])
+
+
+def main() -> None:
+    _, settings, date = JobParser(__doc__, "the day whose vectors should be live").read()
+    print(*check_freshness(settings, date), sep="\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,280 @@
+"""Airflow loses its scheduler, its database, its DAG files change under it: tasks and approvals are where they were."""
+
+import datetime
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+
+from infra.airflow_api import FINISHED
+from infra.demo import ANSWER_AFTER
+from infra.local_stack import REPOSITORY, LocalStack
+from lte_model.promotion import APPROVAL_TAG
+from lte_model.settings import load_settings
+from lte_model.windows import ONE_DAY
+from tests.jobs.kills import STEPS, difference, rows_of, run_undisturbed
+from tests.lte_model.conftest import write_shop
+from tests.lte_model.small_shop import TRAINING_DATE
+from tests.lte_model.test_promotion import registered_of_shop
+from tests.mailbox import mailbox
+
+pytestmark = [pytest.mark.production, pytest.mark.e2e, pytest.mark.timeout(1800)]
+
+SCHEDULER = [sys.executable, "-m", "airflow", "scheduler", "--skip-serve-logs"]
+
+
+class BreakableStack(LocalStack):
+    """A stack whose scheduler can be killed, and started again."""
+
+    def kill_scheduler(self) -> None:
+        """SIGKILL to the scheduler and to the workers that it forked, as when its machine runs out of memory."""
+        process = self._components.pop("scheduler")
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        for child in family:
+            try:
+                child.kill()
+            except psutil.NoSuchProcess:
+                pass
+        process.wait()
+
+    def kill_worker_of(self, command: str) -> None:
+        """SIGKILL to the process of a task that runs this command, and to all between it and the scheduler."""
+        deadline, found = time.monotonic() + 120, None
+        while found is None:
+            assert time.monotonic() < deadline, f"nobody runs {command}"
+            found = next((one for one in self._processes() if command in " ".join(_words_of(one))), None)
+        found.suspend()  # it is over in a moment, otherwise
+        scheduler = self._components["scheduler"].pid
+        for process in (*(one for one in found.parents() if _is_below(one, scheduler)), found):
+            process.kill()
+
+    def start_scheduler(self) -> None:
+        self._start("scheduler", SCHEDULER)
+
+    def state(self, dag_id: str, run_id: str, task_id: str) -> str | None:
+        return next(task["state"] for task in self.api.tasks(dag_id, run_id) if task["task_id"] == task_id)
+
+    def wait_for(self, dag_id: str, run_id: str, task_id: str, *states: str) -> None:
+        """Returns once the task is in one of the states. Raises where it ends in another."""
+        deadline = time.monotonic() + 600
+        while (state := self.state(dag_id, run_id, task_id)) not in states:
+            assert state not in FINISHED or state in states, f"{task_id} is {state}"
+            assert time.monotonic() < deadline, f"{task_id} is {state}"
+            time.sleep(0.3)
+
+    def wait_for_run(self, dag_id: str, run_id: str) -> str:
+        """The state in which the run ends."""
+        deadline = time.monotonic() + 900
+        while True:
+            run = next(run for run in self.api.runs(dag_id) if run["dag_run_id"] == run_id)
+            if run["state"] in FINISHED:
+                return run["state"]
+            assert time.monotonic() < deadline, self.api.tasks(dag_id, run_id)
+            time.sleep(0.5)
+
+
+def _words_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _is_below(process: psutil.Process, ancestor: int) -> bool:
+    return any(parent.pid == ancestor for parent in process.parents())
+
+
+@contextmanager
+def breaking_scheduler(stack: BreakableStack) -> Iterator[None]:
+    stack.kill_scheduler()
+    yield
+    stack.start_scheduler()
+
+
+@pytest.fixture(params=["scheduler", "PostgreSQL"])
+def promotable(request, tmp_path, monkeypatch) -> Iterator[tuple[BreakableStack, Callable, str]]:
+    """A stack with a challenger, something that breaks it for a block, and what that is called."""
+    settings = write_shop(tmp_path, "unused", users=150, seed=0)
+    settings = load_settings(tmp_path / "settings.toml")
+    registered_of_shop(settings, scale=1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if request.param == "scheduler":
+        with BreakableStack(tmp_path / "settings.toml", mlflow_ui=False) as stack:
+            yield stack, lambda: breaking_scheduler(stack), "Airflow's scheduler killed"
+        return
+    from tests.production import postgres_server
+
+    if not postgres_server.installed():
+        pytest.skip(postgres_server.MISSING)
+    with postgres_server.PostgresServer("airflow") as server:
+        monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", server.url("airflow"))
+
+        @contextmanager
+        def breaking_database() -> Iterator[None]:
+            server.kill()
+            server.start()
+            yield
+            server.restart(seconds_down=2)
+
+        with BreakableStack(tmp_path / "settings.toml", mlflow_ui=False) as stack:
+            yield stack, breaking_database, "Airflow's PostgreSQL killed and restarted"
+
+
+def test_an_approval_outlives_what_waits_for_it(promotable, outcome):
+    """Broken while the gate runs, broken while a person thinks, and what the person says then is heard once."""
+    stack, breaking, what = promotable
+    api, settings = stack.api, stack.settings
+    run_id = api.trigger("lte_promotion", TRAINING_DATE)
+    stack.wait_for("lte_promotion", run_id, "gate", "running")
+    with breaking():
+        time.sleep(1)
+    stack.wait_for("lte_promotion", run_id, "approve", "awaiting_input")
+    time.sleep(ANSWER_AFTER)
+    with breaking():
+        api.answer("lte_promotion", run_id, "approve", "Approve", "it was down, and I said yes")
+    assert stack.wait_for_run("lte_promotion", run_id) == "success"
+
+    client = MlflowClient(settings.mlflow.tracking_uri)
+    (version,) = client.search_model_versions(f"name = '{settings.mlflow.model_name}'")
+    approved = version.tags.get(APPROVAL_TAG, "")
+    lost = int(not (approved.startswith("Approve by admin") and approved.endswith("it was down, and I said yes")))
+    aliases = client.get_registered_model(settings.mlflow.model_name).aliases
+    half = int({alias: str(number) for alias, number in aliases.items()} != {"challenger": "1", "champion": "1"})
+    outcome(what, times=2, lost=lost + half, of="approvals, or models half promoted")
+    assert not lost and not half, (version.tags, aliases)
+    assert version.tags["promotion"] == "won"
+    assert len(api.runs("lte_promotion")) == 1
+
+
+def test_a_scheduler_killed_in_a_daily_run_loses_and_doubles_nothing(spark, tmp_path, outcome):
+    """Killed while a job of Spark writes; the tables are those that the same jobs make undisturbed."""
+    undisturbed = run_undisturbed(spark, tmp_path / "undisturbed")
+    first = next(number for number, step in enumerate(STEPS) if step.date != STEPS[0].date)
+    date = STEPS[first].date
+    settings_file = undisturbed.copy(first, tmp_path / "home")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    kills = 0
+    with BreakableStack(settings_file, mlflow_ui=False) as stack:
+        stack.api.unpause("lte_daily")
+        run_id = stack.api.trigger("lte_daily", date)
+        for task_id in ("ingest_events", "snapshot_lte", "publish_lte"):
+            stack.wait_for("lte_daily", run_id, task_id, "running")
+            drivers = stack.spark_drivers()
+            deadline = time.monotonic() + 60
+            while not drivers and time.monotonic() < deadline:
+                time.sleep(0.2)
+                drivers = stack.spark_drivers()
+            stack.kill_scheduler()
+            kills += 1
+            stack.start_scheduler()
+        assert stack.wait_for_run("lte_daily", run_id) == "success", stack.api.tasks("lte_daily", run_id)
+    found = rows_of(tmp_path / "home" / "warehouse")
+    monitored = found.pop("lte_monitoring")
+    differs = difference(found, rows_of(undisturbed.states[-1]))
+    outcome("Airflow's scheduler and workers killed in a run", times=kills, lost=int(bool(differs)), of="tables")
+    assert not differs and len(set(monitored)) == len(monitored)
+
+
+def test_a_task_whose_worker_is_killed_is_told_of(tmp_path, monkeypatch, outcome):
+    """It can't tell of itself any more: the DAG processor does, once the scheduler misses its heartbeat."""
+    (tmp_path / "settings.toml").write_text("", encoding="utf-8")
+    monkeypatch.setenv("AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT", "15")
+    monkeypatch.setenv("AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL", "2")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with mailbox() as box:
+        for name, value in box.environment.items():
+            monkeypatch.setenv(name, value)
+        with BreakableStack(tmp_path / "settings.toml", mlflow_ui=False) as stack:
+            run_id = stack.api.trigger("lte_promotion", TRAINING_DATE)
+            stack.kill_worker_of("lte_model.promotion challenger")
+            assert stack.wait_for_run("lte_promotion", run_id) == "failed"
+            deadline = time.monotonic() + 60
+            while not (told := [message["Subject"] for message in box.messages if run_id in message["Subject"]]):
+                assert time.monotonic() < deadline, "nobody was told"
+                time.sleep(0.5)
+    outcome(
+        "Airflow's worker killed under a task", times=1, lost=int(len(told) != 1), of="failures that nobody was told of"
+    )
+    assert told == [f"DAG lte_promotion - Task challenger - Run ID {run_id} in State failed"]
+
+
+def test_a_dag_that_changes_during_a_backfill(tmp_path, monkeypatch, outcome):
+    """A task is added while a backfill runs: the run that is under way gets it too, and so does every later one; what
+    has run stays as it was, and nothing runs twice."""
+    repository = tmp_path / "repository"
+    shutil.copytree(REPOSITORY / "dags", repository / "dags", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("jobs", "lte_model", "infra"):
+        (repository / folder).symlink_to(REPOSITORY / folder)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "settings.toml").write_text("", encoding="utf-8")
+    monkeypatch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(repository / "dags"))
+    dates = [datetime.date(2024, 6, day) for day in (1, 2, 3)]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with BreakableStack(home / "settings.toml", mlflow_ui=False) as stack:
+        _publish(stack.settings, dates)
+        api, dag = stack.api, "lte_watch"
+        api.unpause(dag)
+        api.backfill(dag, dates[0], dates[-1] + ONE_DAY)  # its runs are at noon
+        runs = _runs_of(api, dag, len(dates))
+        stack.wait_for_run(dag, runs[0])
+        # The second run waits for its pool while the DAG changes.
+        api.import_pools({"freshness": {"slots": 0, "include_deferred": False}})
+        stack.wait_for(dag, runs[1], "check_freshness", "scheduled", "queued", "running", "success")
+        done = stack.state(dag, runs[1], "check_freshness")
+        _add_a_task(repository / "dags" / "lte_watch.py")
+        deadline = time.monotonic() + 120
+        while "look_again" not in {task["task_id"] for task in api.call("GET", f"/dags/{dag}/tasks")["tasks"]}:
+            assert time.monotonic() < deadline, "the changed file was not read"
+            time.sleep(0.5)
+        api.import_pools({"freshness": {"slots": 1, "include_deferred": False}})
+        ended = {run_id: stack.wait_for_run(dag, run_id) for run_id in runs}
+        tasks = {run_id: {task["task_id"]: task for task in api.tasks(dag, run_id)} for run_id in runs}
+        versions = {
+            run["dag_run_id"]: [version["version_number"] for version in run["dag_versions"]] for run in api.runs(dag)
+        }
+    said = {run_id: (ended[run_id], sorted(tasks[run_id]), versions[run_id]) for run_id in runs}
+    print(f"the second run was {done} as the DAG changed: {said}")
+    twice = sum(task["try_number"] > 1 for of_run in tasks.values() for task in of_run.values())
+    failed = sum(state != "success" for state in ended.values())
+    outcome("A DAG changed during a backfill", times=1, lost=failed + twice, of="runs failed, tasks run twice")
+    assert not failed and not twice, said
+    assert "look_again" not in tasks[runs[0]], said
+    assert "look_again" in tasks[runs[2]], said
+    assert tasks[runs[1]]["look_again"]["state"] == "success", said
+
+
+def _publish(settings, dates):
+    rows = pl.DataFrame({"snapshot_date": dates}).with_columns(representation=pl.lit("uniform"), basis_id=pl.lit("b"))
+    for table in ("publications", "snapshot_accounts"):
+        rows.write_delta(settings.table_path(table))
+
+
+def _runs_of(api, dag, count):
+    """The ids of the backfill's runs, in the order of their dates."""
+    deadline = time.monotonic() + 60
+    while len(runs := [run for run in api.runs(dag) if run["run_type"] == "backfill"]) < count:
+        assert time.monotonic() < deadline, runs
+        time.sleep(0.3)
+    return [run["dag_run_id"] for run in sorted(runs, key=lambda run: run["logical_date"])]
+
+
+def _add_a_task(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    added = re.sub(r'    gate\(\n        "check_freshness"', '    first = gate(\n        "check_freshness"', text)
+    assert added != text
+    added += (
+        '    first >> gate(\n        "look_again",\n        f"jobs.check_freshness --date {DATE}",\n'
+        '        on_failure="As above.",\n        pool="freshness",\n    )\n'
+    )
+    file.write_text(added, encoding="utf-8")
