@@ -208,9 +208,9 @@ def test_a_pod_of_a_mapped_task_has_its_entry(pods, monkeypatch):
 
 
 def test_only_pods_whose_output_is_read_have_a_second_container(pods):
-    """`challenger` and `gate` are read by lte_promotion, `list_trainings` by lte_ablation."""
+    """`challenger` and `gate` are read by lte_promotion, `list_trainings` by lte_ablation, `new_basis` by lte_basis_change."""
     with_output = {task.task_id for task, pod in pods if len(pod["spec"]["containers"]) > 1}
-    assert with_output == {"challenger", "gate", "list_trainings"}
+    assert with_output == {"challenger", "gate", "list_trainings", "new_basis"}
 
 
 @pytest.mark.parametrize(
