@@ -3,7 +3,8 @@
 1. The loss is the cross entropy of every target of the anchors' sequences: exact, over all items that somebody has
    chosen by then, or, where those are more than `training.exact_items`, against a sample of them.
 2. After each epoch the model is measured on the validation cut, by NDCG at the largest cutoff, and a checkpoint is
-   written: model, optimizer, best weights so far, curve. It replaces the last one in one step.
+   written: model, optimizer, best weights so far, curve. It replaces the last one in one step. What is measured, and
+   kept, is a moving average of the weights (`training.averaging`): it wavers less than they do.
 3. Training stops when `patience` epochs brought nothing better, and the best weights become the model directory. With
    `training.refit` they don't: a new model is trained for as many epochs, on the days of the validation too.
 
@@ -25,6 +26,7 @@ import math
 import os
 import pickle
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from lte_model import tracking
@@ -130,7 +133,9 @@ def train(
         if settings.training.refit:
             _say(group, f"once more for {progress.best_epoch} epochs, up to the test cut")
             ranker = new_ranker(config, training_set, settings.training.seed).to(device)
-            Fit(settings, ranker, all_cases, validation, device, group).refit(progress.best_epoch)
+            again = Fit(settings, ranker, all_cases, validation, device, group)
+            again.refit(progress.best_epoch)
+            ranker.load_state_dict(again.averaged.module.state_dict())
         if group.is_first:
             save_ranker(ranker, directory / MODEL_DIRECTORY)
             result = {
@@ -211,6 +216,7 @@ class Fit:
         self.cutoff = max(settings.evaluation.cutoffs)
         self.ranker, self.cases, self.validation, self.device, self.group = ranker, cases, validation, device, group
         self.optimizer = _optimizer(ranker, self.options.learning_rate, self.options.weight_decay)
+        self.averaged = AveragedModel(ranker, multi_avg_fn=moving_average(self.options.averaging))
         self.popularity = cases.popularity_on(device)
         self.objective = CatalogueLoss.of(
             torch.from_numpy(cases.seen).to(device),
@@ -236,6 +242,7 @@ class Fit:
         if checkpoint:
             self.ranker.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.averaged.load_state_dict(checkpoint["averaged"])
             progress = Progress(**checkpoint["progress"])
             _say(self.group, f"going on after epoch {progress.epoch}")
 
@@ -248,7 +255,7 @@ class Fit:
             if quality > progress.best:
                 progress.best, progress.best_epoch = quality, progress.epoch
                 progress.best_weights = {
-                    name: weight.cpu().clone() for name, weight in self.ranker.state_dict().items()
+                    name: weight.cpu().clone() for name, weight in self.averaged.module.state_dict().items()
                 }
             seconds = time.perf_counter() - started
             targets_per_second = self.cases.target_counts.sum() / (trained - started)
@@ -263,7 +270,7 @@ class Fit:
             )
             if not self.group.is_first:
                 continue
-            _write_checkpoint(file, fingerprint, self.ranker, self.optimizer, progress)
+            self._write_checkpoint(file, fingerprint, progress)
             mlflow.log_metrics(
                 {
                     "training_loss": loss,
@@ -291,9 +298,9 @@ class Fit:
             )
 
     def validate(self) -> float:
-        """Mean NDCG at the largest cutoff."""
+        """Mean NDCG at the largest cutoff, of the averaged weights."""
         mine = self.validation.taken(self.group.share(np.arange(len(self.validation))))
-        ranks = self.group.join(target_ranks(self.ranker, mine, self.device) if len(mine) else np.empty(0))
+        ranks = self.group.join(target_ranks(self.averaged.module, mine, self.device) if len(mine) else np.empty(0))
         return float(ndcg(ranks, self.cutoff).mean())
 
     def train_epoch(self, epoch: int) -> float:
@@ -316,6 +323,7 @@ class Fit:
             # DistributedDataParallel takes the mean over processes; this makes it the mean over all targets.
             (loss * (group.size / cases.target_counts[batch].sum())).backward()
             self.optimizer.step()
+            self.averaged.update_parameters(self.ranker)
             losses.append(loss.detach())
             if len(losses) == LOSS_CHECKED_EVERY or number == len(batches) - 1:
                 values = group.sum(torch.stack(losses)).tolist()
@@ -327,6 +335,23 @@ class Fit:
     def _batch(self, numbers: np.ndarray) -> Batch:
         config = self.ranker.config
         return self.cases.batch(numbers, config.max_events + 1, config.max_older_events).to(self.device)
+
+    def _write_checkpoint(self, file: Path, fingerprint: str, progress: Progress) -> None:
+        beside = file.with_suffix(".part")
+        with open(beside, "wb") as stream:
+            torch.save(
+                {
+                    "fingerprint": fingerprint,
+                    "model": self.ranker.state_dict(),
+                    "averaged": self.averaged.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "progress": vars(progress),
+                },
+                stream,
+            )
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, file)
 
 
 def target_counts_of(cases: Cases, items: int) -> np.ndarray:
@@ -356,6 +381,17 @@ def _optimizer(ranker: Ranker, learning_rate: float, weight_decay: float) -> tor
     others = [parameter for parameter in ranker.parameters() if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def moving_average(decay: float) -> Callable[[list[torch.Tensor], list[torch.Tensor], torch.Tensor], None]:
+    """What `AveragedModel` takes: a moving average that forgets sooner while few steps are in it, or the start would
+    weigh for epochs."""
+
+    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], steps: torch.Tensor) -> None:
+        kept = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        torch._foreach_lerp_(averaged, current, 1 - kept)
+
+    return average
 
 
 def choose_device(choice: str) -> torch.device:
@@ -417,25 +453,6 @@ def _read_checkpoint(file: Path, fingerprint: str) -> tuple[dict[str, Any] | Non
     if checkpoint["fingerprint"] != fingerprint:
         return None, f"{file} belongs to other settings or other rows of the training set"
     return checkpoint, ""
-
-
-def _write_checkpoint(
-    file: Path, fingerprint: str, ranker: Ranker, optimizer: torch.optim.Optimizer, progress: Progress
-) -> None:
-    beside = file.with_suffix(".part")
-    with open(beside, "wb") as stream:
-        torch.save(
-            {
-                "fingerprint": fingerprint,
-                "model": ranker.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "progress": vars(progress),
-            },
-            stream,
-        )
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, file)
 
 
 def write_atomically(file: Path, content: bytes) -> None:
