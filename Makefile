@@ -74,6 +74,10 @@ bench-quality: .cache/prepared  ## every model on the real data sets, beside Rec
 	    $(if $(VARIANTS),--variants '$(VARIANTS)') $(if $(SEEDS),--seeds $(SEEDS)) $(if $(LENGTHS),--lengths '$(LENGTHS)') \
 	    $(if $(JSON),--json '$(JSON)')
 
+bench-cold-items: $(VENV)/installed  ## items that training never saw, by their content and without, in an ablation's tables: SETTINGS= DATE= [SHARE= SEED= JSON=]
+	@$(BIN)/python -m tests.benchmarks.bench_cold_items --settings '$(SETTINGS)' --date '$(DATE)' \
+	    $(if $(SHARE),--share $(SHARE)) $(if $(SEED),--seed $(SEED)) $(if $(JSON),--json '$(JSON)')
+
 bench-training: $(VENV)/installed  ## training and evaluation beside RecTools' SASRec [SECONDS= REPEATS= DATA= JSON=]
 	@$(BIN)/python -m tests.benchmarks.bench_training $(if $(SECONDS),--seconds $(SECONDS)) \
 	    $(if $(REPEATS),--repeats $(REPEATS)) $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)')
@@ -94,4 +98,4 @@ clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-.PHONY: help setup online-store demo ablation drill up test test-production test-kills bench-snapshot bench-quality bench-training bench-reader bench-scoring lint clean
+.PHONY: help setup online-store demo ablation drill up test test-production test-kills bench-snapshot bench-quality bench-cold-items bench-training bench-reader bench-scoring lint clean

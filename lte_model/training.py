@@ -18,6 +18,7 @@ Under torchrun several processes share each batch (distributed.py); the gradient
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import datetime
 import hashlib
@@ -26,7 +27,6 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from lte_model import tracking
@@ -135,7 +134,7 @@ def train(
             ranker = new_ranker(config, training_set, settings.training.seed).to(device)
             again = Fit(settings, ranker, all_cases, validation, device, group)
             again.refit(progress.best_epoch)
-            ranker.load_state_dict(again.averaged.module.state_dict())
+            ranker.load_state_dict(again.averaged.state_dict())
         if group.is_first:
             save_ranker(ranker, directory / MODEL_DIRECTORY)
             result = {
@@ -216,7 +215,8 @@ class Fit:
         self.cutoff = max(settings.evaluation.cutoffs)
         self.ranker, self.cases, self.validation, self.device, self.group = ranker, cases, validation, device, group
         self.optimizer = _optimizer(ranker, self.options.learning_rate, self.options.weight_decay)
-        self.averaged = AveragedModel(ranker, multi_avg_fn=moving_average(self.options.averaging))
+        self.averaged, self.steps = copy.deepcopy(ranker), 0
+        self.averaged.content = ranker.content  # frozen: one copy is enough
         self.popularity = cases.popularity_on(device)
         self.objective = CatalogueLoss.of(
             torch.from_numpy(cases.seen).to(device),
@@ -243,6 +243,7 @@ class Fit:
             self.ranker.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             self.averaged.load_state_dict(checkpoint["averaged"])
+            self.steps = checkpoint["steps"]
             progress = Progress(**checkpoint["progress"])
             _say(self.group, f"going on after epoch {progress.epoch}")
 
@@ -255,7 +256,7 @@ class Fit:
             if quality > progress.best:
                 progress.best, progress.best_epoch = quality, progress.epoch
                 progress.best_weights = {
-                    name: weight.cpu().clone() for name, weight in self.averaged.module.state_dict().items()
+                    name: weight.cpu().clone() for name, weight in self.averaged.state_dict().items()
                 }
             seconds = time.perf_counter() - started
             targets_per_second = self.cases.target_counts.sum() / (trained - started)
@@ -300,7 +301,7 @@ class Fit:
     def validate(self) -> float:
         """Mean NDCG at the largest cutoff, of the averaged weights."""
         mine = self.validation.taken(self.group.share(np.arange(len(self.validation))))
-        ranks = self.group.join(target_ranks(self.averaged.module, mine, self.device) if len(mine) else np.empty(0))
+        ranks = self.group.join(target_ranks(self.averaged, mine, self.device) if len(mine) else np.empty(0))
         return float(ndcg(ranks, self.cutoff).mean())
 
     def train_epoch(self, epoch: int) -> float:
@@ -323,7 +324,8 @@ class Fit:
             # DistributedDataParallel takes the mean over processes; this makes it the mean over all targets.
             (loss * (group.size / cases.target_counts[batch].sum())).backward()
             self.optimizer.step()
-            self.averaged.update_parameters(self.ranker)
+            average(self.averaged, self.ranker, self.steps, self.options.averaging)
+            self.steps += 1
             losses.append(loss.detach())
             if len(losses) == LOSS_CHECKED_EVERY or number == len(batches) - 1:
                 values = group.sum(torch.stack(losses)).tolist()
@@ -344,6 +346,7 @@ class Fit:
                     "fingerprint": fingerprint,
                     "model": self.ranker.state_dict(),
                     "averaged": self.averaged.state_dict(),
+                    "steps": self.steps,
                     "optimizer": self.optimizer.state_dict(),
                     "progress": vars(progress),
                 },
@@ -383,15 +386,15 @@ def _optimizer(ranker: Ranker, learning_rate: float, weight_decay: float) -> tor
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
 
 
-def moving_average(decay: float) -> Callable[[list[torch.Tensor], list[torch.Tensor], torch.Tensor], None]:
-    """What `AveragedModel` takes: a moving average that forgets sooner while few steps are in it, or the start would
-    weigh for epochs."""
+@torch.no_grad()
+def average(averaged: nn.Module, module: nn.Module, steps: int, decay: float) -> None:
+    """Takes the weights of `module` into the moving average of those of the `steps` before.
 
-    def average(averaged: list[torch.Tensor], current: list[torch.Tensor], steps: torch.Tensor) -> None:
-        kept = min(decay, (1 + int(steps)) / (10 + int(steps)))
-        torch._foreach_lerp_(averaged, current, 1 - kept)
-
-    return average
+    While these are few it forgets sooner, or the start would weigh for epochs.
+    """
+    kept = min(decay, (1 + steps) / (10 + steps)) if steps else 0.0
+    for of_average, weight in zip(averaged.parameters(), module.parameters(), strict=True):
+        of_average.lerp_(weight, 1 - kept)
 
 
 def choose_device(choice: str) -> torch.device:

@@ -15,7 +15,6 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
-from torch.optim.swa_utils import AveragedModel
 
 from lte_model import tracking, training
 from lte_model.data import open_training_set
@@ -164,15 +163,14 @@ def test_every_way_to_train_learns_and_can_be_repeated(trainable_shop, tmp_path,
 @given(values=st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=40), decay=st.floats(0, 0.999))
 @hypothesis_settings(max_examples=50, deadline=None)
 def test_the_moving_average_is_that_of_the_steps(values, decay):
-    weight = torch.nn.Parameter(torch.empty(1))
-    averaged = AveragedModel(torch.nn.ParameterList([weight]), multi_avg_fn=training.moving_average(decay))
-    expected = values[0]
+    module, averaged = (torch.nn.ParameterList([torch.zeros(1)]) for _ in range(2))
+    expected = 0.0
     for step, value in enumerate(values):
-        weight.data.fill_(value)
-        averaged.update_parameters(torch.nn.ParameterList([weight]))
+        module[0].data.fill_(value)
+        training.average(averaged, module, step, decay)
         kept = min(decay, (1 + step) / (10 + step)) if step else 0
         expected = kept * expected + (1 - kept) * value
-    assert averaged.module[0].item() == pytest.approx(expected, abs=1e-4)
+    assert averaged[0].item() == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("averaging", [0.0, 0.9])
@@ -180,7 +178,7 @@ def test_the_averaged_weights_are_measured_and_kept(trainable_shop, averaging):
     model = train(with_training(trainable_shop, epochs=2, averaging=averaging), TRAINING_DATE, "none")
     checkpoint = torch.load(model.parent / CHECKPOINT_FILE, weights_only=True)
     kept, last, best = weights(model), checkpoint["model"], checkpoint["progress"]["best_weights"]
-    averaged = {name.removeprefix("module."): weight for name, weight in checkpoint["averaged"].items()}
+    averaged = checkpoint["averaged"]
     assert all(torch.equal(kept[name], best[name]) for name in kept)
     assert checkpoint["progress"]["best_epoch"] == 2 and all(torch.equal(kept[name], averaged[name]) for name in kept)
     assert all(torch.equal(kept[name], last[name]) for name in kept) == (averaging == 0)
