@@ -91,6 +91,10 @@ bench-quality: .cache/prepared  ## every model on the real data sets, beside Rec
 	    $(if $(VARIANTS),--variants '$(VARIANTS)') $(if $(SEEDS),--seeds $(SEEDS)) $(if $(LENGTHS),--lengths '$(LENGTHS)') \
 	    $(if $(JSON),--json '$(JSON)')
 
+bench-cold-items: $(VENV)/installed  ## items that training never saw, by their content and without, in an ablation's tables: SETTINGS= DATE= [SHARE= SEED= JSON=]
+	@$(BIN)/python -m tests.benchmarks.bench_cold_items --settings '$(SETTINGS)' --date '$(DATE)' \
+	    $(if $(SHARE),--share $(SHARE)) $(if $(SEED),--seed $(SEED)) $(if $(JSON),--json '$(JSON)')
+
 bench-training: $(VENV)/installed  ## training and evaluation beside RecTools' SASRec [SECONDS= REPEATS= DATA= JSON=]
 	@$(BIN)/python -m tests.benchmarks.bench_training $(if $(SECONDS),--seconds $(SECONDS)) \
 	    $(if $(REPEATS),--repeats $(REPEATS)) $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)')

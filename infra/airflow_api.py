@@ -94,10 +94,10 @@ class AirflowAPI:
         path = f"/dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id)}/clear"
         self.call("POST", path, {"dry_run": False, "only_failed": True})
 
-    def log(self, dag_id: str, run_id: str, task_id: str, try_number: int) -> list[str]:
-        """The lines of one try of a task, without their time stamps."""
+    def log(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int = -1) -> list[str]:
+        """The lines of one try of a task, or of one of a mapped task, without their time stamps."""
         path = f"/dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id)}/taskInstances/{task_id}/logs/{try_number}"
-        content = self.call("GET", path, map_index=-1)["content"]
+        content = self.call("GET", path, map_index=map_index)["content"]
         return [line["event"] if isinstance(line, dict) else str(line) for line in content]
 
     def question(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:

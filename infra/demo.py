@@ -199,7 +199,7 @@ class Progress:
     def __init__(self, stack: LocalStack):
         self.stack = stack
         self.jvms: set[int] = set()
-        self._seen: dict[tuple[str, str, str], tuple[str, int]] = {}
+        self._seen: dict[tuple[str, str, str, int], tuple[str, int]] = {}
         self._begin = time.monotonic()
 
     def follow(self, dag_id: str, runs: dict[str, str]) -> None:
@@ -210,7 +210,7 @@ class Progress:
         for run_id in runs:
             for task in self.stack.api.tasks(dag_id, run_id):
                 if task["state"] == "success":
-                    self._seen[dag_id, run_id, task["task_id"]] = (task["state"], task["try_number"])
+                    self._seen[dag_id, run_id, task["task_id"], task["map_index"]] = (task["state"], task["try_number"])
         while open_runs:
             self.stack.check()
             self.jvms |= self.stack.spark_drivers()
@@ -237,23 +237,24 @@ class Progress:
         self.stack.api.answer(dag_id, run_id, task_id, "Approve")
 
     def _report(self, dag_id: str, run_id: str, label: str, task: dict) -> None:
-        key = (dag_id, run_id, task["task_id"])
+        key = (dag_id, run_id, task["task_id"], task["map_index"])
         now = (task["state"], task["try_number"])
         if self._seen.get(key) == now:
             return
         self._seen[key] = now
+        name = f"{task['task_id']} {task['rendered_map_index'] or ''}".rstrip()  # of a mapped task, what it is for
         words = {
             "running": "starts",
             "up_for_retry": "failed, will be tried again",
             "awaiting_input": "waits for a person",
         }
         if task["state"] == "success":
-            self._line(label, task["task_id"], f"done in {task['duration'] or 0:.0f} s")
+            self._line(label, name, f"done in {task['duration'] or 0:.0f} s")
         elif task["state"] == "failed":
-            self._line(label, task["task_id"], "FAILED")
+            self._line(label, name, "FAILED")
             raise TaskFailed(self.stack, dag_id, run_id, task)
         elif task["state"] in words:
-            self._line(label, task["task_id"], words[task["state"]])
+            self._line(label, name, words[task["state"]])
 
     def _line(self, label: str, task_id: str, what: str) -> None:
         print(f"{time.monotonic() - self._begin:6.0f} s  {label:<24} {task_id:<24} {what}", flush=True)
@@ -264,11 +265,11 @@ class TaskFailed(LTEError):
 
     def __init__(self, stack: LocalStack, dag_id: str, run_id: str, task: dict):
         self.dag_id, self.task_id = dag_id, task["task_id"]
-        log = stack.api.log(dag_id, run_id, task["task_id"], task["try_number"])
+        log = stack.api.log(dag_id, run_id, task["task_id"], task["try_number"], task["map_index"])
         # What the command printed stands between two lines of Airflow's own.
         ends = [n for n, line in enumerate(log) if line.startswith("Command exited")] or [len(log)]
         self.log = log[log.index("Output:") + 1 if "Output:" in log else 0 : ends[0]]
-        self.file = stack.task_log(dag_id, run_id, task["task_id"], task["try_number"])
+        self.file = stack.task_log(dag_id, run_id, task["task_id"], task["try_number"], task["map_index"])
         super().__init__(
             f"task {task['task_id']} of {dag_id} failed; its log: {self.file}; correct the cause, then run this again"
         )

@@ -177,9 +177,10 @@ class LocalStack:
         """The process ids of the JVMs of Spark that run now."""
         return {process.pid for process in self._processes() if _is_spark_driver(process)}
 
-    def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int) -> Path:
-        """The file that Airflow logs one try of a task to."""
-        return self.logs / f"dag_id={dag_id}/run_id={run_id}/task_id={task_id}/attempt={try_number}.log"
+    def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int = -1) -> Path:
+        """The file that Airflow logs one try of a task, or of one of a mapped task, to."""
+        mapped = f"map_index={map_index}/" if map_index >= 0 else ""
+        return self.logs / f"dag_id={dag_id}/run_id={run_id}/task_id={task_id}/{mapped}attempt={try_number}.log"
 
     def stop(self) -> None:
         """Stops all of it and returns when no process is left. Does nothing the second time."""

@@ -22,6 +22,18 @@ CHUNK_LOGITS = {"cpu": 2**19, "cuda": 2**27}
 
 
 @dataclass(frozen=True)
+class ItemBiases:
+    """A bias for a few items of each row's logits: `biases` (M, T) for the `items` (M, T). Those of one item add up."""
+
+    items: torch.Tensor
+    biases: torch.Tensor
+
+    def added_to(self, logits: torch.Tensor) -> torch.Tensor:
+        """`logits` (M, items), which are changed."""
+        return _add_at(logits, self.items, self.biases)
+
+
+@dataclass(frozen=True)
 class CatalogueLoss:
     """What the loss runs over: all items, or `rows` (candidates,) of them, ascending; and all of these or a sample.
 
@@ -65,65 +77,83 @@ class CatalogueLoss:
             loss, probabilities=weights / weights.sum(), sampled=sampled_items, corrected=corrected
         )
 
-    def __call__(self, hidden: torch.Tensor, table: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, hidden: torch.Tensor, table: torch.Tensor, items: torch.Tensor, biases: ItemBiases | None = None
+    ) -> torch.Tensor:
         """Summed cross entropy of `items` (M,) after the states `hidden` (M, width); `table` (items, width)."""
         if self.rows is not None:
             table, items = table[self.rows], self.place[items]
+            # Who had an item made it a candidate; what pads a row may be none, and has a bias of 0.
+            biases = biases and dataclasses.replace(biases, items=self.place[biases.items].clamp(min=0))
         if not self.sampled:
-            return catalogue_cross_entropy(hidden, table, items)
+            return catalogue_cross_entropy(hidden, table, items, biases=biases)
         log_expected = (self.probabilities * self.sampled).log().float() if self.corrected else None
         negatives = sample_negatives(self.probabilities, self.sampled)
-        return sampled_cross_entropy(hidden, table, items, negatives, log_expected)
+        return sampled_cross_entropy(hidden, table, items, negatives, log_expected, biases=biases)
 
 
 CatalogueLoss.EXACT = CatalogueLoss()
 
 
 def catalogue_cross_entropy(
-    hidden: torch.Tensor, table: torch.Tensor, targets: torch.Tensor, chunk_logits: int | None = None
+    hidden: torch.Tensor,
+    table: torch.Tensor,
+    targets: torch.Tensor,
+    chunk_logits: int | None = None,
+    biases: ItemBiases | None = None,
 ) -> torch.Tensor:
-    """Summed cross entropy of `targets` (M,) under softmax(`hidden` (M, width) · `table`ᵀ (width, items)), exactly.
+    """Summed cross entropy of `targets` (M,) under softmax(`hidden` (M, width) · `table`ᵀ (width, items) + `biases`),
+    exactly.
 
     Products are taken in autocast's type where it is on, all else in float32.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     rows = max(1, (chunk_logits or CHUNK_LOGITS.get(device, 2**25)) // len(table))
-    return _CatalogueCrossEntropy.apply(hidden, table, targets, rows, dtype)
+    of_items = (biases.items, biases.biases) if biases else (None, None)
+    return _CatalogueCrossEntropy.apply(hidden, table, targets, *of_items, rows, dtype)
 
 
 class _CatalogueCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, table, targets, rows, dtype):
+    def forward(ctx, hidden, table, targets, biased, biases, rows, dtype):
         h, e = hidden.detach().to(dtype), table.detach().to(dtype)
         grad_hidden = torch.empty_like(h)
         grad_table = torch.zeros(e.shape, dtype=torch.float32, device=e.device)
+        grad_biases = None if biases is None else torch.empty_like(biases)
         total = torch.zeros((), dtype=torch.float32, device=e.device)
         for chunk in torch.arange(len(h)).split(rows) if len(h) else ():
             part = slice(int(chunk[0]), int(chunk[-1]) + 1)
             target = targets[part, None]
             logits = (h[part] @ e.T).float()  # (rows, items)
+            if biases is not None:
+                _add_at(logits, biased[part], biases[part])
             of_target = logits.gather(1, target)
             greatest = logits.amax(dim=1, keepdim=True)
             exponentials = logits.sub_(greatest).exp_()
             sums = exponentials.sum(dim=1, keepdim=True)
             total += (sums.log() + greatest - of_target).sum()
             # The gradient by the logits: probabilities, less one at the target.
-            gradient = exponentials.div_(sums).scatter_add_(1, target, torch.full_like(sums, -1.0)).to(dtype)
+            gradient = exponentials.div_(sums).scatter_add_(1, target, torch.full_like(sums, -1.0))
+            if biases is not None:
+                torch.gather(gradient, 1, biased[part], out=grad_biases[part])
+            gradient = gradient.to(dtype)
             torch.mm(gradient, e, out=grad_hidden[part])
             if dtype == torch.float32:
                 grad_table.addmm_(gradient.T, h[part])
             else:
                 grad_table += (gradient.T @ h[part]).float()
-        ctx.save_for_backward(grad_hidden, grad_table)
+        ctx.save_for_backward(grad_hidden, grad_table, grad_biases)
         ctx.types = hidden.dtype, table.dtype
         return total
 
     @staticmethod
     def backward(ctx, grad_total):
-        grad_hidden, grad_table = ctx.saved_tensors
+        grad_hidden, grad_table, grad_biases = ctx.saved_tensors
         of_hidden, of_table = ctx.types
-        return (grad_hidden * grad_total).to(of_hidden), (grad_table * grad_total).to(of_table), None, None, None
+        of_biases = None if grad_biases is None else grad_biases * grad_total
+        grads = (grad_hidden * grad_total).to(of_hidden), (grad_table * grad_total).to(of_table)
+        return *grads, None, None, of_biases, None, None
 
 
 def sampled_cross_entropy(
@@ -133,6 +163,7 @@ def sampled_cross_entropy(
     negatives: torch.Tensor,
     log_expected: torch.Tensor | None = None,
     chunk_logits: int | None = None,
+    biases: ItemBiases | None = None,
 ) -> torch.Tensor:
     """Summed cross entropy of `targets` (M,) against themselves and the rows `negatives` (S,) of `table` alone.
 
@@ -142,20 +173,35 @@ def sampled_cross_entropy(
     but certain, and stays as it is.
     """
     rows = max(1, (chunk_logits or CHUNK_LOGITS["cuda"] // 4) // len(negatives))
+    of_rows = [hidden, targets, *((biases.items, biases.biases) if biases else ())]
     sums = [
-        checkpoint(_sampled, *chunk, table, negatives, log_expected, use_reentrant=False)
-        for chunk in zip(hidden.split(rows), targets.split(rows), strict=True)
+        checkpoint(_sampled, table, negatives, log_expected, *chunk, use_reentrant=False)
+        for chunk in zip(*(of_row.split(rows) for of_row in of_rows), strict=True)
     ]
     return torch.stack(sums).sum()
 
 
-def _sampled(hidden, targets, table, negatives, log_expected):
+def _sampled(table, negatives, log_expected, hidden, targets, biased=None, biases=None):
     of_target = (hidden * table[targets]).sum(dim=1).float()  # (rows,)
     of_negatives = (hidden @ table[negatives].T).float()  # (rows, S)
     if log_expected is not None:
         of_negatives = of_negatives - log_expected[negatives]
+    if biases is not None:
+        of_target = of_target + torch.where(biased == targets[:, None], biases, 0.0).sum(dim=1)
+        distinct, number = negatives.unique(return_inverse=True)
+        place = torch.searchsorted(distinct, biased).clamp(max=len(distinct) - 1)
+        drawn = torch.where(distinct[place] == biased, biases, 0.0)
+        of_negatives = of_negatives + _add_at(drawn.new_zeros(len(hidden), len(distinct)), place, drawn)[:, number]
     of_negatives = of_negatives.masked_fill(negatives == targets[:, None], -torch.inf)
     return functional.softplus(of_negatives.logsumexp(dim=1) - of_target).sum()
+
+
+def _add_at(matrix: torch.Tensor, columns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`matrix` (M, N), to which `values` (M, T) were added at `columns` (M, T): over one dimension, for on a GPU only
+    that repeats itself."""
+    rows = torch.arange(len(matrix), device=matrix.device)[:, None]
+    matrix.view(-1).scatter_add_(0, (rows * matrix.shape[1] + columns).view(-1), values.to(matrix.dtype).reshape(-1))
+    return matrix
 
 
 def sample_negatives(probabilities: torch.Tensor, count: int) -> torch.Tensor:

@@ -10,7 +10,8 @@ One forward pass, for B users whose newest T events are given oldest first:
    (long_memory.py).
 4. Pre-norm blocks with causal attention: the hidden state at token t has seen the context and e1 … et alone.
 5. The logits of event t+1 are that hidden state times Eᵀ: input and output share one table. Where `popularity_bias` is
-   on, each item's logit has a bias of its own: what sold lately before the case's date, times a learned scale.
+   on, each item's logit has a bias of its own: what sold lately before the case's date, times a learned scale. Where
+   `repeat_bias` is on, so have the items that the user had before: whether one comes back is learned, not assumed.
 
 Sequences are padded on the right, so that padding lies in the future of every real token and needs no mask.
 After SASRec (Kang and McAuley, arXiv 1808.09781) and the contextual prefix token of arXiv 2604.08181.
@@ -34,13 +35,16 @@ from torch.nn import functional
 from lte_model.errors import LTEError
 from lte_model.integrations import INTEGRATIONS
 from lte_model.long_memory import LinearAttentionMemory
-from lte_model.losses import CatalogueLoss
+from lte_model.losses import CatalogueLoss, ItemBiases
 
 POPULARITY_COUNTS = ("events_7d", "events_30d", "events_window")
 """The counts of `item_popularity` that make the item bias, each with a learned scale."""
 
 GAP_BUCKETS = 24
 """Time features: the gap of 2^b − 1 minutes or more is bucket b; the last one begins after sixteen years."""
+
+REPEAT_BUCKETS = 8
+"""Repeat bias: an item that was 2^b events ago or more, counted from 1, is of bucket b."""
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
@@ -85,6 +89,7 @@ class RankerConfig:
     sequence: str = "lagged"
     popularity_bias: bool = False
     time_features: bool = False
+    repeat_bias: bool = False
     long_memory: str = "none"
     memory_events: int = 150
 
@@ -177,6 +182,7 @@ class Ranker(nn.Module):
             # The newest date's: what a served model falls back on.
             self.register_buffer("popularity", torch.zeros(1, len(POPULARITY_COUNTS), config.items))
             self.popularity_scale = nn.Parameter(torch.zeros(len(POPULARITY_COUNTS)))
+        self.repeats = nn.Parameter(torch.zeros(REPEAT_BUCKETS)) if config.repeat_bias else None
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
@@ -242,8 +248,9 @@ class Ranker(nn.Module):
         hidden = self(inputs, table)[:, self.config.context_tokens - 1 :]  # (B, T, width)
         hidden = hidden.reshape(users * events, -1)[batch.targets]  # (M, width)
         items = batch.items.reshape(-1)[batch.targets]  # (M,)
-        hidden, table = self._with_bias(hidden, table, batch, popularity, batch.targets // events)
-        return objective(hidden, table, items)
+        of_user, position = batch.targets // events, batch.targets % events
+        hidden, table = self._with_bias(hidden, table, batch, popularity, of_user)
+        return objective(hidden, table, items, self._repeat_biases(batch.items[of_user], position))
 
     @torch.inference_mode()
     def scores(
@@ -258,7 +265,9 @@ class Ranker(nn.Module):
         users = torch.arange(len(batch), device=batch.items.device)
         hidden = self(batch, table, self.config.context_tokens - 1 + batch.lengths)[:, 0]  # (B, width)
         hidden, table = self._with_bias(hidden, table, batch, popularity, users)
-        return hidden @ table.T
+        logits = hidden @ table.T
+        biases = self._repeat_biases(batch.items, batch.lengths)
+        return logits if biases is None else biases.added_to(logits)
 
     def _with_bias(
         self,
@@ -280,6 +289,14 @@ class Ranker(nn.Module):
         bias = torch.einsum("k,dki->id", self.popularity_scale, popularity)  # (items, dates)
         of_date = functional.one_hot(dates[users], bias.shape[1]).to(hidden.dtype)  # (M, dates)
         return torch.cat((hidden, of_date), dim=1), torch.cat((table, bias.to(table.dtype)), dim=1)
+
+    def _repeat_biases(self, items: torch.Tensor, before: torch.Tensor) -> ItemBiases | None:
+        """The repeat bias of rows that come after the first `before` (M,) of the events `items` (M, T)."""
+        if self.repeats is None:
+            return None
+        ago = before[:, None] - torch.arange(items.shape[1], device=items.device)  # 1 is the newest
+        bucket = torch.bucketize(ago, 2 ** torch.arange(1, REPEAT_BUCKETS, device=ago.device), right=True)
+        return ItemBiases(items, torch.where(ago > 0, self.repeats[bucket], 0.0))
 
     def with_items(self, item_ids: Sequence[str], content: torch.Tensor) -> "Ranker":
         """This ranker with items that it was not trained on, `content` (new, dimensions) in its basis, at the end.

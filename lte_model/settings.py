@@ -108,6 +108,8 @@ class Model(_Section):
     memory_events: Count = 150
     popularity_bias: bool = False
     time_features: bool = False
+    repeat_bias: bool = False
+    """A learned bias for the items that the user had before, by how long ago: they come back, or they don't."""
     width: Count = 64
     blocks: Count = 2
     heads: Count = 2
@@ -158,8 +160,10 @@ class Training(_Section):
     epochs: Count = 30
     patience: Count = 4
     batch_size: Count = 128
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """The decay a step of the moving average of the weights, which is what is measured and kept; 0 keeps the last."""
     seed: int = 0
     refit: bool = False
     """Whether a model is trained once more, for as many epochs as the validation chose, up to the test cut."""

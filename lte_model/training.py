@@ -3,7 +3,8 @@
 1. The loss is the cross entropy of every target of the anchors' sequences: exact, over all items that somebody has
    chosen by then, or, where those are more than `training.exact_items`, against a sample of them.
 2. After each epoch the model is measured on the validation cut, by NDCG at the largest cutoff, and a checkpoint is
-   written: model, optimizer, best weights so far, curve. It replaces the last one in one step.
+   written: model, optimizer, best weights so far, curve. It replaces the last one in one step. What is measured, and
+   kept, is a moving average of the weights (`training.averaging`): it wavers less than they do.
 3. Training stops when `patience` epochs brought nothing better, and the best weights become the model directory. With
    `training.refit` they don't: a new model is trained for as many epochs, on the days of the validation too.
 
@@ -17,6 +18,7 @@ Under torchrun several processes share each batch (distributed.py); the gradient
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import datetime
 import hashlib
@@ -130,7 +132,9 @@ def train(
         if settings.training.refit:
             _say(group, f"once more for {progress.best_epoch} epochs, up to the test cut")
             ranker = new_ranker(config, training_set, settings.training.seed).to(device)
-            Fit(settings, ranker, all_cases, validation, device, group).refit(progress.best_epoch)
+            again = Fit(settings, ranker, all_cases, validation, device, group)
+            again.refit(progress.best_epoch)
+            ranker.load_state_dict(again.averaged.state_dict())
         if group.is_first:
             save_ranker(ranker, directory / MODEL_DIRECTORY)
             result = {
@@ -223,6 +227,8 @@ class Fit:
         self.cutoff = max(settings.evaluation.cutoffs)
         self.ranker, self.cases, self.validation, self.device, self.group = ranker, cases, validation, device, group
         self.optimizer = _optimizer(ranker, self.options.learning_rate, self.options.weight_decay)
+        self.averaged, self.steps = copy.deepcopy(ranker), 0
+        self.averaged.content = ranker.content  # frozen: one copy is enough
         self.popularity = cases.popularity_on(device)
         self.objective = CatalogueLoss.of(
             torch.from_numpy(cases.seen).to(device),
@@ -248,6 +254,8 @@ class Fit:
         if checkpoint:
             self.ranker.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.averaged.load_state_dict(checkpoint["averaged"])
+            self.steps = checkpoint["steps"]
             progress = Progress(**checkpoint["progress"])
             _say(self.group, f"going on after epoch {progress.epoch}")
 
@@ -260,7 +268,7 @@ class Fit:
             if quality > progress.best:
                 progress.best, progress.best_epoch = quality, progress.epoch
                 progress.best_weights = {
-                    name: weight.cpu().clone() for name, weight in self.ranker.state_dict().items()
+                    name: weight.cpu().clone() for name, weight in self.averaged.state_dict().items()
                 }
             seconds = time.perf_counter() - started
             targets_per_second = self.cases.target_counts.sum() / (trained - started)
@@ -275,7 +283,7 @@ class Fit:
             )
             if not self.group.is_first:
                 continue
-            _write_checkpoint(file, fingerprint, self.ranker, self.optimizer, progress)
+            self._write_checkpoint(file, fingerprint, progress)
             mlflow.log_metrics(
                 {
                     "training_loss": loss,
@@ -303,9 +311,9 @@ class Fit:
             )
 
     def validate(self) -> float:
-        """Mean NDCG at the largest cutoff."""
+        """Mean NDCG at the largest cutoff, of the averaged weights."""
         mine = self.validation.taken(self.group.share(np.arange(len(self.validation))))
-        ranks = self.group.join(target_ranks(self.ranker, mine, self.device) if len(mine) else np.empty(0))
+        ranks = self.group.join(target_ranks(self.averaged, mine, self.device) if len(mine) else np.empty(0))
         return float(ndcg(ranks, self.cutoff).mean())
 
     def train_epoch(self, epoch: int) -> float:
@@ -328,6 +336,8 @@ class Fit:
             # DistributedDataParallel takes the mean over processes; this makes it the mean over all targets.
             (loss * (group.size / cases.target_counts[batch].sum())).backward()
             self.optimizer.step()
+            average(self.averaged, self.ranker, self.steps, self.options.averaging)
+            self.steps += 1
             losses.append(loss.detach())
             if len(losses) == LOSS_CHECKED_EVERY or number == len(batches) - 1:
                 values = group.sum(torch.stack(losses)).tolist()
@@ -339,6 +349,24 @@ class Fit:
     def _batch(self, numbers: np.ndarray) -> Batch:
         config = self.ranker.config
         return self.cases.batch(numbers, config.max_events + 1, config.max_older_events).to(self.device)
+
+    def _write_checkpoint(self, file: Path, fingerprint: str, progress: Progress) -> None:
+        beside = file.with_suffix(".part")
+        with open(beside, "wb") as stream:
+            torch.save(
+                {
+                    "fingerprint": fingerprint,
+                    "model": self.ranker.state_dict(),
+                    "averaged": self.averaged.state_dict(),
+                    "steps": self.steps,
+                    "optimizer": self.optimizer.state_dict(),
+                    "progress": vars(progress),
+                },
+                stream,
+            )
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, file)
 
 
 def target_counts_of(cases: Cases, items: int) -> np.ndarray:
@@ -368,6 +396,17 @@ def _optimizer(ranker: Ranker, learning_rate: float, weight_decay: float) -> tor
     others = [parameter for parameter in ranker.parameters() if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+@torch.no_grad()
+def average(averaged: nn.Module, module: nn.Module, steps: int, decay: float) -> None:
+    """Takes the weights of `module` into the moving average of those of the `steps` before.
+
+    While these are few it forgets sooner, or the start would weigh for epochs.
+    """
+    kept = min(decay, (1 + steps) / (10 + steps)) if steps else 0.0
+    for of_average, weight in zip(averaged.parameters(), module.parameters(), strict=True):
+        of_average.lerp_(weight, 1 - kept)
 
 
 def choose_device(choice: str) -> torch.device:
@@ -429,25 +468,6 @@ def _read_checkpoint(file: Path, fingerprint: str) -> tuple[dict[str, Any] | Non
     if checkpoint["fingerprint"] != fingerprint:
         return None, f"{file} belongs to other settings or other rows of the training set"
     return checkpoint, ""
-
-
-def _write_checkpoint(
-    file: Path, fingerprint: str, ranker: Ranker, optimizer: torch.optim.Optimizer, progress: Progress
-) -> None:
-    beside = file.with_suffix(".part")
-    with open(beside, "wb") as stream:
-        torch.save(
-            {
-                "fingerprint": fingerprint,
-                "model": ranker.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "progress": vars(progress),
-            },
-            stream,
-        )
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, file)
 
 
 def write_atomically(file: Path, content: bytes) -> None:

@@ -54,6 +54,7 @@ PLAIN = {
     "long_memory": "none",
     "popularity_bias": False,
     "time_features": False,
+    "repeat_bias": False,
 }
 """What a variant reads unless its overrides say otherwise."""
 
@@ -63,6 +64,7 @@ _LONG = _NEWEST | {"max_tokens": 200}
 _HYBRID = _NEWEST | {"max_tokens": 50, "long_memory": "linear_attention"}
 _POPULARITY = {"popularity_bias": True}
 _TIME = {"time_features": True}
+_REPEATS = {"repeat_bias": True}
 _AUTOENCODER = {"representations": ("autoencoder",)}
 
 _LISTED = [
@@ -103,6 +105,18 @@ _LISTED = [
         _NEWEST | _AUTOENCODER | _POPULARITY | _TIME,
         refit=True,
     ),
+    Variant(
+        "prefix_newest_popularity_time_repeats",
+        "prefix_newest with popularity bias, time features and repeat bias",
+        _NEWEST | _POPULARITY | _TIME | _REPEATS,
+        refit=True,
+    ),
+    Variant(
+        "none_newest_popularity_time_repeats",
+        "newest events, no LTE, popularity bias, time features and repeat bias",
+        _NEWEST | _NONE | _POPULARITY | _TIME | _REPEATS,
+        refit=True,
+    ),
     Variant("long_sequence_popularity", "long_sequence with popularity bias", _LONG | _NONE | _POPULARITY),
     Variant(
         "long_sequence_popularity_time",
@@ -115,6 +129,12 @@ _LISTED = [
         "long_prefix_popularity_time",
         "long_prefix with popularity bias and time features",
         _LONG | _POPULARITY | _TIME,
+        refit=True,
+    ),
+    Variant(
+        "long_prefix_popularity_time_repeats",
+        "long_prefix with popularity bias, time features and repeat bias",
+        _LONG | _POPULARITY | _TIME | _REPEATS,
         refit=True,
     ),
     Variant(
@@ -195,6 +215,16 @@ QUESTIONS = (
     Question("LTE over linear attention over older events", "prefix_newest", "hybrid"),
     Question("LTE beside linear attention, over linear attention", "hybrid_prefix", "hybrid"),
     Question("popularity bias over none", "prefix_newest_popularity", "prefix_newest"),
+    Question(
+        "repeat bias over none, with popularity and time",
+        "prefix_newest_popularity_time_repeats",
+        "prefix_newest_popularity_time",
+    ),
+    Question(
+        "LTE over none, with popularity, time and repeat bias",
+        "prefix_newest_popularity_time_repeats",
+        "none_newest_popularity_time_repeats",
+    ),
     Question("the variant that validation chose, over 200 tokens without LTE", BEST, "long_sequence"),
     Question("the variant that validation chose, over popularity of 7 days", BEST, "popularity_7d"),
     Question("the variant that validation chose, over SASRec of RecTools", BEST, RIVAL),

@@ -7,7 +7,8 @@ report of all. Choices are made on the validation days, of both makers' models; 
     none … leak                           the paper's policy: the sequence is [D−L, D)
     long_sequence, long_prefix            200 of the newest events, without LTE and with it
     best                                  the variant that validation chose
-    rectools                              SASRec of RecTools: length and epochs by validation, then all days before the cut
+    rectools                              SASRec of RecTools: length, epochs and whether seen items are ranked by
+                                          validation, then all days before the cut
 
 What succeeded before isn't run again, so that a stopped run goes on. All other variants of the report: VARIANTS.
 """
@@ -40,7 +41,8 @@ COMPARED = ("none_newest", "prefix_newest", "prefix_newest_autoencoder")
 """What the questions about the policy `newest` need."""
 
 CANDIDATES = (
-    "prefix_newest_popularity_time", "prefix_newest_autoencoder_popularity_time", "long_prefix_popularity_time",
+    "prefix_newest_popularity_time", "prefix_newest_popularity_time_repeats", "none_newest_popularity_time_repeats",
+    "long_prefix_popularity_time_repeats",
 )  # fmt: skip
 """What one would deploy. All but the leak are candidates; these are the likely ones."""
 

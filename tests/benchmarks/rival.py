@@ -1,8 +1,9 @@
 """The rival: SASRec of RecTools on our events, searched fairly, ranked as our models are.
 
-`rectools_ranks` exports the events of a training date, lets `rectools/sasrec.py` search the length of its sessions and
-its epochs on the validation window and fit anew on all before the test cut, and returns the rank of every test case.
-It runs in an environment of its own, `.cache/rectools`, which is made when it is missing.
+`rectools_ranks` exports the events of a training date, lets `rectools/sasrec.py` search the length of its sessions, its
+epochs and whether to rank what a user has seen, on the validation window, and fit anew on all before the test cut, and
+returns the rank of every test case. It runs in an environment of its own, `.cache/rectools`, which is made when it is
+missing.
 
     python -m tests.benchmarks.rival --settings S --date D [--seeds 0,1,2 --lengths 50,100,200]
 

@@ -36,6 +36,7 @@ def side(strength, variant=None):
         "long_memory": "none",
         "popularity_bias": False,
         "time_features": False,
+        "repeat_bias": False,
         "validation": strength + 0.003,
         "training_loss": 4.0 if variant == "leak" else 5.7,
         "training_seconds": 61.3,

@@ -3,7 +3,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lte_model.losses import CatalogueLoss, catalogue_cross_entropy, sample_negatives, sampled_cross_entropy
+from lte_model.losses import (
+    CatalogueLoss,
+    ItemBiases,
+    catalogue_cross_entropy,
+    sample_negatives,
+    sampled_cross_entropy,
+)
 
 ITEMS, WIDTH = 11, 4
 
@@ -14,6 +20,15 @@ def tensors(positions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     hidden = torch.randn(positions, WIDTH, generator=random, requires_grad=True)
     table = torch.randn(ITEMS, WIDTH, generator=random, requires_grad=True)
     return hidden, table, torch.randint(ITEMS, (positions,), generator=random)
+
+
+def biases_of(positions: int) -> tuple[ItemBiases, torch.Tensor]:
+    """Three biases for each row, of which some are for the same item; and the same as a matrix (positions, ITEMS)."""
+    random = torch.Generator().manual_seed(positions)
+    named = torch.randint(ITEMS, (positions, 3), generator=random)
+    biases = torch.randn(positions, 3, generator=random, requires_grad=True)
+    of_item = torch.nn.functional.one_hot(named, ITEMS).float()  # (positions, 3, ITEMS)
+    return ItemBiases(named, biases), (of_item * biases[:, :, None]).sum(dim=1)
 
 
 def assert_same_loss_and_gradients(ours, theirs, *inputs):
@@ -28,6 +43,30 @@ def test_the_loss_in_chunks_is_the_loss(chunk_logits, positions):
     hidden, table, targets = tensors(positions)
     whole = torch.nn.functional.cross_entropy(hidden @ table.T, targets, reduction="sum")
     assert_same_loss_and_gradients(catalogue_cross_entropy(hidden, table, targets, chunk_logits), whole, hidden, table)
+
+
+@given(chunk_logits=st.integers(1, 400), positions=st.integers(1, 30))
+@settings(max_examples=25, deadline=None)
+def test_biases_are_added_to_the_logits_of_their_items(chunk_logits, positions):
+    hidden, table, targets = tensors(positions)
+    biases, matrix = biases_of(positions)
+    inputs, negatives = (hidden, table, biases.biases), torch.arange(ITEMS).flip(0)
+    whole = torch.nn.functional.cross_entropy(hidden @ table.T + matrix, targets, reduction="sum")
+    exact = catalogue_cross_entropy(hidden, table, targets, chunk_logits, biases)
+    sampled = sampled_cross_entropy(hidden, table, targets, negatives, chunk_logits=chunk_logits, biases=biases)
+    assert_same_loss_and_gradients(exact + 2 * sampled, 3 * whole, *inputs)
+
+
+def test_biases_of_a_sample_with_an_item_drawn_twice():
+    hidden, table, targets = tensors(6)
+    biases, matrix = biases_of(6)
+    negatives = torch.tensor([4, 9, 4, 0])
+    logits = hidden @ table.T + matrix
+    of_negatives = logits[:, negatives].masked_fill(negatives == targets[:, None], -torch.inf)
+    of_target = logits.gather(1, targets[:, None])
+    whole = (torch.cat((of_target, of_negatives), dim=1).logsumexp(dim=1) - of_target[:, 0]).sum()
+    sampled = sampled_cross_entropy(hidden, table, targets, negatives, biases=biases)
+    assert_same_loss_and_gradients(sampled, whole, hidden, table, biases.biases)
 
 
 def test_great_logits_neither_overflow_nor_vanish():
@@ -51,6 +90,19 @@ def test_an_item_that_is_no_candidate_is_not_pushed_down():
     whole = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
     assert_same_loss_and_gradients(loss(hidden, table, targets), whole, hidden, table)
     assert not torch.autograd.grad(loss(hidden, table, targets), table)[0][~seen].any()
+
+
+def test_biases_name_items_of_the_catalogue_whatever_the_candidates():
+    hidden, table, targets = tensors(6)
+    candidates = torch.arange(ITEMS) != 2
+    targets = torch.where(targets == 2, 3, targets)
+    biases, matrix = biases_of(6)
+    biases = ItemBiases(torch.where(biases.items == 2, 3, biases.items), biases.biases)
+    matrix[:, 3] += matrix[:, 2]
+    loss = CatalogueLoss.of(candidates, torch.bincount(targets, minlength=ITEMS), 100, 5, 1.0, True)
+    logits = (hidden @ table.T + matrix).masked_fill(~candidates, -torch.inf)
+    whole = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    assert_same_loss_and_gradients(loss(hidden, table, targets, biases), whole, hidden, table, biases.biases)
 
 
 def test_the_sampled_loss_against_every_other_item_is_the_loss():

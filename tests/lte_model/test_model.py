@@ -16,6 +16,7 @@ EVERYTHING = {
     "representations": 2,
     "popularity_bias": True,
     "time_features": True,
+    "repeat_bias": True,
     "long_memory": "linear_attention",
 }
 """Every option that adds a parameter."""
@@ -259,6 +260,25 @@ def test_the_item_bias_is_that_of_each_users_date():
     # Without counts beside the batch, those that the model carries.
     carried = torch.einsum("k,dki->di", ranker.popularity_scale, ranker.popularity)
     torch.testing.assert_close(ranker.scores(batch), without + carried)
+
+
+@given(
+    items=st.lists(st.integers(0, ITEMS - 1), max_size=12), padding=st.integers(0, 3), biases=st.sampled_from([0, 1])
+)
+@settings(max_examples=40, deadline=None)
+def test_the_repeat_bias_is_that_of_every_earlier_event_of_the_item(items, padding, biases):
+    ranker = make_ranker(repeat_bias=True, max_tokens=20)
+    batch = users(1, len(items) + padding)
+    batch.items[0, : len(items)] = torch.tensor(items, dtype=torch.int64)
+    batch = dataclasses.replace(batch, lengths=torch.tensor([len(items)]))
+    bias = ranker.repeats.detach().clone() * biases
+    with torch.no_grad():
+        ranker.repeats.zero_()
+        expected = ranker.scores(batch)[0].clone()
+        ranker.repeats.copy_(bias)
+    for ago, item in enumerate(reversed(items), start=1):
+        expected[item] += bias[min(math.floor(math.log2(ago)), len(bias) - 1)]
+    torch.testing.assert_close(ranker.scores(batch)[0], expected)
 
 
 def test_the_gap_to_the_query_changes_the_scores():

@@ -10,6 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 from safetensors.torch import load_file
 
@@ -131,7 +134,7 @@ def test_two_processes_train_as_one(trainable_shop, tmp_path, capsys):
         ("training", {"exact_items": 10, "sampled_items": 30, "sampling_correction": False}),
         ("model", {"sequence": "newest", "max_tokens": 5}),
         ("model", {"sequence": "newest", "max_tokens": 5, "long_memory": "linear_attention", "memory_events": 20}),
-        ("model", {"popularity_bias": True, "time_features": True}),
+        ("model", {"popularity_bias": True, "time_features": True, "repeat_bias": True}),
         ("model", {"representations": (REPRESENTATION, OTHER_REPRESENTATION), "integration": "late_fusion"}),
     ],
     ids=[
@@ -141,7 +144,7 @@ def test_two_processes_train_as_one(trainable_shop, tmp_path, capsys):
         "sampled, uncorrected",
         "newest",
         "memory",
-        "popularity and time",
+        "popularity, time and repeats",
         "two LTEs",
     ],
 )
@@ -155,6 +158,30 @@ def test_every_way_to_train_learns_and_can_be_repeated(trainable_shop, tmp_path,
     again = train(settings.model_copy(update={"checkpoints": str(tmp_path / "again")}), TRAINING_DATE, integration)
     assert same_weights(model, again)
     assert load_ranker(model).config.items == 80
+
+
+@given(values=st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=40), decay=st.floats(0, 0.999))
+@hypothesis_settings(max_examples=50, deadline=None)
+def test_the_moving_average_is_that_of_the_steps(values, decay):
+    module, averaged = (torch.nn.ParameterList([torch.zeros(1)]) for _ in range(2))
+    expected = 0.0
+    for step, value in enumerate(values):
+        module[0].data.fill_(value)
+        training.average(averaged, module, step, decay)
+        kept = min(decay, (1 + step) / (10 + step)) if step else 0
+        expected = kept * expected + (1 - kept) * value
+    assert averaged[0].item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_the_averaged_weights_are_measured_and_kept(trainable_shop, averaging):
+    model = train(with_training(trainable_shop, epochs=2, averaging=averaging), TRAINING_DATE, "none")
+    checkpoint = torch.load(model.parent / CHECKPOINT_FILE, weights_only=True)
+    kept, last, best = weights(model), checkpoint["model"], checkpoint["progress"]["best_weights"]
+    averaged = checkpoint["averaged"]
+    assert all(torch.equal(kept[name], best[name]) for name in kept)
+    assert checkpoint["progress"]["best_epoch"] == 2 and all(torch.equal(kept[name], averaged[name]) for name in kept)
+    assert all(torch.equal(kept[name], last[name]) for name in kept) == (averaging == 0)
 
 
 def test_targets_are_counted_for_each_item(shop):

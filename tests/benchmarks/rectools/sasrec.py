@@ -9,8 +9,9 @@ A folder holds `train.parquet` (user_id, item_id, event_ts, order), `targets.par
 user with the same time. `search` reads two such folders, FOLDER/validation and FOLDER/test.
 
 A rank is 1 + the items that score higher + half of the others that score the same, from the model's own logits after
-the user's newest `session_max_len` events; what the user has seen already isn't taken out. An item that the model has
-not met scores lower than all that it has. A user with no event that it knows is ranked by popularity: the items'
+the user's newest `session_max_len` events. What the user has seen already is kept or dropped, that is, scores lower
+than all else: `search` lets the validation choose, as RecTools lets its user. An item that the model has not met scores
+lower than all that it has. A user with no event that it knows is ranked by popularity: the items'
 number of events in `train.parquet`.
 
 RecTools trains on a user's last `session_max_len` + 1 events, and on nobody with a single one.
@@ -39,6 +40,8 @@ from rectools.models import SASRecModel
 from rectools.models.nn.item_net import IdEmbeddingsItemNet
 
 CUTOFF = 500
+SEEN = ("kept", "dropped")
+"""What may become of the items that the user has seen."""
 WARM_BATCHES = 3
 """Batches of `speed` that are not timed."""
 
@@ -145,16 +148,21 @@ class Ranking:
         # What the model itself doesn't rank: users without a session, and items that it hasn't met.
         self.ranks = ranks_by_counts(counts, data.targets)
         self.ranks[self.places] = of_unknown
+        place_of_user = pd.Series(np.arange(len(self.places)), index=data.users[self.places])
+        seen = data.events[data.events[Columns.User].isin(place_of_user.index)]
+        rows = place_of_user[seen[Columns.User]].to_numpy()
+        order = np.argsort(rows, kind="stable")
+        self.seen = torch.from_numpy(np.stack((rows, column[seen[Columns.Item]]))[:, order])  # (2, events), by row
         self.users_by_popularity = len(data.users) - len(self.places)
         self.unknown_targets = int((self.columns < 0).sum())
 
-    def now(self) -> np.ndarray:
-        """The rank of each target of the data, in its order."""
+    def now(self, *asked: str) -> dict[str, np.ndarray]:
+        """The rank of each target of the data, in its order, with what was seen `kept` and `dropped`, or as asked."""
         network, extra = self.model.torch_model, self.model.data_preparator.n_item_extra_tokens
         device = network.item_model.device
         was_training = network.training
         network.eval()
-        ranks = self.ranks.copy()
+        ranks = {seen: self.ranks.copy() for seen in asked or SEEN}
         first = 0
         with torch.no_grad():
             table = network.item_model.get_all_embeddings()
@@ -162,12 +170,16 @@ class Ranking:
                 sessions = network.encode_sessions({"x": batch["x"].to(device)}, table)[:, -1]
                 logits = sessions @ table[extra:].T
                 columns = self.columns[first : first + len(logits)].to(device)
-                of_target = logits.gather(1, columns.clamp(min=0)[:, None])
-                greater = (logits > of_target).sum(dim=1)
-                others_alike = (logits == of_target).sum(dim=1) - 1
-                found = (1 + greater + others_alike.double() / 2).cpu().numpy()
                 places = self.places[first : first + len(logits)]
-                ranks[places] = np.where(columns.cpu().numpy() >= 0, found, ranks[places])
+                begin, end = np.searchsorted(self.seen[0], (first, first + len(logits)))
+                for seen, found in ranks.items():
+                    if seen == "dropped":
+                        logits[self.seen[0, begin:end] - first, self.seen[1, begin:end]] = -torch.inf
+                    of_target = logits.gather(1, columns.clamp(min=0)[:, None])
+                    greater = (logits > of_target).sum(dim=1)
+                    others_alike = (logits == of_target).sum(dim=1) - 1
+                    of_batch = (1 + greater + others_alike.double() / 2).cpu().numpy()
+                    found[places] = np.where(columns.cpu().numpy() >= 0, of_batch, found[places])
                 first += len(logits)
         network.train(was_training)
         return ranks
@@ -207,6 +219,7 @@ class EarlyStop(Callback):
         self.model, self.data, self.patience = model, data, patience
         self.ranking: Ranking | None = None
         self.curve: list[float] = []
+        self.seen_items: list[str] = []
         self.best_weights: dict[str, torch.Tensor] = {}
 
     def __deepcopy__(self, memo: dict) -> "EarlyStop":
@@ -219,12 +232,15 @@ class EarlyStop(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module) -> None:
         with torch.random.fork_rng():  # a loader draws a seed: measuring is not to change what is measured
             self.ranking = self.ranking or Ranking(self.model, self.data)
-        self.curve.append(ndcg(self.ranking.now()))
+        quality = {seen: ndcg(ranks) for seen, ranks in self.ranking.now().items()}
+        self.seen_items.append(max(quality, key=quality.__getitem__))
+        self.curve.append(max(quality.values()))
         if self.best_epoch == len(self.curve):
             self.best_weights = {name: weight.clone() for name, weight in module.state_dict().items()}
         print(
-            f"epoch {len(self.curve)}: NDCG@{CUTOFF} {self.curve[-1]:.4f} (best {max(self.curve):.4f} "
-            f"in epoch {self.best_epoch})",
+            f"epoch {len(self.curve)}: NDCG@{CUTOFF} "
+            f"{', '.join(f'{value:.4f} with seen items {seen}' for seen, value in quality.items())} "
+            f"(best {max(self.curve):.4f} in epoch {self.best_epoch})",
             flush=True,
         )
         if len(self.curve) - self.best_epoch >= self.patience:
@@ -233,10 +249,11 @@ class EarlyStop(Callback):
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted model, the epochs that its weights have seen, and what the fit took."""
+    """A fitted model, the epochs that its weights have seen, what becomes of seen items, and what the fit took."""
 
     model: SASRecModel
     epochs: int
+    seen_items: str
     seconds: float
     targets_per_second: float
     curve: list[float]
@@ -253,7 +270,7 @@ class Fit:
         seconds: float | None = None,
     ) -> "Fit":
         """Trains for `epochs`. With `patience`, these are the most, and the weights are those of the best epoch on the
-        targets of `data`; with `seconds`, the training ends after that time."""
+        targets of `data`, with seen items kept or dropped; with `seconds`, the training ends after that time."""
         seed_everything(seed, workers=True, verbose=False)
         clock = Clock(seconds)
         callbacks: list[Callback] = [clock]
@@ -291,6 +308,7 @@ class Fit:
         return cls(
             model=model,
             epochs=stop.best_epoch if stop else epochs,
+            seen_items=stop.seen_items[stop.best_epoch - 1] if stop else "",
             seconds=taken,
             targets_per_second=clock.targets / clock.seconds,
             curve=stop.curve if stop else [],
@@ -298,9 +316,18 @@ class Fit:
 
 
 def fit_and_rank(
-    folder: Path, options: Options, session_max_len: int, seed: int, epochs: int, patience: int | None, ranks_file: Path
+    folder: Path,
+    options: Options,
+    session_max_len: int,
+    seed: int,
+    epochs: int,
+    patience: int | None,
+    seen_items: str,
+    ranks_file: Path,
 ) -> dict[str, object]:
     """Fits on the folder and writes the ranks of its targets; returns what there is to know of it.
+
+    With `patience`, the folder's targets choose what becomes of `seen_items`, too.
 
     A result that is there is kept, if it comes from the same rows and options.
     """
@@ -312,6 +339,7 @@ def fit_and_rank(
         "seed": seed,
         "most_epochs": epochs,
         "patience": patience,
+        "seen_items": seen_items,
     }
     result_file = ranks_file.with_suffix(".json")
     if result_file.is_file() and ranks_file.is_file():
@@ -321,7 +349,9 @@ def fit_and_rank(
             return found
     fit = Fit.of(data, options, session_max_len, seed, epochs, patience)
     ranking = Ranking(fit.model, data)
-    ranks = ranking.now()
+    by_seen = ranking.now()
+    seen_items = fit.seen_items or seen_items
+    ranks = by_seen[seen_items]
     pd.DataFrame({"user_id": data.user_ids[data.users], "rank": ranks}).to_parquet(ranks_file, index=False)
     result = {
         "asked": asked,
@@ -330,7 +360,9 @@ def fit_and_rank(
         "targets": data.training_targets(session_max_len),
         "targets_per_second": round(fit.targets_per_second, 1),
         "peak_memory_mb": peak_memory_mb(),
+        "seen_items": seen_items,
         f"ndcg@{CUTOFF}": ndcg(ranks),
+        **{f"ndcg@{CUTOFF}_seen_{seen}": ndcg(of_seen) for seen, of_seen in by_seen.items()},
         "curve": fit.curve,
         "users": len(data.users),
         "users_by_popularity": ranking.users_by_popularity,
@@ -338,7 +370,7 @@ def fit_and_rank(
     }
     result_file.write_text(json.dumps(result, indent=1) + "\n")
     print(
-        f"length {session_max_len}, seed {seed}: {fit.epochs} epochs, {fit.seconds:.0f} s, "
+        f"length {session_max_len}, seed {seed}: {fit.epochs} epochs, {fit.seconds:.0f} s, seen items {seen_items}, "
         f"NDCG@{CUTOFF} {result[f'ndcg@{CUTOFF}']:.4f}",
         flush=True,
     )
@@ -348,7 +380,8 @@ def fit_and_rank(
 def search(
     folder: Path, options: Options, lengths: Sequence[int], seeds: Sequence[int], most_epochs: int, patience: int
 ) -> dict[str, object]:
-    """The length and the epochs that FOLDER/validation decides, by the first seed; then FOLDER/test with each seed."""
+    """The length, the epochs and what becomes of seen items, as FOLDER/validation decides by the first seed; then
+    FOLDER/test with each seed."""
     started = time.perf_counter()
     tried = {
         length: fit_and_rank(
@@ -358,20 +391,24 @@ def search(
             seeds[0],
             most_epochs,
             patience,
+            "",
             folder / "validation" / f"ranks_{length}.parquet",
         )
         for length in lengths
     }
     length = max(tried, key=lambda length: tried[length][f"ndcg@{CUTOFF}"])
-    epochs = tried[length]["epochs"]
-    print(f"validation chose length {length}, {epochs} epochs", flush=True)
+    epochs, seen_items = tried[length]["epochs"], tried[length]["seen_items"]
+    print(f"validation chose length {length}, {epochs} epochs, seen items {seen_items}", flush=True)
     final = {
-        seed: fit_and_rank(folder / "test", options, length, seed, epochs, None, folder / f"ranks_{seed}.parquet")
+        seed: fit_and_rank(
+            folder / "test", options, length, seed, epochs, None, seen_items, folder / f"ranks_{seed}.parquet"
+        )
         for seed in seeds
     }
     result = {
         "session_max_len": length,
         "epochs": epochs,
+        "seen_items": seen_items,
         "validation": tried,
         "test": final,
         "fit_seconds": sum(fit["seconds"] for fit in (*tried.values(), *final.values())),
@@ -402,7 +439,7 @@ def speed(folder: Path, options: Options, session_max_len: int, seconds: float) 
         quality = metric.calc(recommended, wanted)
         evaluated = time.perf_counter() - started
     started = time.perf_counter()
-    exact = ndcg(Ranking(fit.model, data).now())
+    exact = ndcg(Ranking(fit.model, data).now("kept")["kept"])
     ranked = time.perf_counter() - started
     if abs(exact - quality) > 1e-3:
         raise SystemExit(f"RecTools' NDCG is {quality}, ours {exact}: one of the two doesn't see what the other does")
@@ -439,6 +476,7 @@ def main() -> None:
         if name == "fit-and-rank":
             command.add_argument("--patience", type=int, help="stop early by the folder's own targets")
             command.add_argument("--seed", type=int, default=0)
+            command.add_argument("--seen-items", choices=SEEN, default="kept", help="without --patience")
         if name == "search":
             command.add_argument("--patience", type=int, default=8)
             command.add_argument("--lengths", default="50,100,200")
@@ -458,6 +496,7 @@ def main() -> None:
             arguments.seed,
             arguments.epochs,
             arguments.patience,
+            arguments.seen_items,
             folder / "ranks.parquet",
         )
     elif arguments.command == "search":
