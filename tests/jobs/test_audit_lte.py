@@ -112,7 +112,7 @@ def test_each_planted_fault_is_found_and_named(warehouse, monkeypatch):
         + [f"user '{user_of['removed']}' missing", f"user '{user_of['doubled']}' extra", "user 'zz nobody' extra"]
     )
     with pytest.raises(
-        LTEError, match=f"of lte_snapshots, uniform, of {DATE} audited: 4 mismatched.* first: {found.first[0]}"
+        LTEError, match=f"of lte_snapshots, uniform, basis [0-9a-f]{{16}}, of {DATE} audited: 4 mismatched.* first: {found.first[0]}"
     ):
         require_clean(found)
     kept = warehouse.read(LTE_AUDITS).first()
