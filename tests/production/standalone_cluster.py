@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,7 +24,8 @@ from typing import Self
 import psutil
 import pyspark
 
-LOOPBACK = "127.0.0.1"
+from tests.loopback import LOOPBACK, free_port, free_ports
+
 START_SECONDS = 120
 
 
@@ -107,7 +107,7 @@ class StandaloneCluster:
         home = self.folder / f"worker-{number}"
         (home / "work").mkdir(parents=True)
         options = f"--host {LOOPBACK} --cores 1 --memory {self.worker_memory} --work-dir {home / 'work'}"
-        page = free_ports(1)[0]
+        page = free_port()
         self._start(
             f"worker-{number}", f"org.apache.spark.deploy.worker.Worker {options} --webui-port {page} {self.master}"
         )
@@ -162,18 +162,6 @@ def can_hide() -> bool:
         return False
     trial = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "mount -t tmpfs none /mnt"]
     return subprocess.run(trial, check=False, capture_output=True).returncode == 0
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def _is_executor(process: psutil.Process) -> bool:
