@@ -79,10 +79,6 @@ class StandaloneCluster:
             if _is_executor(process)
         ]
 
-    def executor_logs(self) -> str:
-        """What executors wrote to stderr, all of them."""
-        return "\n".join(file.read_text(errors="replace") for file in sorted(self.folder.glob("*/work/*/*/stderr")))
-
     def sees(self, folder: Path) -> list[str]:
         """What is in `folder` to the first worker."""
         worker = self._processes["worker-0"].pid
