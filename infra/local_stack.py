@@ -98,8 +98,8 @@ class LocalStack:
 
     `mlflow_ui` leaves MLflow's server out where nobody looks at it. `feed_end` is the last logical date of a shop
     whose feed has ended; it stays in airflow.cfg until another is given. `python` is that of Airflow's environment, where
-    it isn't this one, and `lte` what `[lte]` of airflow.cfg says of where commands run (infra/airflow/README.md).
-    whose feed has ended; it stays in airflow.cfg until another is given. `host` is the address that it listens on.
+    it isn't this one, and `lte` what `[lte]` of airflow.cfg says of where commands run (infra/airflow/README.md). `host`
+    is the address that it listens on.
 
     Raises `LTEError` for a host other than 127.0.0.1 without UI_PASSWORD; entering it, when another stack holds the same
     home, and when a component doesn't come up.
@@ -238,14 +238,13 @@ class LocalStack:
                 "lte": {"feed_end": ""} | old.get("lte", {}) | {"reports_url": f"{self.pages_url}/reports/", **self.lte},
             }
         )
-        for section, key in (("core", "fernet_key"), ("api", "secret_key"), ("api_auth", "jwt_secret")):
-            if key in old.get(section, {}):
-                config[section][key] = old[section][key]
         if self.feed_end:
             config["lte"]["feed_end"] = self.feed_end.isoformat()
         for section, key in _KEYS:
             if _is_given(section, key):
                 del config[section][key]
+            elif key in old.get(section, {}):
+                config[section][key] = old[section][key]
         with _private(file) as stream:
             config.write(stream)
         if not self._password and not self._password_file.exists():

@@ -1,6 +1,6 @@
 """Looks whether what is live is of `--date`, and whether a day before it was missed; exits with 2 where it is stale.
 
-For each representation of the settings that is published
+For each basis in force, and each representation of the settings that is published
 
 1. the newest date of table `publications` is compared with `--date`: `freshness.max_age_days` may lie between;
 2. each of the last `freshness.missed_days` days, from the first publication on, must have its snapshot.
@@ -10,6 +10,7 @@ down over midnight, a run that waits for a pool or hangs. Runs without a JVM, so
 """
 
 import datetime
+import itertools
 from collections.abc import Collection
 
 import polars as pl
@@ -44,33 +45,35 @@ def days_missed(
 
 
 def check_freshness(settings: Settings, date: datetime.date) -> list[str]:
-    """What was found of each representation. Raises `LTEError` with all that is stale or missed."""
+    """What was found of each representation of each basis in force. Raises `LTEError` with all that is stale or missed."""
     found, wrong = [], []
     options = settings.freshness
-    for name in settings.model.representations:
-        if not representation(name).publishable:
-            continue
-        published = _dates(settings, PUBLICATIONS, name)
-        missed = days_missed(date, published, _dates(settings, SNAPSHOT_ACCOUNTS, name), options.missed_days)
+    names = [name for name in settings.model.representations if representation(name).publishable]
+    for basis_id, name in itertools.product(settings.basis.in_force, names):
+        lte = name if basis_id == settings.basis.basis_id else f"{name} in basis {basis_id}"
+        published = _dates(settings, PUBLICATIONS, name, basis_id)
+        there = _dates(settings, SNAPSHOT_ACCOUNTS, name, basis_id)
+        missed = days_missed(date, published, there, options.missed_days)
         if stale := stale_because(date, published, options.max_age_days):
-            wrong.append(f"{name}: {stale}")
+            wrong.append(f"{lte}: {stale}")
         if missed:
-            wrong.append(f"{name}: no snapshot of {', '.join(map(str, missed))}; {CATCH_UP}")
+            wrong.append(f"{lte}: no snapshot of {', '.join(map(str, missed))}; {CATCH_UP}")
         if published:
-            found.append(f"{name}: live is {max(published)}, no day of the last {options.missed_days} is missed")
+            found.append(f"{lte}: live is {max(published)}, no day of the last {options.missed_days} is missed")
     if wrong:
         raise LTEError(" ".join(wrong))
     return found
 
 
-def _dates(settings: Settings, table: Table, name: str) -> set[datetime.date]:
-    """The snapshot dates that the table has of a representation; none where there is no table."""
+def _dates(settings: Settings, table: Table, name: str, basis_id: str) -> set[datetime.date]:
+    """The snapshot dates that the table has of a representation in a basis ("": in whichever); none where there is no
+    table."""
     path = settings.table_path(table.name)
     if not DeltaTable.is_deltatable(path):
         return set()
     rows = pl.scan_delta(path).filter(representation=name)
-    if settings.basis.basis_id:
-        rows = rows.filter(basis_id=settings.basis.basis_id)
+    if basis_id:
+        rows = rows.filter(basis_id=basis_id)
     return set(rows.select("snapshot_date").unique().collect()["snapshot_date"])
 
 

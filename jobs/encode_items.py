@@ -48,7 +48,7 @@ def read_encoder(settings: Settings, basis_id: str, fitted_on: datetime.date) ->
     """The encoder of a date in a basis. Raises `LTEError` where a file is missing or damaged, is of another date, or has
     vectors off the grid."""
     directory = encoder_directory(settings, basis_id, fitted_on)
-    again = f"run python -m lte_model.autoencoder --date {fitted_on}"
+    again = f"run python -m lte_model.autoencoder --date {fitted_on} --basis {basis_id}"
     missing = [name for name in (VECTORS_FILE, DESCRIPTION_FILE) if not (directory / name).is_file()]
     if missing:
         raise LTEError(f"there is no encoder of {fitted_on}: {directory / missing[0]} does not exist; {again}")
@@ -79,7 +79,7 @@ def read_encoder(settings: Settings, basis_id: str, fitted_on: datetime.date) ->
 
 def require_of_basis(encoder: EncoderFile, vectors: ItemVectors) -> None:
     """Raises `LTEError` for an encoder of another basis, of other dimensions, or of items without a vector in it."""
-    again = f"run python -m lte_model.autoencoder --date {encoder.fitted_on} again"
+    again = f"run python -m lte_model.autoencoder --date {encoder.fitted_on} --basis {vectors.basis_id} again"
     if encoder.basis_id != vectors.basis_id:
         raise LTEError(
             f"the encoder of {encoder.fitted_on} was fitted in basis {encoder.basis_id}, and {vectors.basis_id} is in "

@@ -59,8 +59,8 @@ def require_encoder(encoders: Sequence[Encoder], date: datetime.date, basis_id: 
     if encoder is None:
         raise LTEError(
             f"table item_encodings holds no encoder of basis {basis_id} fitted on {date} or before, which the "
-            f"autoencoder LTE of {date} needs; run python -m lte_model.autoencoder --date {date}, then "
-            f"python -m jobs.encode_items --date {date}"
+            f"autoencoder LTE of {date} needs; run python -m lte_model.autoencoder --date {date} --basis {basis_id}, then "
+            f"python -m jobs.encode_items --date {date} --basis {basis_id}"
         )
     return encoder
 

@@ -88,8 +88,8 @@ def readers(settings: Settings) -> dict[str, tuple[str, str]]:
             if alias in numbers
         }
     except MlflowException as error:
-        uri = settings.mlflow.tracking_uri
-        raise LTEError(f"MLflow at {uri} doesn't say which basis the models read: {error.message}; is it up?") from None
+        place = settings.mlflow.place
+        raise LTEError(f"MLflow at {place} doesn't say which basis the models read: {error.message}; is it up?") from None
 
 
 def publications(settings: Settings) -> list[dict]:

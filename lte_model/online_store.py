@@ -130,7 +130,7 @@ def _ask_in_feast(settings: Settings, **asked: Any) -> list[str]:
     if done.returncode == EXIT_CODE:
         raise LTEError(done.stderr.strip().removeprefix("error: "))
     if done.returncode:
-        raise RuntimeError(f"the erasure from the online store failed with {done.returncode}: {done.stderr}")
+        raise RuntimeError(f"python -m lte_model.online_store failed with {done.returncode}: {done.stderr}")
     return done.stdout.splitlines()
 
 

@@ -10,7 +10,6 @@ import tomllib
 import urllib.parse
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -385,7 +384,7 @@ class Settings(_Section):
     @field_validator("warehouse")
     @classmethod
     def _plain(cls, place: str) -> str:
-        if "://" in place and quote(place, safe=":/") != place:
+        if "://" in place and urllib.parse.quote(place, safe=":/") != place:
             raise ValueError("of a URL not every reader takes other signs than letters, digits and -._~/")
         return place
 

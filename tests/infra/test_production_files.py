@@ -213,10 +213,7 @@ def test_the_gpus_of_the_pool_the_quota_and_the_queue_are_the_same():
 
 def test_a_training_finds_a_gpu():
     """Its node selector and toleration are those of the queue's flavour, its queue is there, and it takes one GPU."""
-    file = INFRA / "airflow" / "pods" / "training.yaml"
-    if not file.exists():
-        pytest.skip("no infra/airflow/pods/training.yaml")
-    pod = yaml.safe_load(file.read_text())
+    pod = yaml.safe_load((INFRA / "airflow" / "pods" / "training.yaml").read_text())
     by_kind = {manifest["kind"]: manifest for _, manifest in manifests()}
     flavour = by_kind["ResourceFlavor"]["spec"]
     assert pod["spec"]["nodeSelector"] == flavour["nodeLabels"]

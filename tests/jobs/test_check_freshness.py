@@ -31,9 +31,9 @@ def test_live_is_stale_where_no_date_of_the_allowed_days_was_published(published
     assert (stale_because(DAY, published, allowed) is None) == fresh
 
 
-def made(settings, table, *days):
+def made(settings, table, *days, basis_id="b"):
     rows = pl.DataFrame({"snapshot_date": list(days)}).with_columns(
-        representation=pl.lit("uniform"), basis_id=pl.lit("b")
+        representation=pl.lit("uniform"), basis_id=pl.lit(basis_id)
     )
     write_deltalake(settings.table_path(table.name), rows.to_arrow(compat_level=pl.CompatLevel.oldest()), mode="append")
 
@@ -52,6 +52,20 @@ def test_what_is_live_today_is_fresh_and_tomorrow_stale(settings):
     other = settings.model_copy(update={"basis": settings.basis.model_copy(update={"basis_id": "another"})})
     with pytest.raises(LTEError, match="nothing was ever published"):
         check_freshness(other, DAY)
+
+
+def test_a_basis_beside_the_one_of_the_trainings_is_looked_at_too(settings):
+    """The champion may read it."""
+    for table in (PUBLICATIONS, SNAPSHOT_ACCOUNTS):
+        made(settings, table, DAY - ONE_DAY, DAY)
+    basis = settings.basis.model_copy(update={"basis_id": "b", "beside": ("a",)})
+    two = settings.model_copy(update={"basis": basis})
+    with pytest.raises(LTEError, match="^uniform in basis a: nothing was ever published"):
+        check_freshness(two, DAY)
+    for table in (PUBLICATIONS, SNAPSHOT_ACCOUNTS):
+        made(settings, table, DAY, basis_id="a")
+    of_a = f"uniform in basis a: live is {DAY}, no day of the last 7 is missed"
+    assert check_freshness(two, DAY) == [of_a.replace(" in basis a", ""), of_a]
 
 
 def test_a_missed_day_is_named_until_a_backfill_made_it(settings):

@@ -98,7 +98,9 @@ def test_another_encoder_takes_the_place_of_all_that_is_live_and_the_audit_knows
 
 
 def test_a_date_without_an_encoder_is_named_before_anything_is_made(filled):
-    both = f"python -m lte_model.autoencoder --date {DATE}, then python -m jobs.encode_items --date {DATE}"
+    both = ", then ".join(
+        f"python -m {module} --date {DATE} --basis basis" for module in ("lte_model.autoencoder", "jobs.encode_items")
+    )
     with pytest.raises(LTEError, match=f"no encoder of basis basis fitted on {DATE} or before.*{both}"):
         snapshot_lte(filled, [DATE], representations=["uniform", "autoencoder"])
     assert not filled.exists(LTE_SNAPSHOTS)
@@ -128,7 +130,7 @@ def test_an_encoder_is_written_once_and_never_replaced(filled):
 
 
 def test_files_that_are_no_encoder_are_refused(settings):
-    again = f"run python -m lte_model.autoencoder --date {DATE}"
+    again = f"run python -m lte_model.autoencoder --date {DATE} --basis basis"
     with pytest.raises(LTEError, match=f"no encoder of {DATE}: .*encoder.safetensors does not exist; {again}"):
         read_encoder(settings, "basis", DATE)
     for described, said in (

@@ -7,7 +7,6 @@ import os
 import pickle
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from lte_model.model import Batch, load_ranker
 from lte_model.pyfunc import as_rows
 from lte_model.ranking import Recommender
 from lte_model.settings import MLflow, Settings
+from tests.loopback import free_port
 from tests.lte_model.registered import DIMENSIONS, ITEMS, JANUARY, KIND, aliases, figure, settings_file, trained
 
 
@@ -341,9 +341,7 @@ def test_it_is_served_over_http(installation, tmp_path):
     version = registry.register(installation, JANUARY)
     user = make_live(installation).head(1)
     expected = registry.load_version(installation, version).predict(user.assign(item_ids=[["item 3"]]), params={"k": 3})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     uri = f"models:/{version.name}/{version.version}"
     server = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "-p", str(port)],

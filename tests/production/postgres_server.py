@@ -12,7 +12,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,6 +20,8 @@ from types import TracebackType
 from typing import Self
 
 import psutil
+
+from tests.loopback import free_port
 
 MISSING = "no PostgreSQL is installed: apt-get install postgresql"
 USER = "lte"
@@ -42,7 +43,7 @@ class PostgresServer:
     def __init__(self, *databases: str):
         self.databases = databases
         self.password = secrets.token_urlsafe(18)
-        self.port = _free_port()
+        self.port = free_port()
         self.folder: Path
         self._server: subprocess.Popen | None = None
 
@@ -181,9 +182,3 @@ def _owner() -> pwd.struct_passwd | None:
         return None
     names = {user.pw_name: user for user in pwd.getpwall()}
     return names.get("postgres") or names["nobody"]
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]

@@ -8,15 +8,15 @@ How it refuses requests and is slow: s3_weather.py.
 """
 
 import os
-import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+
+from tests.loopback import free_port, wait_until_it_listens
 
 VERSITYGW = Path(__file__).resolve().parents[2] / ".cache" / "versitygw" / "versitygw"
 MISSING = "no versitygw in .cache, or no boto3: make object-storage (needs Go)"
@@ -59,7 +59,7 @@ class S3Server:
                 env={**os.environ, "ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY},
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
-        _wait(self._process, self.port)
+        wait_until_it_listens(self._process, self.port)
 
     def stop(self) -> None:
         """Ends it at once, as a power cut would. Does nothing where it doesn't run."""
@@ -116,21 +116,3 @@ def environment_of(endpoint: str) -> dict[str, str]:
         # Nobody asks the cloud's own address for credentials here.
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def _wait(process: subprocess.Popen, port: int, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"the S3 server does not answer on port {port}") from None
-            time.sleep(0.02)

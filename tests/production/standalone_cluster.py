@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,7 +24,8 @@ from typing import Self
 import psutil
 import pyspark
 
-LOOPBACK = "127.0.0.1"
+from tests.loopback import LOOPBACK, free_port, free_ports
+
 START_SECONDS = 120
 
 
@@ -79,10 +79,6 @@ class StandaloneCluster:
             if _is_executor(process)
         ]
 
-    def executor_logs(self) -> str:
-        """What executors wrote to stderr, all of them."""
-        return "\n".join(file.read_text(errors="replace") for file in sorted(self.folder.glob("*/work/*/*/stderr")))
-
     def sees(self, folder: Path) -> list[str]:
         """What is in `folder` to the first worker."""
         worker = self._processes["worker-0"].pid
@@ -107,7 +103,7 @@ class StandaloneCluster:
         home = self.folder / f"worker-{number}"
         (home / "work").mkdir(parents=True)
         options = f"--host {LOOPBACK} --cores 1 --memory {self.worker_memory} --work-dir {home / 'work'}"
-        page = free_ports(1)[0]
+        page = free_port()
         self._start(
             f"worker-{number}", f"org.apache.spark.deploy.worker.Worker {options} --webui-port {page} {self.master}"
         )
@@ -162,18 +158,6 @@ def can_hide() -> bool:
         return False
     trial = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "mount -t tmpfs none /mnt"]
     return subprocess.run(trial, check=False, capture_output=True).returncode == 0
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((LOOPBACK, 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def _is_executor(process: psutil.Process) -> bool:

@@ -1,7 +1,6 @@
 """What the drills share with the tests of a healthy pipeline: the small shop, an installation, one Spark session."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.jobs.conftest import spark
+from tests.loopback import free_port
 from tests.lte_model.conftest import installation, shop, tracking_uri, trainable_shop
 from tests.production.drills.unreliable import UnreliableServer
 
@@ -21,9 +21,7 @@ __all__ = ["installation", "shop", "spark", "trackable", "tracking_uri", "traina
 def mlflow_server(tmp_path_factory) -> Iterator[UnreliableServer]:
     """A real MLflow server behind something that can take it away."""
     home = tmp_path_factory.mktemp("mlflow-server")
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [
         "--backend-store-uri",
