@@ -162,6 +162,7 @@ def scored(warehouse, folder):
     return basis_id, {row.user_id: (row.item_ids, row.scores) for row in rows}
 
 
+@pytest.mark.production
 def test_the_whole_change_there_back_and_there_again(shop, tmp_path):
     def state():
         return change(shop.settings).state
