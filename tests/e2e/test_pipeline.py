@@ -256,7 +256,7 @@ def test_a_person_is_told_that_nothing_is_live(installation, watched_too_early):
     assert subject == f"DAG lte_watch - Task check_freshness - Run ID {run_id} in State"
     assert state.casefold().endswith("failed")
     assert message["To"] == "team@shop.example"
-    assert f"{installation.stack.airflow_url}/dags/lte_watch/runs/" in message.get_content()
+    assert f"{installation.stack.airflow_url}/dags/lte_watch/runs/" in message.get_body(("html",)).get_content()
 
 
 def test_the_training_is_evaluated_and_reported(installation, trained):
