@@ -75,8 +75,11 @@ def push_lte(
     full: bool = False,
     basis_id: str = "",
 ) -> Push:
-    """Runs the job for one representation of one basis ("": that of the settings). Raises `LTEError` where `date` is not live yet, where the store holds a newer
-    date than what is live, and where the store fails."""
+    """Runs the job for one representation of one basis ("": that of the settings).
+
+    Raises `LTEError` where `date` is not live yet, where the store holds a newer date than what is live, and where the
+    store fails.
+    """
     basis_id = _basis_in_force(settings, basis_id)
     with store.lock():
         published = _publications(settings, basis_id, name)

@@ -27,11 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted = config.getoption("--production")
-    others = [item for item in items if (item.get_closest_marker("production") is not None) != wanted]
-    if others:
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if item not in others]
+    is_wanted = [bool(item.get_closest_marker("production")) == config.getoption("--production") for item in items]
+    config.hook.pytest_deselected(items=[item for item, wanted in zip(items, is_wanted, strict=True) if not wanted])
+    items[:] = [item for item, wanted in zip(items, is_wanted, strict=True) if wanted]
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
