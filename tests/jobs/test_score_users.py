@@ -18,7 +18,7 @@ from jobs.tables import RECOMMENDATIONS
 from lte_model.data import open_training_set
 from lte_model.errors import LTEError
 from lte_model.model import LTEKind, Ranker, RankerConfig, save_ranker
-from lte_model.ranking import Recommender
+from lte_model.ranking import open_recommender
 from lte_model.settings import Scoring
 from lte_model.windows import ONE_DAY
 from tests.jobs import events as made
@@ -107,7 +107,7 @@ def test_the_same_users_get_the_same_bits_whatever_the_partitions(spark, tmp_pat
 
     nothing_known = [not user["event_count"] and not {*user["item_ids"]} & {*names} for user in users]
     assert 0 < sum(nothing_known) == len(users) - len(one)
-    recommender = Recommender(champion.ranker)
+    recommender = open_recommender(str(champion.directory))  # with one thread, as in Spark: two can give other bits
     in_order = rows.sort_by("user_id").combine_chunks().to_batches()[0]
     best = recommender.best(recommender.read(in_order), 10)
     whole = pl.DataFrame({"user_id": pl.from_arrow(in_order["user_id"]), "item_ids": pl.from_arrow(best.item_ids),
