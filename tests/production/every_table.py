@@ -61,7 +61,7 @@ COMMANDS = (
     *TRAINING,
     *DAILY,
     "jobs.score_users --date {second}",
-    "jobs.audit_lte --date {second} --live",
+    "jobs.audit_lte --date {second} --live --share 0.2",
     "jobs.measure_test --date {second} --test t --from {since} --to {second} --rehearse",
     "jobs.erase_users --users {home}/erased.txt --table events",
     "jobs.maintain_tables --date {second} --table lte_snapshots",
