@@ -43,6 +43,9 @@ jars = "{cache / "jars" if any((cache / "jars").glob("*.jar")) else ""}"
 class_data_archive = "{cache / "classes.jsa"}"
 [spark.conf]
 "spark.driver.defaultJavaOptions" = "-XX:TieredStopAtLevel=1"
+# To compile a query for a hundred rows takes longer than to interpret it. Whatever runs through Airflow compiles.
+"spark.sql.codegen.wholeStage" = false
+"spark.sql.codegen.factoryMode" = "NO_CODEGEN"
 """
     )
     return load_settings(file)
