@@ -40,7 +40,7 @@ pytestmark = [
     pytest.mark.skipif(not any(JARS.glob("*hadoop-aws*.jar")), reason="no hadoop-aws in .cache: make object-storage"),
 ]
 
-SHOP = ShopSpec(users=60, items=60, events_per_user=60)
+SHOP = ShopSpec(users=100, items=60, events_per_user=60)  # somebody buys on each of the last days
 DAYS_LEFT = 2
 """Days of the feed that the pipeline leaves to those who follow."""
 
