@@ -21,7 +21,7 @@ from tests.jobs.conftest import REPOSITORY
 from tests.lte_model.registered import FEBRUARY, JANUARY, aliases, trained
 from tests.lte_model.small_shop import TRAINING_DATE
 from tests.lte_model.test_training import same_weights
-from tests.production.drills.unreliable import Fault, enlarge, small_disk
+from tests.production.drills.unreliable import Fault, resize, small_disk
 
 pytestmark = [pytest.mark.production, pytest.mark.timeout(900)]
 
@@ -90,14 +90,14 @@ def test_the_disk_of_the_checkpoints_is_full(trainable_shop, undisturbed, tmp_pa
         with start_training(settings) as process:
             process.stdout.read()
         full += process.returncode != 0 and not checkpoint.exists()
-        enlarge(disk, 2**19)
+        resize(disk, 2**19)
         with start_training(settings) as process:
             for line in process.stdout:
                 if line.startswith("epoch 1:"):
                     # Room for what is there, and for half of the next one beside it.
-                    enlarge(disk, checkpoint.stat().st_size * 3 // 2 + 2**14)
+                    resize(disk, checkpoint.stat().st_size * 3 // 2 + 2**14)
         full += process.returncode != 0 and checkpoint.exists()
-        enlarge(disk, 2**24)
+        resize(disk, 2**24)
         with start_training(settings) as process:
             said = process.stdout.read()
         assert process.returncode == 0 and "going on after epoch" in said, said[-2000:]

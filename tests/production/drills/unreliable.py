@@ -114,6 +114,6 @@ def small_disk(place: Path, size: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def enlarge(disk: Path, size: int) -> None:
-    """Somebody made room."""
+def resize(disk: Path, size: int) -> None:
+    """Somebody made room, or took it."""
     subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
