@@ -240,9 +240,16 @@ class Warehouse:
         if self.exists(table):
             self._add_missing_columns(table)
         else:
+            self._clear_log(table)
             self.spark.sql(
                 f"CREATE TABLE IF NOT EXISTS delta.`{self.path(table)}` ({table.columns}) USING delta {table.layout}"
             )
+
+    def _clear_log(self, table: Table) -> None:
+        """Removes the log of a creation that ended before its commit, by a kill or on a full disk: Spark's catalog takes
+        the mere folder for a table, and would create none."""
+        log = self.spark._jvm.org.apache.hadoop.fs.Path(self.path(table), "_delta_log")
+        log.getFileSystem(self.spark._jsc.hadoopConfiguration()).delete(log, True)
 
     def require(self, *tables: Table) -> None:
         """Raises `LTEError` for a table that isn't there yet."""
