@@ -25,6 +25,8 @@ NOTIFIER = conf.getimport("lte", "notifier", fallback="")
 
 def tell_somebody(context: dict[str, Any]) -> None:
     """Sends the notification. The notifier is made anew: it keeps the texts that it rendered for one task."""
+    # The DAG processor, which tells of a task whose worker was killed, leaves it out.
+    context["ti"].state = "failed"
     NOTIFIER(**conf.getjson("lte", "notifier_arguments", fallback={}))(context)
 
 

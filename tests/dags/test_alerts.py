@@ -18,7 +18,7 @@ tasks = [task for dag in bag.dags.values() for task in dag.tasks]
 assert all(task.on_failure_callback for task in tasks)
 for task in sorted(tasks, key=lambda task: task.task_id == "check_freshness")[-2:]:
     for tell in task.on_failure_callback:
-        run = types.SimpleNamespace(dag_id=task.dag_id, task_id=task.task_id, run_id="a run", state="failed")
+        run = types.SimpleNamespace(dag_id=task.dag_id, task_id=task.task_id, run_id="a run", state=None)
         run.try_number, run.max_tries, run.hostname, run.log_url = 1, 0, "here", "a page"
         tell({"dag": task.dag, "task": task, "ti": run})
 """

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import psutil
@@ -49,20 +50,29 @@ class BreakableStack(LocalStack):
 
     def kill_worker_of(self, command: str) -> None:
         """SIGKILL to the process of a task that runs this command, and to all between it and the scheduler."""
-        deadline, found = time.monotonic() + 120, None
-        while found is None:
-            assert time.monotonic() < deadline, f"nobody runs {command}"
-            found = next((one for one in self._processes() if command in " ".join(_words_of(one))), None)
-        found.suspend()  # it is over in a moment, otherwise
+        found = self.suspend(command)
         scheduler = self._components["scheduler"].pid
         for process in (*(one for one in found.parents() if _is_below(one, scheduler)), found):
             process.kill()
 
+    def suspend(self, command: str) -> psutil.Process:
+        """SIGSTOP to the process of a task that runs this command, which would be over in a moment otherwise."""
+        deadline, found = time.monotonic() + 120, None
+        while found is None:
+            assert time.monotonic() < deadline, f"nobody runs {command}"
+            found = next((one for one in self._processes() if command in " ".join(_words_of(one))), None)
+        found.suspend()
+        return found
+
     def start_scheduler(self) -> None:
         self._start("scheduler", SCHEDULER)
 
+    def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
+        """The run's task instances, by the names of their tasks."""
+        return {task["task_id"]: task for task in self.api.tasks(dag_id, run_id)}
+
     def state(self, dag_id: str, run_id: str, task_id: str) -> str | None:
-        return next(task["state"] for task in self.api.tasks(dag_id, run_id) if task["task_id"] == task_id)
+        return self.tasks(dag_id, run_id)[task_id]["state"]
 
     def wait_for(self, dag_id: str, run_id: str, task_id: str, *states: str) -> None:
         """Returns once the task is in one of the states. Raises where it ends in another."""
@@ -209,8 +219,8 @@ def test_a_task_whose_worker_is_killed_is_told_of(tmp_path, monkeypatch, outcome
 
 
 def test_a_dag_that_changes_during_a_backfill(tmp_path, monkeypatch, outcome):
-    """A task is added while a backfill runs: the run that is under way gets it too, and so does every later one; what
-    has run stays as it was, and nothing runs twice."""
+    """A task is added while a backfill runs: each run that has not ended gets it, those with a task that runs or waits
+    too; the task that runs goes on as it was, the run that has ended stays as it was, and nothing runs twice."""
     repository = tmp_path / "repository"
     shutil.copytree(REPOSITORY / "dags", repository / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     for folder in ("jobs", "lte_model", "infra"):
@@ -223,41 +233,42 @@ def test_a_dag_that_changes_during_a_backfill(tmp_path, monkeypatch, outcome):
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with BreakableStack(home / "settings.toml", mlflow_ui=False) as stack:
         _publish(stack.settings, dates)
-        api, dag = stack.api, "lte_watch"
+        api, dag, task = stack.api, "lte_watch", "check_freshness"
         api.unpause(dag)
         api.backfill(dag, dates[0], dates[-1] + ONE_DAY)  # its runs are at noon
         runs = _runs_of(api, dag, len(dates))
-        stack.wait_for_run(dag, runs[0])
-        # The second run waits for its pool while the DAG changes.
-        api.import_pools({"freshness": {"slots": 0, "include_deferred": False}})
-        stack.wait_for(dag, runs[1], "check_freshness", "scheduled", "queued", "running", "success")
-        done = stack.state(dag, runs[1], "check_freshness")
+        running = stack.suspend(f"jobs.check_freshness --date {dates[1]}")  # the third waits for its pool
+        assert stack.wait_for_run(dag, runs[0]) == "success"
+        before = [stack.state(dag, run_id, task) for run_id in runs]
         _add_a_task(repository / "dags" / "lte_watch.py")
         deadline = time.monotonic() + 120
-        while "look_again" not in {task["task_id"] for task in api.call("GET", f"/dags/{dag}/tasks")["tasks"]}:
+        while not all("look_again" in stack.tasks(dag, run_id) for run_id in runs[1:]):
             assert time.monotonic() < deadline, "the changed file was not read"
             time.sleep(0.5)
-        api.import_pools({"freshness": {"slots": 1, "include_deferred": False}})
-        ended = {run_id: stack.wait_for_run(dag, run_id) for run_id in runs}
-        tasks = {run_id: {task["task_id"]: task for task in api.tasks(dag, run_id)} for run_id in runs}
-        versions = {
-            run["dag_run_id"]: [version["version_number"] for version in run["dag_versions"]] for run in api.runs(dag)
-        }
-    said = {run_id: (ended[run_id], sorted(tasks[run_id]), versions[run_id]) for run_id in runs}
-    print(f"the second run was {done} as the DAG changed: {said}")
-    twice = sum(task["try_number"] > 1 for of_run in tasks.values() for task in of_run.values())
-    failed = sum(state != "success" for state in ended.values())
+        during = stack.tasks(dag, runs[1])
+        running.resume()
+        ended = [stack.wait_for_run(dag, run_id) for run_id in runs]
+        tasks = [stack.tasks(dag, run_id) for run_id in runs]
+    print(f"{task} was {before} as the DAG changed; the second run's tasks were {_states(during)} then")
+    print(f"the runs ended as {ended}: {[_states(of_run) for of_run in tasks]}")
+    twice = sum(one["try_number"] > 1 for of_run in tasks for one in of_run.values())
+    failed = sum(state != "success" for state in ended)
     outcome("A DAG changed during a backfill", times=1, lost=failed + twice, of="runs failed, tasks run twice")
-    assert not failed and not twice, said
-    assert "look_again" not in tasks[runs[0]], said
-    assert "look_again" in tasks[runs[2]], said
-    assert tasks[runs[1]]["look_again"]["state"] == "success", said
+    assert before == ["success", "running", "scheduled"]
+    assert during[task]["state"] == "running" and during["look_again"]["state"] is None
+    assert not failed and not twice, tasks
+    assert [sorted(of_run) for of_run in tasks] == [[task], [task, "look_again"], [task, "look_again"]]
+    assert during[task]["start_date"] == tasks[1][task]["start_date"]
 
 
 def _publish(settings, dates):
     rows = pl.DataFrame({"snapshot_date": dates}).with_columns(representation=pl.lit("uniform"), basis_id=pl.lit("b"))
     for table in ("publications", "snapshot_accounts"):
         rows.write_delta(settings.table_path(table))
+
+
+def _states(tasks):
+    return {task_id: task["state"] for task_id, task in tasks.items()}
 
 
 def _runs_of(api, dag, count):
