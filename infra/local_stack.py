@@ -276,7 +276,8 @@ class LocalStack:
             "api_auth": {},
             "logging": {"base_log_folder": self.logs, "colored_console_log": False},
             # One person waits for one chain of tasks: look often, and don't read unchanged DAGs again and again.
-            "scheduler": {"scheduler_idle_sleep_time": 0.25},
+            # A killed scheduler's tasks start again once the next one has found them: the default looks every 300 s.
+            "scheduler": {"scheduler_idle_sleep_time": 0.25, "orphaned_tasks_check_interval": 30},
             "dag_processor": {
                 "parsing_processes": 1,
                 "refresh_interval": 5,

@@ -246,7 +246,7 @@ def test_the_chart_gets_no_secret_and_the_same_airflow():
     versions = (INFRA / "constraints.txt").read_text().splitlines()
     assert f"apache-airflow=={values['airflowVersion']}" in versions
     common = environment_of("infra/airflow/production.env")
-    for section in ("core", "api"):
+    for section in ("core", "api", "scheduler"):
         for key, value in values["config"][section].items():
             assert common.get(f"AIRFLOW__{section}__{key}".upper(), value) == value
 
