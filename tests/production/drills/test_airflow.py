@@ -40,6 +40,9 @@ class BreakableStack(LocalStack):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self._orphans: list[psutil.Process] = []
+        self.is_supervised = False
+        """Whether what has ended is started again, as Compose and Kubernetes do."""
+        self.restarted: list[str] = []
 
     def kill_scheduler(self, alone: bool = False) -> None:
         """SIGKILL to the scheduler and to the workers that it forked, as when its machine is gone; `alone` leaves the
@@ -76,6 +79,12 @@ class BreakableStack(LocalStack):
     def start_scheduler(self) -> None:
         self._start("scheduler", SCHEDULER)
 
+    def supervise(self) -> None:
+        for name, process in list(self._components.items()) if self.is_supervised else []:
+            if process.poll() is not None:
+                self.restarted.append(name)
+                self._start(name, process.args)
+
     def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
         """The run's task instances, by the names of their tasks."""
         return {task["task_id"]: task for task in self.api.tasks(dag_id, run_id)}
@@ -89,6 +98,7 @@ class BreakableStack(LocalStack):
         while (state := self.state(dag_id, run_id, task_id)) not in states:
             assert state not in FINISHED or state in states, f"{task_id} is {state}"
             assert time.monotonic() < deadline, f"{task_id} is {state}"
+            self.supervise()
             time.sleep(0.3)
 
     def wait_for_run(self, dag_id: str, run_id: str) -> str:
@@ -99,6 +109,7 @@ class BreakableStack(LocalStack):
             if run["state"] in FINISHED:
                 return run["state"]
             assert time.monotonic() < deadline, self.api.tasks(dag_id, run_id)
+            self.supervise()
             time.sleep(0.5)
 
 
@@ -152,6 +163,7 @@ def promotable(request, tmp_path, monkeypatch) -> Iterator[tuple[BreakableStack,
             server.restart(seconds_down=2)
 
         with BreakableStack(tmp_path / "settings.toml", mlflow_ui=False) as stack:
+            stack.is_supervised = True
             yield stack, breaking_database, "Airflow's PostgreSQL killed and restarted"
 
 
@@ -168,6 +180,7 @@ def test_an_approval_outlives_what_waits_for_it(promotable, outcome):
     with breaking():
         api.answer("lte_promotion", run_id, "approve", "Approve", "it was down, and I said yes")
     assert stack.wait_for_run("lte_promotion", run_id) == "success"
+    print(f"ended by themselves, and started again: {stack.restarted}")
 
     client = MlflowClient(settings.mlflow.tracking_uri)
     (version,) = client.search_model_versions(f"name = '{settings.mlflow.model_name}'")
