@@ -244,7 +244,7 @@ def test_a_task_whose_worker_is_killed_is_told_of(tmp_path, monkeypatch, outcome
                 assert time.monotonic() < deadline, "nobody was told"
                 time.sleep(0.5)
     outcome("Airflow's worker killed under a task", times=1, lost=int(not told), of="failures that nobody was told of")
-    # Airflow asks its DAG processor twice: once for the lost heartbeat, once for the executor's word on it.
+    # Airflow tells of it twice: for the heartbeat that is missed, and for its executor's word on the same task.
     assert set(told) == {f"DAG lte_promotion - Task challenger - Run ID {run_id} in State failed"}
 
 
