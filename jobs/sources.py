@@ -97,7 +97,10 @@ def _read_files(spark: SparkSession, places: list[str]) -> list[DataFrame]:
         return [_read_csv(spark, alike, header) for header, alike in _by_header(spark, places).items()]
     if name.endswith((".json", ".jsonl")):
         # Numbers as text too: an id such as 007 must not lose its zeros to a guess.
-        return [spark.read.options(columnNameOfCorruptRecord=CORRUPT, primitivesAsString=True).json(places)]
+        lines = spark.read.options(columnNameOfCorruptRecord=CORRUPT, primitivesAsString=True).json(places)
+        # Of a line Spark looks at those columns alone that a query reads, and finds only there that it is broken. This
+        # reads all of them, so that a line is the same to every query.
+        return [lines.where(F.to_json(F.struct("*")).isNotNull())]
     return [spark.read.option("mergeSchema", len(places) > 1).parquet(*places)]
 
 

@@ -130,6 +130,18 @@ def test_a_line_that_cannot_be_taken_apart_is_quarantined_as_it_is(warehouse, tm
     assert warehouse.read(QUARANTINE).first().row == '{"user_id": "u9", "item'
 
 
+def test_a_broken_line_counts_on_the_last_day_whatever_date_can_be_read_of_it(warehouse, tmp_path):
+    lines = tmp_path / "events.jsonl"
+    write_json_lines(lines, [event() | {"known_date": "2024-02-29", "title": "linen"}])
+    with lines.open("ab") as file:
+        for before, after in (("2023-01-01", "2024-02-29"), ("2024-02-29", "2025-01-01")):
+            said = f'{{"event_ts": "{before}", "user_id": "u", "item_id": "i", "title": "caf?", "known_date": "{after}"}}'
+            file.write(said.encode().replace(b"?", b"\xe9") + b"\n")
+    reads(warehouse, events=lines)
+    assert ingest(warehouse) == Account(3, 1, 2, 0)
+    assert {row.known_date for row in warehouse.read(QUARANTINE).collect()} == {DAY.start}
+
+
 def test_a_line_of_a_csv_with_a_field_too_many_is_quarantined(warehouse, tmp_path):
     lines = tmp_path / "events.csv"
     lines.write_text("user_id,item_id,event_ts\nu1,i1,2024-02-29T12:00:00Z\nu2,i2,2024-02-29T12:00:00Z,surprise\n")
