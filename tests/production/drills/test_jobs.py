@@ -132,6 +132,7 @@ def test_a_clock_that_jumps(undisturbed, tmp_path, outcome, jump):
             "FAKETIME_TIMESTAMP_FILE": str(clock),
             "FAKETIME_CACHE_DURATION": "1",  # seconds after which it looks at the file: not at each question for the time
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # which would end the JVM's waits too soon, so that it spins
         }
         victim = Victim(undisturbed, number, tmp_path / str(number), environment)
         try:
