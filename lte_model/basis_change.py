@@ -219,7 +219,7 @@ def out_of_force(settings: Settings) -> dict[str, str]:
     names = named(settings)
     return {
         alias: f"version {number}, {alias}, reads basis {basis_id}, which isn't in force ({', '.join(names)} is): no LTE "
-        f"of it is made any more; add it to basis.beside, and run lte_basis_change for it if it was retired"
+        f"of it is made any more; add it to basis.beside, and run lte_daily, which makes again what was retired"
         for alias, (number, basis_id) in readers(settings).items()
         if names and basis_id not in names
     }

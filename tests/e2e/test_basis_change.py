@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from infra.airflow_api import FINISHED
+from infra.demo import follow_promotion, run_once
 from infra.local_stack import REPOSITORY
 from jobs.retire_basis import TABLES
 from lte_model import registry
@@ -59,21 +60,14 @@ class Shop:
         self.settings = load_settings(self.file)
 
     def run(self, dag_id, date, conf=None):
-        """Runs the DAG for `date` to its good end."""
-        self.api.unpause(dag_id)
-        run_id = self.api.trigger(dag_id, date, conf)
-        self.progress.follow(dag_id, {run_id: dag_id})
-        return run_id
+        """Runs the DAG for `date` to its good end; returns the run's id."""
+        run_once(self.progress, dag_id, date, conf)
+        return self.api.run_of(dag_id, date)["dag_run_id"]
 
     def approve(self):
-        """Follows the promotion that a training started by its asset, and approves; returns what it asked."""
-        deadline = time.monotonic() + 60
-        while not (runs := self.api.runs("lte_promotion")):
-            assert time.monotonic() < deadline, "the challenger was registered, and lte_promotion didn't start"
-            time.sleep(0.5)
-        (run_id,) = (run["dag_run_id"] for run in runs)
-        self.progress.follow("lte_promotion", {run_id: "lte_promotion"})
-        return self.api.question("lte_promotion", run_id, "approve")["body"]
+        """Follows the promotion that the training started by its asset, and approves; returns what it asked."""
+        assert follow_promotion(self.progress, training_before=False) is None
+        return self.api.question("lte_promotion", self.api.runs("lte_promotion")[0]["dag_run_id"], "approve")["body"]
 
     def refusal(self, date, basis_id):
         """Why the retirement of the basis is refused, as its first task says; none of its other tasks ran."""
