@@ -22,7 +22,7 @@ from lte_model import registry
 from lte_model.basis_change import change, publications, readers
 from lte_model.errors import LTEError
 from lte_model.lineage import CHAMPION
-from lte_model.registry import CHALLENGER, PREVIOUS
+from lte_model.registry import CHALLENGER, KIND, PREVIOUS
 from lte_model.settings import load_settings
 from lte_model.windows import ONE_DAY
 from tests.production.every_table import BOOTSTRAP, TRAINING
@@ -102,7 +102,7 @@ class Shop:
         """The bases whose live LTEs the served model of an alias takes; it refuses the others by name."""
         model, taken = registry.load(self.settings, alias), set()
         for (basis_id,), rows in self.rows("lte_live").collect().partition_by("basis_id", as_dict=True).items():
-            users = rows.head(5).with_columns(item_ids=pl.lit([], pl.List(pl.String)))
+            users = rows.head(5).select(*KIND, "vector_sum", "event_count", item_ids=pl.lit([], pl.List(pl.String)))
             try:
                 assert len(model.predict(users.to_pandas())) == 5
                 taken.add(basis_id)
