@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 
 from infra.airflow_api import FINISHED
-from infra.demo import follow_promotion, run_once
+from infra.demo import follow_promotion, read_feed, run_once
 from infra.local_stack import REPOSITORY
 from jobs.retire_basis import TABLES
 from lte_model import registry
@@ -116,12 +116,16 @@ class Shop:
 
 
 @pytest.fixture(scope="module")
-def shop(installation):
-    """The shop with a champion, two days before its feed ends."""
-    file, date = str(installation.stack.settings_file), installation.training_date - 2 * ONE_DAY
-    lines = [line.format(first=date, since=installation.first_event) for line in FIRST_CHAMPION]
+def first_champion(home):
+    """Of a training two days before the feed ends; made before Airflow starts, which would wait all the while."""
+    feed, file = read_feed(home / "source" / "events.parquet"), home / "settings.toml"
+    lines = [line.format(first=feed.last - ONE_DAY, since=feed.first) for line in FIRST_CHAMPION]
     commands = [f"{line} --settings {file}" for line in lines]
     subprocess.run([sys.executable, "-c", IN_ONE_PROCESS, *commands], cwd=REPOSITORY, check=True)
+
+
+@pytest.fixture(scope="module")
+def shop(first_champion, installation):
     return Shop(installation)
 
 
