@@ -215,8 +215,8 @@ def due_of_training(
 ) -> list[tuple[str, Sequence[datetime.date], Sequence[str]]]:
     """(basis, dates, representations) of what the training of `date` reads.
 
-    Of a basis beside, which trains nothing, it is what the new model is compared with: the test users' LTEs, as far as
-    a version with an alias reads them: a basis that nobody reads stops no training.
+    In a basis beside nothing is trained. Of it are read the test users' LTEs, by the models of an alias that the new one is
+    compared with; a basis that nobody reads stops no training. Raises `LTEError` where MLflow doesn't answer.
     """
     dates = training_dates(date, settings.training_set)
     due = [(settings.basis.basis_id, dates.snapshot_dates, names)]
