@@ -72,7 +72,7 @@ with DAG(
         "snapshot_anchors",
         f"jobs.snapshot_lte --date {DATE} --anchors {REPRESENTATIONS}",
         writes="lte_snapshots",
-        on_failure="The log names the anchor. No encoder? Clear `fit_encoders` and `encode_items`.",
+        on_failure="The log names the anchor. No encoder? Clear `fit_encoders`, or run for a basis beside what the log says.",
     )
     check_lte_snapshots = gate(
         "check_lte_snapshots",

@@ -12,7 +12,8 @@ the settings. Nothing that is live changes, and no model reads the new basis yet
 **What comes next** the last task says, as `python -m lte_model.basis_change status` does at any time:
 
 1. Put the new basis into `basis.beside`: from then on `lte_daily` makes and publishes both.
-2. After some days turn the two round: models are trained in the new one. `lte_backfill` makes its past dates at once.
+2. After some days turn the two round: models are trained in the new one. `lte_backfill` makes its past dates at once;
+   with the autoencoder it refuses those before the new basis' first encoder, and names the commands that fit one.
 3. `lte_training` registers a challenger of the new basis, and `lte_promotion` compares it with the champion on the same
    test users, each with the LTEs of its own basis. It asks that both bases are in force, and that whoever has a live
    LTE in the one has it in the other.

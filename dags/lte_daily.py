@@ -110,7 +110,8 @@ with DAG(
     check_champion = gate(
         "check_champion",
         "lte_model.promotion watch",
-        on_failure="Somebody made a version champion that does not pass the gate. Run `lte_rollback`, or ask who it was.",
+        on_failure="Somebody made a version champion that does not pass the gate? Run `lte_rollback`, or ask who it was. Its "
+        "basis isn't in force? The log says what to do.",
         pool="model_registry",
     )
 

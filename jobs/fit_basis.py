@@ -57,6 +57,15 @@ def fit_basis(warehouse: Warehouse, date: datetime.date) -> tuple[SemanticBasis,
     return SemanticBasis.fit(items, wanted.text_template, wanted.dimensions), len(items)
 
 
+def require_new(warehouse: Warehouse, basis: SemanticBasis, date: datetime.date) -> None:
+    """Raises `LTEError` where the items give a basis that is in force, so that there is nothing to change to."""
+    if basis.basis_id in warehouse.settings.basis.in_force:
+        raise LTEError(
+            f"the items known before {date} give basis {basis.basis_id} again, which is in force already; take a later "
+            "date, or other --dimensions or another --text-template"
+        )
+
+
 def register(warehouse: Warehouse, basis: SemanticBasis, date: datetime.date, fitted_items: int) -> None:
     """Adds the basis to `semantic_bases`; one that is there stays as it is."""
     row = {
@@ -89,10 +98,7 @@ def main() -> None:
             return
         require_choice(warehouse)
         basis, fitted_items = fit_basis(warehouse, date)
-        if basis.basis_id == settings.basis.basis_id:
-            raise LTEError(
-                f"the items known before {date} give basis {basis.basis_id} again, which is in force already"
-            )
+        require_new(warehouse, basis, date)
         register(warehouse, basis, date, fitted_items)
     print(f"basis {basis.basis_id}: {basis.encoder}, {basis.dimensions} dimensions, fitted on {fitted_items:,} items")
 

@@ -38,7 +38,7 @@ from jobs.tables import EVENTS, INGESTED_DAYS, LTE_SNAPSHOTS, SNAPSHOT_ACCOUNTS,
 from jobs.weighted_lte import run_weighted
 from lte_model.errors import LTEError, run
 from lte_model.representations import require_distinct
-from lte_model.settings import Window
+from lte_model.settings import Settings, Window
 from lte_model.windows import parse_run_date, training_dates
 
 
@@ -210,12 +210,31 @@ def write_snapshots(
     return accounts
 
 
+def due_of_training(
+    settings: Settings, date: datetime.date, names: Sequence[str]
+) -> list[tuple[str, Sequence[datetime.date], Sequence[str]]]:
+    """(basis, dates, representations) of what the training of `date` reads.
+
+    In a basis beside nothing is trained. Of it are read the test users' LTEs, by the models of an alias that the new one is
+    compared with; a basis that nobody reads stops no training. Raises `LTEError` where MLflow doesn't answer.
+    """
+    dates = training_dates(date, settings.training_set)
+    due = [(settings.basis.basis_id, dates.snapshot_dates, names)]
+    for beside in settings.basis.beside:
+        from lte_model.basis_change import representations_read  # MLflow takes seconds to import
+
+        if read := representations_read(settings, beside):
+            due.append((beside, (dates.test.start,), read))
+    return due
+
+
 def main() -> None:
     parser = JobParser(__doc__, "the snapshot date", ranges=True)
     parser.add_argument(
         "--anchors",
         action="store_true",
-        help="every date that the training of --date reads instead; of the bases beside, its test cut",
+        help="every date that the training of --date reads instead; of the bases beside, its test cut for the models "
+        "that read them",
     )
     parser.add_representations("make this representation")
     parser.add_bases("make LTEs of this basis")
@@ -225,14 +244,13 @@ def main() -> None:
         raise LTEError("--anchors are those of one training; give --date, not a range")
     names = asked_representations(arguments, settings)
     if arguments.anchors:
-        of_training = training_dates(parse_run_date(arguments.date), settings.training_set)
-        dates = of_training.snapshot_dates
+        dates = training_dates(parse_run_date(arguments.date), settings.training_set).snapshot_dates
+    due = [(basis_id, dates, names) for basis_id in asked_bases(arguments, settings)]
+    if arguments.anchors and not arguments.bases:
+        due = due_of_training(settings, parse_run_date(arguments.date), names)
     with spark_session(settings, "snapshot_lte", *dates) as spark:
-        for basis_id in asked_bases(arguments, settings):
-            # A champion of another basis than the trainings' is compared on the test users, and trained no more.
-            is_compared = arguments.anchors and not arguments.bases and basis_id != settings.basis.basis_id
-            due = (of_training.test.start,) if is_compared else dates
-            for account in snapshot_lte(Warehouse(spark, settings), due, arguments.full, names, basis_id):
+        for basis_id, its_dates, its_names in due:
+            for account in snapshot_lte(Warehouse(spark, settings), its_dates, arguments.full, its_names, basis_id):
                 of_basis = f" in basis {basis_id}" if basis_id else ""
                 print(f"{account.representation} LTE of {account.snapshot_date}{of_basis}: {account.users:,} users")
 

@@ -29,13 +29,14 @@ from dataclasses import dataclass
 
 import polars as pl
 from deltalake import DeltaTable
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from lte_model import lineage
 from lte_model.basis import chosen_basis
 from lte_model.errors import LTEError, run
 from lte_model.lineage import CHAMPION, numbers_by_alias
-from lte_model.registry import CHALLENGER, KIND, PREVIOUS
+from lte_model.registry import CHALLENGER, KIND, PREVIOUS, representations_of
 from lte_model.settings import Settings, load_settings, with_make
 from lte_model.windows import parse_run_date
 
@@ -77,16 +78,22 @@ class Change:
 
 def readers(settings: Settings) -> dict[str, tuple[str, str]]:
     """{alias: (version, basis_id)} of the registered model. Raises `LTEError` where MLflow doesn't answer."""
+    return {alias: (str(version.version), version.tags["basis_id"]) for alias, version in _aliased(settings).items()}
+
+
+def representations_read(settings: Settings, basis_id: str) -> tuple[str, ...]:
+    """Those that the versions of an alias read in a basis, each once; none where none reads it. Raises as `readers`."""
+    of_basis = [version.tags for version in _aliased(settings).values() if version.tags["basis_id"] == basis_id]
+    return tuple(dict.fromkeys(name for tags in of_basis for name in representations_of(tags)))
+
+
+def _aliased(settings: Settings) -> dict[str, ModelVersion]:
     client, name = lineage.open_mlflow(settings), settings.mlflow.model_name
     if client is None:
         return {}
     try:
         numbers = numbers_by_alias(client, name)
-        return {
-            alias: (numbers[alias], client.get_model_version(name, numbers[alias]).tags["basis_id"])
-            for alias in ALIASES
-            if alias in numbers
-        }
+        return {alias: client.get_model_version(name, numbers[alias]) for alias in ALIASES if alias in numbers}
     except MlflowException as error:
         place = settings.mlflow.place
         raise LTEError(f"MLflow at {place} doesn't say which basis the models read: {error.message}; is it up?") from None
@@ -212,7 +219,7 @@ def out_of_force(settings: Settings) -> dict[str, str]:
     names = named(settings)
     return {
         alias: f"version {number}, {alias}, reads basis {basis_id}, which isn't in force ({', '.join(names)} is): no LTE "
-        f"of it is made any more; add it to basis.beside, and run lte_basis_change for it if it was retired"
+        f"of it is made any more; add it to basis.beside, and run lte_daily, which makes again what was retired"
         for alias, (number, basis_id) in readers(settings).items()
         if names and basis_id not in names
     }

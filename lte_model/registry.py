@@ -134,9 +134,9 @@ def fetch(settings: Settings, version: ModelVersion, folder: Path) -> Path:
 
     uri, named = settings.mlflow.tracking_uri, f"{version.name} version {version.version}"
     try:
-        copy = mlflow.artifacts.download_artifacts(
-            f"models:/{version.name}/{version.version}", dst_path=str(folder), tracking_uri=uri, registry_uri=uri
-        )
+        # Of `models:/name/version` MLflow asks the server that the process is set to, whichever it is told.
+        files = MlflowClient(uri, uri).get_model_version_download_uri(version.name, str(version.version))
+        copy = mlflow.artifacts.download_artifacts(files, dst_path=str(folder), tracking_uri=uri, registry_uri=uri)
         flavor = Model.load(copy).flavors.get(mlflow.pyfunc.FLAVOR_NAME, {})
     except (MlflowException, OSError) as error:
         place = settings.mlflow.place

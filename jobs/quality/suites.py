@@ -246,10 +246,11 @@ def item_encodings(settings: Settings, date: datetime.date, anchors: bool, asked
 
 
 def lte_snapshots(settings: Settings, date: datetime.date, anchors: bool, asked: Sequence[str] = ()) -> list[Batch]:
-    """The snapshots of `date`, or those that the training of `date` reads, of all representations of the settings in
-    each of the bases `asked` for, or in force."""
+    """The snapshots of `date`, of all representations of the settings in each of the bases `asked` for, or in force; or
+    those that the training of `date` reads, in the basis of the trainings."""
     dates = training_dates(date, settings.training_set).snapshot_dates if anchors else (date,)
     keys = ("basis_id", "representation", "snapshot_date", "user_id")
+    asked = asked or settings.basis.in_force[: 1 if anchors else None]
     rows = _ltes(settings, "lte_snapshots", keys).filter(pl.col("snapshot_date").is_in(dates))
     return [
         Batch("lte_snapshots", rows, keys, _rules_of_ltes(settings, keys)),

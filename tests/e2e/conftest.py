@@ -33,10 +33,10 @@ class Installation:
 
 
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory) -> Iterator[Installation]:
+def home(tmp_path_factory) -> Path:
+    """The folder of an installation for the shop, with its feed and settings."""
     home = tmp_path_factory.mktemp("shop")
     make_shop(home / "source", USERS, ITEMS)
-    feed = read_feed(home / "source" / "events.parquet")
     text = settings_text(
         home / "source", lag_days=30, window_days=365, test_days=30, anchors=2, model=demo_training(epochs=2)
     )
@@ -44,6 +44,12 @@ def installation(tmp_path_factory) -> Iterator[Installation]:
     text += "\n[model]\nwidth = 16\nblocks = 1\n\n[basis]\ndimensions = 16\n"
     (home / "settings.toml").write_text(text, encoding="utf-8")
     load_settings(home / "settings.toml")
+    return home
+
+
+@pytest.fixture(scope="module")
+def installation(home: Path) -> Iterator[Installation]:
+    feed = read_feed(home / "source" / "events.parquet")
     training_date = feed.last + ONE_DAY
     # A test run that is told to end must take its stack with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

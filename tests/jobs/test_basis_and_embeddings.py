@@ -6,7 +6,7 @@ import pytest
 
 from jobs.bases import basis_in_force, load_basis, load_vectors
 from jobs.embed_items import embed_items
-from jobs.fit_basis import fit_basis, register, registered_twin
+from jobs.fit_basis import fit_basis, register, registered_twin, require_new
 from jobs.ingest_items import ingest_items
 from jobs.quality.check import check
 from jobs.quality.suites import SUITES
@@ -91,6 +91,7 @@ def test_a_new_basis_is_embedded_beside_the_old_whose_vectors_stay(shop):
     make = with_make(warehouse.settings, 3, "{title}")
     warehouse.settings = make.model_copy(update={"basis": make.basis.model_copy(update={"basis_id": old})})
     basis, _, count = fitted(warehouse)
+    require_new(warehouse, basis, DATE)
     register(warehouse, basis, DATE, count)
     assert basis.basis_id != old and load_basis(warehouse, basis.basis_id).dimensions == 3
     assert embed_items(warehouse, DATE, basis.basis_id) == (basis.basis_id, 16, [])
@@ -99,7 +100,9 @@ def test_a_new_basis_is_embedded_beside_the_old_whose_vectors_stay(shop):
     assert {row.item_id: tuple(row.vector) for row in of_old} == before
     settings = warehouse.settings
     beside = settings.basis.model_copy(update={"beside": (basis.basis_id,)})
-    settings = settings.model_copy(update={"basis": beside})
+    warehouse.settings = settings = settings.model_copy(update={"basis": beside})
+    with pytest.raises(LTEError, match=f"before {DATE} give basis {basis.basis_id} again, which is in force already; take"):
+        require_new(warehouse, basis, DATE)
     check(settings, "item_embeddings", SUITES["item_embeddings"](settings, DATE), DATE)
     with pytest.raises(LTEError, match="--dimensions 0 are none"):
         with_make(settings, 0, None)

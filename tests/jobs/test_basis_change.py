@@ -21,7 +21,7 @@ from jobs.quality.check import check
 from jobs.quality.suites import SUITES
 from jobs.retire_basis import TABLES, retire_from_table
 from jobs.score_users import read_champion, score_users
-from jobs.snapshot_lte import snapshot_lte
+from jobs.snapshot_lte import due_of_training, snapshot_lte
 from jobs.tables import ITEM_EMBEDDINGS, LTE_LIVE, LTE_SNAPSHOTS, RECOMMENDATIONS, SEMANTIC_BASES
 from lte_model import promotion, registry
 from lte_model.basis_change import change, require_released
@@ -160,6 +160,30 @@ def scored(warehouse, folder):
     ((basis_id, number),) = {(row.basis_id, row.model_version) for row in rows}
     assert str(number) == str(version.version)
     return basis_id, {row.user_id: (row.item_ids, row.scores) for row in rows}
+
+
+def test_a_basis_beside_that_nobody_reads_stops_no_training(shop):
+    """It may lack what the settings read: with the autoencoder, an encoder of a day before it was fitted."""
+    both = shop.settings.model.model_copy(update={"representations": ("uniform", "autoencoder")})
+    dates = training_dates(TRAINING, shop.settings.training_set)
+    names = both.representations
+    assert due_of_training(shop.settings, TRAINING, names) == [(OLD, dates.snapshot_dates, names)]
+    with pytest.raises(
+        LTEError, match=f"no encoder of basis {NEW} fitted on {DATE} or before, .* run python -m lte_model.autoencoder --date "
+                        f"{DATE} --basis {NEW}, then python -m jobs.encode_items --date {DATE} --basis {NEW}"
+    ):  # fmt: skip
+        snapshot_lte(shop, [DATE], representations=names, basis_id=NEW)
+    snapshot_lte(shop, dates.snapshot_dates, basis_id=OLD)
+    _, per_basis = SUITES["lte_snapshots"](shop.settings, TRAINING, anchors=True)
+    check(shop.settings, "lte_snapshots", [per_basis], TRAINING)
+
+    # Turned round, what the old model reads of the test users is there to compare the new one with.
+    register(shop.settings, OLD, 1, 0)
+    in_force(shop, NEW, OLD)
+    assert due_of_training(shop.settings, TRAINING, names) == [
+        (NEW, dates.snapshot_dates, names),
+        (OLD, (dates.test.start,), ("uniform",)),
+    ]
 
 
 @pytest.mark.production

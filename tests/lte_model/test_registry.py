@@ -154,7 +154,10 @@ def test_a_champion_is_found_and_its_files_rank_as_the_one_that_is_served(instal
     promotion.gate(installation, "1")
     promotion.promote(installation, "1", None)
     version = registry.find(installation, CHAMPION)
+    for set_uri in (mlflow.set_tracking_uri, mlflow.set_registry_uri):
+        set_uri(f"sqlite:///{tmp_path}/elsewhere.db")  # what only reads leaves the process set to whatever it is
     recommender = Recommender(load_ranker(registry.fetch(installation, version, tmp_path / "fetched")))
+    tracking.configure(installation)
     served = registry.load(installation, CHAMPION)
     random = np.random.default_rng(0)
     users = pd.DataFrame(
