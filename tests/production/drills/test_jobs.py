@@ -117,24 +117,38 @@ def test_a_full_disk(spark, undisturbed, tmp_path, outcome):
     assert full >= 5 and not wrong
 
 
+@pytest.fixture
+def java_with(tmp_path):
+    """Writes a JAVA_HOME whose Java sees the clock in a file; returns both.
+
+    The driver's Python keeps its own, for its sleep fails under libfaketime; its workers are children of the JVM, and
+    see the same clock.
+    """
+
+    def write(name: str) -> tuple[Path, Path]:
+        clock, java = tmp_path / name / "clock", tmp_path / name / "java" / "bin" / "java"
+        java.parent.mkdir(parents=True)
+        clock.write_text("+0d\n")
+        faked = f"LD_PRELOAD={FAKETIME} FAKETIME_TIMESTAMP_FILE={clock} FAKETIME_CACHE_DURATION=1"
+        # Without the last one waits end too soon, and the JVM spins.
+        faked += " FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME_FORCE_MONOTONIC_FIX=0"
+        java.write_text(f'#!/bin/sh\nexec env {faked} {shutil.which("java")} "$@"\n')
+        java.chmod(0o755)
+        return clock, java.parents[1]
+
+    return write
+
+
 @pytest.mark.skipif(not FAKETIME, reason="no libfaketime (Debian: apt-get install libfaketime) to move a clock with")
 @pytest.mark.parametrize("jump", ["+400d", "-300d"])
-def test_a_clock_that_jumps(undisturbed, tmp_path, outcome, jump):
+def test_a_clock_that_jumps(undisturbed, tmp_path, outcome, java_with, jump):
     """A run's date comes from its command line, and no clock has a say in what is written."""
     wrong = []
     kinds = ("ingest_events", "snapshot_lte, incremental", "publish_lte")
     for kind in kinds:
         number = number_of(kind)
-        clock = tmp_path / "clock"
-        clock.write_text("+0d\n")
-        environment = {
-            "LD_PRELOAD": FAKETIME,
-            "FAKETIME_TIMESTAMP_FILE": str(clock),
-            "FAKETIME_CACHE_DURATION": "1",  # seconds after which it looks at the file: not at each question for the time
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "FAKETIME_FORCE_MONOTONIC_FIX": "0",  # which would end the JVM's waits too soon, so that it spins
-        }
-        victim = Victim(undisturbed, number, tmp_path / str(number), environment)
+        clock, java_home = java_with(f"of-{number}")
+        victim = Victim(undisturbed, number, tmp_path / str(number), {"JAVA_HOME": str(java_home)})
         try:
             victim.wait_until_ready()
             time.sleep(undisturbed.seconds[number] / 4)
