@@ -51,6 +51,9 @@ REFERENCE_DAYS = 30
 
 ROWS_AT_ONCE = 2**14
 
+NORM = 2.0**-32
+"""What norms are summed up in."""
+
 COLUMNS = ("user_id", "user_bucket", "vector_sum", "event_count", "newest_event_date")
 _ROWS = pa.schema([ROWS.field(name) for name in COLUMNS])
 
@@ -90,9 +93,12 @@ class Users:
 
     @staticmethod
     def together(parts: Sequence["Users"]) -> "Users":
+        """All of them in the order of their ids, so that no mean has other last bits for other files."""
+        user_ids = pa.concat_arrays([part.user_ids for part in parts])
+        order = pc.sort_indices(user_ids).to_numpy()
+        columns = ("vectors", "event_counts", "ages")
         return Users(
-            pa.concat_arrays([part.user_ids for part in parts]),
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in ("vectors", "event_counts", "ages")),
+            user_ids.take(order), *(np.concatenate([getattr(part, name) for part in parts])[order] for name in columns)
         )
 
 
@@ -145,7 +151,8 @@ class Tally:
     long_rows: int = 0
     zero_rows: int = 0
     events: int = 0
-    norms: float = 0.0
+    norms: int = 0
+    """In units of `NORM`: the same sum in any order."""
     ages: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
 
     def add(self, block: Block) -> None:
@@ -155,7 +162,7 @@ class Tally:
         self.long_rows += int((users.norms > self.largest_norm).sum())
         self.zero_rows += int((users.norms == 0).sum())
         self.events += int(users.event_counts.sum(dtype=np.int64))
-        self.norms += float(users.norms.sum(dtype=np.float64))
+        self.norms += int(np.rint(users.norms.astype(np.float64) / NORM).astype(np.int64).sum())
         # No event of an LTE is dated on D or later: the gate of the snapshots has seen to it.
         ages = np.bincount(np.maximum(users.ages, 0), minlength=len(self.ages))
         ages[: len(self.ages)] += self.ages
@@ -170,7 +177,7 @@ class Tally:
         return counts | {
             "zero_share": self.zero_rows / read,
             "events_mean": self.events / read,
-            "norm_mean": self.norms / read,
+            "norm_mean": self.norms * NORM / read,
             "age_mean": int(self.ages @ np.arange(len(self.ages))) / read,
             # The smallest age that this share of the users doesn't exceed.
             "age_p50": int(np.searchsorted(up_to, 0.5 * read)),

@@ -16,7 +16,19 @@ from mlflow.tracking import MlflowClient
 from jobs import monitor_lte
 from jobs.engine.calendar import day_number
 from jobs.engine.packing import buckets_of
-from jobs.monitor_lte import coverage, dates_to_compare, measure, monitor, read_seen, require_publishable
+from jobs.monitor_lte import (
+    Block,
+    Tally,
+    Users,
+    coverage,
+    dates_to_compare,
+    drift,
+    inertia,
+    measure,
+    monitor,
+    read_seen,
+    require_publishable,
+)
 from jobs.snapshot_lte import snapshot_lte
 from jobs.tables import EVENTS, LTE_MONITORING, LTE_SNAPSHOTS, SEMANTIC_BASES
 from lte_model import lineage, monitoring, tracking
@@ -143,6 +155,26 @@ def test_a_planted_fault_stops_the_snapshot_and_is_named(settings, fault):
     _, readings = measure(settings, DATE)
     with pytest.raises(LTEError, match=f"the snapshot of {DATE} must not go live: .*{said}.*What is live stays"):
         require_publishable(settings, DATE, readings)
+
+
+def test_rows_in_another_order_and_in_other_files_have_the_same_bits():
+    """A cluster cuts its files otherwise than one machine."""
+    random = np.random.default_rng(0)
+    ids, ages = pa.array(USERS), random.integers(0, 30, len(USERS))
+    now, before = random.normal(size=(2, len(USERS), 4)).astype(np.float32)
+
+    def cut(vectors):
+        places = np.array_split(random.permutation(len(USERS)), 5)
+        return [Users(ids.take(place), vectors[place], ages[place], ages[place]) for place in places]
+
+    found = set()
+    for _ in range(20):
+        tally = Tally(largest_norm=1.0)
+        for users in (parts := cut(now)):
+            tally.add(Block(users, ages, null_rows=0, off_grid_rows=0))
+        both = Users.together(parts), Users.together(cut(before))
+        found.add((inertia(*both), *drift(*both).values(), *tally.figures().values()))
+    assert len(found) == 1
 
 
 def test_a_first_snapshot_has_nothing_to_be_compared_with(settings):
