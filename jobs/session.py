@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from py4j.java_gateway import JavaObject
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
@@ -104,6 +105,12 @@ def _configuration(settings: Settings) -> dict[str, str]:
         if is_local(settings.spark.master):
             configuration |= _LOCAL | {"spark.driver.extraJavaOptions": java_options(settings)}
     return configuration | {key: str(value) for key, value in settings.spark.conf.items()}
+
+
+def hadoop_files(spark: SparkSession, place: str) -> tuple[JavaObject, JavaObject]:
+    """The Hadoop file system that `place` lies in, a path or any URL of Hadoop's, and `place` as its path."""
+    path = spark.sparkContext._jvm.org.apache.hadoop.fs.Path(place)
+    return path.getFileSystem(spark.sparkContext._jsc.hadoopConfiguration()), path
 
 
 def is_local(master: str) -> bool:

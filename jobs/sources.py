@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
 
-from py4j.java_gateway import JavaObject
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from jobs.session import hadoop_files
 from lte_model.errors import LTEError
 from lte_model.windows import Interval, every
 
@@ -109,7 +109,7 @@ def _read_csv(spark: SparkSession, places: list[str], header: tuple[str, ...]) -
     schema = T.StructType([T.StructField(name, T.StringType()) for name in (*header, CORRUPT)])
     # Of a folder's files each has a header of its own, and none may differ. That of a single file is this one, also
     # where Spark had to make up a name.
-    one_file_each = all(_file_system(spark, place).isFile(_path(spark, place)) for place in places)
+    one_file_each = all(_is_file(spark, place) for place in places)
     return _csv_lines(spark).options(enforceSchema=one_file_each).schema(schema).csv(places)
 
 
@@ -127,16 +127,13 @@ def _csv_lines(spark: SparkSession) -> DataFrameReader:
 
 
 def _holds_delta_log(spark: SparkSession, place: str) -> bool:
-    log = _path(spark, f"{place.rstrip('/')}/_delta_log")
-    return _file_system(spark, place).exists(log)
+    files, log = hadoop_files(spark, f"{place.rstrip('/')}/_delta_log")
+    return files.exists(log)
 
 
-def _path(spark: SparkSession, place: str) -> JavaObject:
-    return spark.sparkContext._jvm.org.apache.hadoop.fs.Path(place)
-
-
-def _file_system(spark: SparkSession, place: str) -> JavaObject:
-    return _path(spark, place).getFileSystem(spark.sparkContext._jsc.hadoopConfiguration())
+def _is_file(spark: SparkSession, place: str) -> bool:
+    files, path = hadoop_files(spark, place)
+    return files.isFile(path)
 
 
 @contextmanager

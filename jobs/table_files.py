@@ -20,6 +20,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 from pyspark.sql import SparkSession
 
+from jobs.session import hadoop_files
 from jobs.tables import Table, Warehouse
 
 _LIST = "files_that_may_go"
@@ -37,9 +38,7 @@ class DataFile:
 
 def data_files(warehouse: Warehouse, table: Table) -> list[DataFile]:
     """Every file in the table's folder, those of no version too, but not its log."""
-    jvm = warehouse.spark.sparkContext._jvm
-    root = jvm.org.apache.hadoop.fs.Path(warehouse.path(table))
-    filesystem = root.getFileSystem(warehouse.spark.sparkContext._jsc.hadoopConfiguration())
+    filesystem, root = hadoop_files(warehouse.spark, warehouse.path(table))
     prefix = filesystem.makeQualified(root).toString() + "/"
     listed, found = filesystem.listFiles(root, True), []
     while listed.hasNext():

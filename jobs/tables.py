@@ -12,6 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from jobs.session import hadoop_files
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
 
@@ -248,8 +249,8 @@ class Warehouse:
     def _clear_log(self, table: Table) -> None:
         """Removes the log of a creation that ended before its commit, by a kill or on a full disk: Spark's catalog takes
         the mere folder for a table, and would create none."""
-        log = self.spark._jvm.org.apache.hadoop.fs.Path(self.path(table), "_delta_log")
-        log.getFileSystem(self.spark._jsc.hadoopConfiguration()).delete(log, True)
+        files, log = hadoop_files(self.spark, f"{self.path(table)}/_delta_log")
+        files.delete(log, True)
 
     def require(self, *tables: Table) -> None:
         """Raises `LTEError` for a table that isn't there yet."""
