@@ -64,11 +64,9 @@ MEASURES = ("price", "quantity", "rating")
 
 
 def rows_of(feed: DataFrame, days: Interval) -> DataFrame:
-    """The rows of the feed that became known in `days`, each with its `_day`: a broken line's is the last, whatever
-    date could be read of it."""
-    said = F.coalesce(day(feed, "known_date"), day(feed, "event_ts"))
-    of_row = F.when(F.col(CORRUPT).isNull(), said)
-    known = F.coalesce(optional(feed, FILE_DAY).cast("date"), of_row, F.lit(days.end - ONE_DAY))
+    """The rows of the feed that became known in `days`, each with its `_day`; one that says none is of the last."""
+    said = (day(feed, "known_date"), day(feed, "event_ts"), F.lit(days.end - ONE_DAY))
+    known = F.coalesce(optional(feed, FILE_DAY).cast("date"), *said)
     return feed.withColumn(DAY, known).where((F.col(DAY) >= days.start) & (F.col(DAY) < days.end))
 
 

@@ -45,8 +45,8 @@ ALWAYS = datetime.date(1970, 1, 1)
 
 
 def rows_of(feed: DataFrame, date: datetime.date, known_by_default: datetime.date) -> DataFrame:
-    """The rows of the catalogue known before `date`, and its broken lines, all counted on the day before it."""
-    known = F.coalesce(F.when(F.col(CORRUPT).isNull(), day(feed, "known_date")), F.lit(known_by_default))
+    """The rows of the catalogue known before `date`, all counted on the day before it."""
+    known = F.coalesce(day(feed, "known_date"), F.lit(known_by_default))
     return feed.withColumn("_known", known).where(F.col("_known") < date).withColumn(DAY, F.lit(date - ONE_DAY))
 
 

@@ -51,8 +51,9 @@ def read_source(spark: SparkSession, source: str, days: Interval, columns: Itera
     """The feed's rows as they are, of the files of `days` where it has files a day, and columns of ours.
 
     `_source_file` is the file of the row; `_corrupt_row` is the text of a CSV or JSON line that could not be taken
-    apart, else null; a feed with files a day has `_file_day`, the day of the row's file. Of `columns` those that the
-    feed writes in another case come under these names. Raises `LTEError` where the source isn't there or can't be read.
+    apart, of which the feed's columns are null, else null; a feed with files a day has `_file_day`, the day of the row's
+    file. Of `columns` those that the feed writes in another case come under these names. Raises `LTEError` where the
+    source isn't there or can't be read.
     """
     if DATE in source:
         places = [source.replace(DATE, day.isoformat()) for day in every(1, days.start, days.end)]
@@ -74,7 +75,11 @@ def _with_ours(frame: DataFrame, source: str, columns: Iterable[str], file: Colu
         raise LTEError(f"column {reserved[0]!r} of source {source} has a name that ingesting needs; rename it")
     frame = frame.withColumnsRenamed({written[name]: name for name in columns if name in written})
     ours = {SOURCE_FILE: file}
-    if CORRUPT not in frame.columns:
+    if CORRUPT in frame.columns:
+        # Half of a broken line says nothing: no date on which it counts, and no id of another row.
+        whole = F.col(CORRUPT).isNull()
+        ours |= {name: F.when(whole, quoted(name)) for name in frame.columns if name != CORRUPT}
+    else:
         ours[CORRUPT] = F.lit(None).cast("string")
     if DATE in source:
         ours[FILE_DAY] = _day_of_file(source)

@@ -7,7 +7,7 @@ from jobs.ingest import Account
 from jobs.ingest_items import ALWAYS, ingest_items
 from jobs.tables import ITEMS, QUARANTINE
 from lte_model.windows import ONE_DAY
-from tests.jobs.feeds import reads, write_parquet
+from tests.jobs.feeds import reads, write_json_lines, write_parquet
 
 DATE = datetime.date(2024, 3, 1)
 DATED = ("item_id", "title", "price", "known_date")
@@ -47,6 +47,16 @@ def test_broken_items_are_quarantined_and_none_is_lost(warehouse, tmp_path):
         "price is not a number",
         "the item has no title, description, category or brand",
     ]
+
+
+def test_a_broken_line_takes_no_item_along_whose_id_can_be_read_of_it(warehouse, tmp_path):
+    lines = tmp_path / "items.jsonl"
+    write_json_lines(lines, [{"item_id": "i1", "title": "Navy linen shirt"}])
+    with lines.open("ab") as file:
+        file.write(b'{"item_id": "i1", "title": "caf\xe9"}\n')
+    reads(warehouse, items=lines)
+    assert ingest_items(warehouse, warehouse.settings, DATE) == Account(2, 1, 1, 0)
+    assert [row.item_id for row in warehouse.read(ITEMS).collect()] == ["i1"]
 
 
 def test_a_catalogue_without_dates_is_known_from_the_start_and_its_new_items_from_their_day(warehouse, tmp_path):
