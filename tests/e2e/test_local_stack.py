@@ -15,7 +15,7 @@ from infra.airflow_api import AirflowAPI
 from infra.demo import make_shop, settings_text
 from infra.local_stack import REPOSITORY, Ports
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.production, pytest.mark.timeout(400)]
 
 
 def _left_of(home):

@@ -81,6 +81,7 @@ def expected(basis_id, dates=(DATE,)):
     return oracle(FEED, OF_BASIS[basis_id], dates, LAG, WINDOW)
 
 
+@pytest.mark.production  # two minutes
 def test_both_bases_are_made_published_and_measured_as_either_is_alone(shop):
     """Also when the settings were turned round between two dates; and a second run writes the same again."""
     first, second = DATE, DATE + ONE_DAY

@@ -122,3 +122,13 @@ def settings_file(settings, folder):
         f'artifacts = "artifacts"\nmodel_name = "{options.model_name}"\n'
     )
     return file
+
+
+def register_again(settings, number):
+    """The files and figures of a version as a new one, which is made challenger."""
+    name = settings.mlflow.model_name
+    client = MlflowClient(settings.mlflow.tracking_uri, settings.mlflow.tracking_uri)
+    first = client.get_model_version(name, number)
+    tags = {tag: value for tag, value in first.tags.items() if not tag.startswith(("gate", "approv", "promot"))}
+    second = client.create_model_version(name, first.source, first.run_id, tags=tags)
+    client.set_registered_model_alias(name, "challenger", second.version)

@@ -24,6 +24,7 @@ from infra.local_stack import REPOSITORY, LocalStack
 from lte_model.windows import ONE_DAY
 from tests import redis_server as redis
 from tests.environment_files import environment_of
+from tests.lte_model.registered import register_again
 from tests.production import postgres_server
 from tests.production.postgres_server import PostgresServer
 
@@ -143,12 +144,8 @@ def promoted(production, day):
 @pytest.fixture(scope="module")
 def replaced(production, promoted):
     """The same files as a second version, which a person prefers to the first; and the way back."""
-    settings, api = production.stack.settings.mlflow, production.stack.api
-    client = MlflowClient(settings.tracking_uri, settings.tracking_uri)
-    first = client.get_model_version(settings.model_name, "1")
-    measured = {name: value for name, value in first.tags.items() if not name.startswith(("gate", "approv", "promot"))}
-    second = client.create_model_version(settings.model_name, first.source, first.run_id, tags=measured)
-    client.set_registered_model_alias(settings.model_name, "challenger", second.version)
+    api = production.stack.api
+    register_again(production.stack.settings, "1")
     run_id = api.trigger("lte_promotion", production.date)
     production.progress.follow("lte_promotion", {run_id: "lte_promotion again"})
     moved = production.aliases()
