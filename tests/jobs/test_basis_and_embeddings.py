@@ -1,6 +1,8 @@
 """`fit_basis` and `embed_items`: a basis is registered once, and a vector is written once."""
 
 import datetime
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,10 +12,11 @@ from jobs.fit_basis import fit_basis, register, registered_twin, require_new
 from jobs.ingest_items import ingest_items
 from jobs.quality.check import check
 from jobs.quality.suites import SUITES
-from jobs.tables import ITEM_EMBEDDINGS, SEMANTIC_BASES
+from jobs.tables import ITEM_EMBEDDINGS, SEMANTIC_BASES, Warehouse
 from lte_model.errors import LTEError
 from lte_model.settings import with_make
 from lte_model.windows import ONE_DAY
+from tests.jobs.conftest import small_settings
 from tests.jobs.feeds import reads, write_parquet
 
 DATE = datetime.date(2024, 3, 1)
@@ -29,20 +32,28 @@ def rows(known="2024-01-01"):
     ]
 
 
-@pytest.fixture
-def shop(warehouse, tmp_path):
-    """Sixteen items and a basis fitted on them; a function that delivers more items later."""
-    feed = tmp_path / "items.parquet"
-
-    def deliver(*more, date=DATE):
-        write_parquet(feed, [*rows(), *more], COLUMNS)
-        ingest_items(warehouse, warehouse.settings, date)
-
-    reads(warehouse, items=feed)
-    deliver()
+@pytest.fixture(scope="module")
+def template(spark, tmp_path_factory):
+    """The folder of a warehouse with sixteen items and a basis fitted on them."""
+    warehouse = Warehouse(spark, small_settings(tmp_path_factory.mktemp("template")))
+    deliver(warehouse)
     warehouse.create(SEMANTIC_BASES)
     register(warehouse, *fitted(warehouse))
-    return warehouse, deliver
+    return warehouse.settings.warehouse
+
+
+@pytest.fixture
+def shop(template, warehouse):
+    shutil.copytree(template, warehouse.settings.warehouse)
+    return warehouse
+
+
+def deliver(warehouse, *more, date=DATE):
+    """Brings the sixteen items, and more."""
+    feed = Path(warehouse.settings.home, "items.parquet")
+    write_parquet(feed, [*rows(), *more], COLUMNS)
+    reads(warehouse, items=feed)
+    ingest_items(warehouse, warehouse.settings, date)
 
 
 def fitted(warehouse):
@@ -55,73 +66,67 @@ def embeddings(warehouse):
 
 
 def test_a_basis_is_registered_once_and_read_back_whole(shop):
-    warehouse, _ = shop
-    register(warehouse, *fitted(warehouse))
-    registered = warehouse.read(SEMANTIC_BASES).collect()
+    register(shop, *fitted(shop))
+    registered = shop.read(SEMANTIC_BASES).collect()
     assert len(registered) == 1 and registered[0].fitted_items == 16
-    assert registered_twin(warehouse) == basis_in_force(warehouse) == registered[0].basis_id
-    assert load_basis(warehouse, registered[0].basis_id).dimensions == 4
+    assert registered_twin(shop) == basis_in_force(shop) == registered[0].basis_id
+    assert load_basis(shop, registered[0].basis_id).dimensions == 4
 
 
 def test_only_new_items_are_embedded_and_old_vectors_stay(shop):
-    warehouse, deliver = shop
-    assert embed_items(warehouse, DATE)[1:] == (16, [])
-    before = embeddings(warehouse)
-    assert embed_items(warehouse, DATE)[1:] == (0, [])
+    assert embed_items(shop, DATE)[1:] == (16, [])
+    before = embeddings(shop)
+    assert embed_items(shop, DATE)[1:] == (0, [])
     late = {"item_id": "navy-boots-2", "title": "Navy boots", "brand": "Acme", "known_date": "2024-03-02"}
-    deliver(late, date=DATE + ONE_DAY * 3)
-    assert embed_items(warehouse, DATE + ONE_DAY)[1:] == (0, [])
-    assert embed_items(warehouse, DATE + ONE_DAY * 3)[1:] == (1, [])
-    after = embeddings(warehouse)
+    deliver(shop, late, date=DATE + ONE_DAY * 3)
+    assert embed_items(shop, DATE + ONE_DAY)[1:] == (0, [])
+    assert embed_items(shop, DATE + ONE_DAY * 3)[1:] == (1, [])
+    after = embeddings(shop)
     assert {item: after[item] for item in before} == before
     assert after["navy-boots-2"] == after["navy-boots"]
 
 
 def test_an_item_of_unknown_words_has_no_vector_and_is_named(shop):
-    warehouse, deliver = shop
-    deliver({"item_id": "odd", "title": "zzz", "brand": None, "known_date": "2024-01-01"})
-    assert embed_items(warehouse, DATE)[1:] == (16, ["odd"])
-    assert "odd" not in load_vectors(warehouse, basis_in_force(warehouse)).catalogue.item_ids.to_pylist()
+    deliver(shop, {"item_id": "odd", "title": "zzz", "brand": None, "known_date": "2024-01-01"})
+    assert embed_items(shop, DATE)[1:] == (16, ["odd"])
+    assert "odd" not in load_vectors(shop, basis_in_force(shop)).catalogue.item_ids.to_pylist()
 
 
 def test_a_new_basis_is_embedded_beside_the_old_whose_vectors_stay(shop):
-    warehouse, _ = shop
-    old, _, _ = embed_items(warehouse, DATE)
-    before = embeddings(warehouse)
-    make = with_make(warehouse.settings, 3, "{title}")
-    warehouse.settings = make.model_copy(update={"basis": make.basis.model_copy(update={"basis_id": old})})
-    basis, _, count = fitted(warehouse)
-    require_new(warehouse, basis, DATE)
-    register(warehouse, basis, DATE, count)
-    assert basis.basis_id != old and load_basis(warehouse, basis.basis_id).dimensions == 3
-    assert embed_items(warehouse, DATE, basis.basis_id) == (basis.basis_id, 16, [])
-    assert embed_items(warehouse, DATE, basis.basis_id)[1] == embed_items(warehouse, DATE)[1] == 0
-    of_old = warehouse.read(ITEM_EMBEDDINGS).where(f"basis_id = '{old}'").collect()
+    old, _, _ = embed_items(shop, DATE)
+    before = embeddings(shop)
+    make = with_make(shop.settings, 3, "{title}")
+    shop.settings = make.model_copy(update={"basis": make.basis.model_copy(update={"basis_id": old})})
+    basis, _, count = fitted(shop)
+    require_new(shop, basis, DATE)
+    register(shop, basis, DATE, count)
+    assert basis.basis_id != old and load_basis(shop, basis.basis_id).dimensions == 3
+    assert embed_items(shop, DATE, basis.basis_id) == (basis.basis_id, 16, [])
+    assert embed_items(shop, DATE, basis.basis_id)[1] == embed_items(shop, DATE)[1] == 0
+    of_old = shop.read(ITEM_EMBEDDINGS).where(f"basis_id = '{old}'").collect()
     assert {row.item_id: tuple(row.vector) for row in of_old} == before
-    settings = warehouse.settings
+    settings = shop.settings
     beside = settings.basis.model_copy(update={"beside": (basis.basis_id,)})
-    warehouse.settings = settings = settings.model_copy(update={"basis": beside})
+    shop.settings = settings = settings.model_copy(update={"basis": beside})
     with pytest.raises(LTEError, match=f"before {DATE} give basis {basis.basis_id} again, which is in force already; take"):
-        require_new(warehouse, basis, DATE)
+        require_new(shop, basis, DATE)
     check(settings, "item_embeddings", SUITES["item_embeddings"](settings, DATE), DATE)
     with pytest.raises(LTEError, match="--dimensions 0 are none"):
         with_make(settings, 0, None)
 
 
 def test_two_bases_leave_a_choice_open(shop):
-    warehouse, deliver = shop
-    deliver({"item_id": "new", "title": "green shirt", "brand": "Zeta", "known_date": "2024-01-01"})
-    register(warehouse, *fitted(warehouse))
+    deliver(shop, {"item_id": "new", "title": "green shirt", "brand": "Zeta", "known_date": "2024-01-01"})
+    register(shop, *fitted(shop))
     with pytest.raises(LTEError, match="2 bases are registered .*; set basis.basis_id to one"):
-        basis_in_force(warehouse)
+        basis_in_force(shop)
 
 
 def test_a_damaged_basis_is_refused(shop):
-    warehouse, _ = shop
-    basis_id = basis_in_force(warehouse)
-    warehouse.spark.sql(f"UPDATE delta.`{warehouse.path(SEMANTIC_BASES)}` SET text_template = '{{title}}'")
+    basis_id = basis_in_force(shop)
+    shop.spark.sql(f"UPDATE delta.`{shop.path(SEMANTIC_BASES)}` SET text_template = '{{title}}'")
     with pytest.raises(LTEError, match=f"the state of basis {basis_id} hashes to .* damaged"):
-        load_basis(warehouse, basis_id)
+        load_basis(shop, basis_id)
 
 
 def test_before_any_basis_the_way_is_shown(warehouse):
