@@ -126,8 +126,8 @@ def settings_file(settings, folder):
 
 def register_again(settings, number):
     """The files and figures of a version as a new one, which is made challenger."""
-    name = settings.mlflow.model_name
-    client = MlflowClient(settings.mlflow.tracking_uri, settings.mlflow.tracking_uri)
+    tracking.configure(settings)
+    client, name = MlflowClient(), settings.mlflow.model_name
     first = client.get_model_version(name, number)
     tags = {tag: value for tag, value in first.tags.items() if not tag.startswith(("gate", "approv", "promot"))}
     second = client.create_model_version(name, first.source, first.run_id, tags=tags)
