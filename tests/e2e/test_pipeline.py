@@ -170,7 +170,8 @@ def promoted(installation, rejected):
 def replaced(installation, promoted):
     """A second version, of the same files, takes the place of the first."""
     register_again(installation.settings, "1")
-    run_id = installation.stack.api.trigger("lte_promotion", installation.training_date)
+    # A DAG has one run of a logical date, and that of the training's is taken.
+    run_id = installation.stack.api.trigger("lte_promotion", installation.training_date - ONE_DAY)
     installation.progress.follow("lte_promotion", {run_id: "lte_promotion again"})
     return _aliases(installation)
 
