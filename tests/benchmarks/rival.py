@@ -45,6 +45,8 @@ LENGTHS = (50, 100, 200)
 MOST_EPOCHS = 100
 PATIENCE = 8
 THREADS = 2
+OUR_THREADS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+"""What our package sets (lte_model/__init__.py): threads of the rival wait as torch lets them."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,8 @@ def sasrec(*arguments: str, capture: bool = False) -> str:
     Raises `LTEError` where it fails, with the end of what it said.
     """
     command = [str(installed()), str(THERE / "sasrec.py"), *arguments]
-    done = subprocess.run(command, check=False, stdout=subprocess.PIPE if capture else None, text=True)
+    environment = {name: value for name, value in os.environ.items() if name not in OUR_THREADS}
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE if capture else None, text=True, env=environment)
     if done.returncode:
         raise LTEError(f"{' '.join(command)} failed with {done.returncode}; its last lines say why")
     return done.stdout or ""

@@ -57,10 +57,8 @@ def shop(spark, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sums_by_day(shop):
     """(sums, counts) of each user and date by plain arithmetic: running totals over the days, then differences."""
-    catalogue, units = (
-        load_vectors(shop, basis_in_force(shop)).catalogue,
-        load_vectors(shop, basis_in_force(shop)).units,
-    )
+    vectors = load_vectors(shop, basis_in_force(shop))
+    catalogue, units = vectors.catalogue, vectors.units
     items = pl.DataFrame({"item_id": pl.Series(catalogue.item_ids), "item": range(len(catalogue))})
     events = (
         pl.read_parquet(DATA / "events.parquet")
@@ -79,24 +77,29 @@ def sums_by_day(shop):
         window = lte_window(date, WINDOW.lag_days, WINDOW.window_days)
         start, end = (min(max((day - FIRST_EVENT).days, 0), days) for day in (window.start, window.end))
         inside = totals[end] - totals[start]
-        return {
-            users[int(row)]: (inside[row, :-1].tolist(), int(inside[row, -1])) for row in np.flatnonzero(inside[:, -1])
-        }
+        of_whom = np.flatnonzero(inside[:, -1])
+        return users.gather(of_whom), inside[of_whom]
 
     return of
 
 
-def rows_of(date, frame):
-    rows = frame.filter(pl.col("snapshot_date") == date).select("user_id", "vector_sum", "event_count")
-    return {user: (vector, count) for user, vector, count in rows.rows()}
+def require_equal(frame, expected, date):
+    """Asserts that the rows of one date are those users' sums, each with its count as the last column."""
+    frame = frame.sort("user_id")
+    user_ids, sums = expected
+    assert set(frame["snapshot_date"]) == {date}
+    assert frame["user_id"].equals(user_ids), date
+    found = np.column_stack((frame["vector_sum"].explode().to_numpy().reshape(len(frame), -1), frame["event_count"]))
+    assert np.array_equal(found, sums), date
 
 
 def test_one_sweep_makes_the_exact_snapshot_of_every_day_of_the_year(shop, sums_by_day):
     snapshot_lte(shop, DATES, full=True)
     snapshots = pl.scan_delta(shop.path(LTE_SNAPSHOTS)).collect()
-    assert snapshots["snapshot_date"].n_unique() == len(DATES)
-    for date in DATES:
-        assert rows_of(date, snapshots) == sums_by_day(date), date
+    by_date = snapshots.partition_by("snapshot_date", as_dict=True)
+    assert sorted(by_date) == [(date,) for date in DATES]
+    for (date,), rows in by_date.items():
+        require_equal(rows, sums_by_day(date), date)
 
 
 def test_going_on_from_day_to_day_makes_the_same(shop, sums_by_day):
@@ -116,7 +119,7 @@ def test_going_on_from_day_to_day_makes_the_same(shop, sums_by_day):
     there = {DATES[0]: rows}
     for yesterday, today in pairwise(DATES):
         rows = there[today] = made(Calendar((yesterday, today), *lag_and_window, base=0), rows)
-        assert rows_of(today, pl.DataFrame(rows)) == sums_by_day(today), today
+        require_equal(pl.DataFrame(rows), sums_by_day(today), today)
     for date in DATES[::60]:
         later = date + 7 * ONE_DAY
         if later in there:
