@@ -38,10 +38,24 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+COMPILED = {"spark.sql.codegen.wholeStage": "true", "spark.sql.codegen.factoryMode": "FALLBACK"}
+"""Small tables are read by interpreted queries; for hundreds of thousands of rows it pays to compile them."""
+
+
 @pytest.fixture(scope="module")
-def shop(spark, tmp_path_factory):
+def compiling(spark):
+    interpreting = {key: spark.conf.get(key) for key in COMPILED}
+    for key, value in COMPILED.items():
+        spark.conf.set(key, value)
+    yield spark
+    for key, value in interpreting.items():
+        spark.conf.set(key, value)
+
+
+@pytest.fixture(scope="module")
+def shop(compiling, tmp_path_factory):
     """The warehouse of the shop: its year ingested, its items embedded."""
-    warehouse = Warehouse(spark, small_settings(tmp_path_factory.mktemp("real")))
+    warehouse = Warehouse(compiling, small_settings(tmp_path_factory.mktemp("real")))
     reads(warehouse, events=DATA / "events.parquet", items=DATA / "items.parquet")
     warehouse.settings = warehouse.settings.model_copy(update={"window": WINDOW})
     ingest_items(warehouse, warehouse.settings, LAST)
