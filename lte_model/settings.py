@@ -212,7 +212,8 @@ class MLflow(_Section):
     tracking_uri: Annotated[str, Field(repr=False)] = "sqlite:///mlflow.db"
     artifacts: str = "mlartifacts"
     experiment: str = "lte"
-    model_name: str = "lte-ranker"
+    model_name: Annotated[str, Field(pattern=r"""^[^/:'"]+$""")] = "lte-ranker"
+    """MLflow takes no / and no : in it, and can't search for a quote."""
 
     @property
     def place(self) -> str:
