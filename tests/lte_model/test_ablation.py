@@ -327,7 +327,7 @@ def test_a_rival_stands_beside_the_variants(compared, cases, tmp_path, monkeypat
     settings = in_folder(compared[0], tmp_path)
     ranks = np.random.default_rng(1).integers(1, 81, (3, len(cases))).astype(float)  # seeds of its own
     write_ranks(tmp_path / "ranks.parquet", cases, ranks)
-    arguments = ["ablation", "report", "--date", str(TRAINING_DATE), "--variants", "none", "--seeds", "1"]
+    arguments = ["ablation", "report", "--date", str(TRAINING_DATE), "--variants", "none", "--seeds", "2"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--rival", f"{RIVAL}={tmp_path / 'ranks.parquet'}"])
     monkeypatch.setattr(command, "load_settings", lambda path: settings)
     command.main()
@@ -340,4 +340,5 @@ def test_a_rival_stands_beside_the_variants(compared, cases, tmp_path, monkeypat
     (answer,) = (answer for answer in found["questions"] if answer["base"] == RIVAL)
     ours = found["sides"]["none"]["metrics"]["ndcg@40"]["value"]
     assert answer["ours"] == "best" and answer["uplift"]["value"] == pytest.approx(ours / ndcg(ranks, 40).mean() - 1)
+    assert answer["by_seed"] == pytest.approx(np.divide(found["sides"]["none"]["by_seed"], ndcg(ranks, 40).mean()) - 1)
     assert list(found["best"]["candidates"]) == ["none"]  # the rival is none of them
