@@ -73,8 +73,8 @@ drill: .cache/prepared  ## rankers with LTEs of another version, on a feed or th
 up: .cache/prepared  ## Airflow, MLflow and the pages on loopback until Ctrl-C [SETTINGS= HOST= AIRFLOW_PORT= MLFLOW_PORT= PAGES_PORT=]
 	@exec $(BIN)/python -m infra.local_stack --settings $(SETTINGS) $(if $(HOST),--host '$(HOST)')
 
-test: .cache/prepared $(FEAST)/installed  ## the tests but those of a production, in two processes, a file in one of them [ARGS="-m 'not e2e'" WORKERS=2]
-	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder $(ARGS)
+test: .cache/prepared $(FEAST)/installed  ## the tests but those of a production, in three processes, a file in one of them [ARGS="-m 'not e2e'" WORKERS=3]
+	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),3) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-production: .cache/prepared  ## clusters, stores and databases, broken and mended; what was lost [ARGS="-k postgres" JSON=]
 	$(BIN)/python -m pytest --production $(if $(JSON),--outcomes '$(JSON)') $(ARGS)

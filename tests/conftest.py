@@ -15,7 +15,7 @@ settings.register_profile("without-deadline", deadline=None)
 settings.load_profile("without-deadline")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Of several processes each has a core; torch and what the tests start would take them all.
+    # Several processes share the cores; torch and what the tests start would each take them all.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # PySpark takes a main module of no file for its own doctests, and ends the process.
     sys.modules["__main__"].__file__ = pytest.__file__

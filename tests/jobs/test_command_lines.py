@@ -180,6 +180,7 @@ def test_a_job_runs_by_spark_submit(tmp_path):
     few = ("spark.sql.shuffle.partitions=2", "spark.databricks.delta.snapshotPartitions=2")
     done = subprocess.run(
         [submit, "--master", "local[1]", "--driver-class-path", ":".join(jars)]
+        + ["--driver-java-options", "-XX:TieredStopAtLevel=1"]
         + [option for setting in few for option in ("--conf", setting)]
         + ["jobs/ingest_events.py", "--date", "2024-03-01", "--settings", str(tmp_path / "settings.toml")],
         cwd=REPOSITORY,
