@@ -380,7 +380,7 @@ def _by_seed(ours: np.ndarray, base: np.ndarray) -> list[float | None]:
     """The relative difference with each seed; a side without chance is the same with every seed, and of a rival with
     more or fewer seeds the mean is."""
     base = base if len(base) == len(ours) else base.mean(keepdims=True)
-    differences = relative_difference(*np.broadcast_arrays(ours, base))
+    differences = relative_difference(ours, base)
     return [float(difference) if np.isfinite(difference) else None for difference in differences]
 
 

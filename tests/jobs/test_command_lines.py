@@ -176,12 +176,15 @@ def test_a_job_runs_by_spark_submit(tmp_path):
     if not jars:
         pytest.skip("no prepared jars: run make setup")
     submit = Path(sys.executable).with_name("spark-submit")
-    # Delta's defaults, and Spark's, are for a cluster: hundreds of tasks for one row.
-    few = ("spark.sql.shuffle.partitions=2", "spark.databricks.delta.snapshotPartitions=2")
+    # Delta's defaults, Spark's and the JVM's are for a cluster: hundreds of tasks for one row, code compiled twice.
+    small = (
+        "spark.sql.shuffle.partitions=2",
+        "spark.databricks.delta.snapshotPartitions=2",
+        "spark.driver.defaultJavaOptions=-XX:TieredStopAtLevel=1",
+    )
     done = subprocess.run(
         [submit, "--master", "local[1]", "--driver-class-path", ":".join(jars)]
-        + ["--driver-java-options", "-XX:TieredStopAtLevel=1"]
-        + [option for setting in few for option in ("--conf", setting)]
+        + [option for setting in small for option in ("--conf", setting)]
         + ["jobs/ingest_events.py", "--date", "2024-03-01", "--settings", str(tmp_path / "settings.toml")],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PYSPARK_PYTHON": sys.executable},

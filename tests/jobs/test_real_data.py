@@ -21,6 +21,7 @@ from jobs.fit_basis import fit_basis, register
 from jobs.ingest_events import ingest_events
 from jobs.ingest_items import ingest_items
 from jobs.snapshot_lte import snapshot_lte
+from jobs.table_files import configured
 from jobs.tables import EVENTS, LTE_SNAPSHOTS, SEMANTIC_BASES, Warehouse
 from lte_model.settings import Window
 from lte_model.windows import ONE_DAY, Interval, every, lte_window
@@ -44,12 +45,8 @@ COMPILED = {"spark.sql.codegen.wholeStage": "true", "spark.sql.codegen.factoryMo
 
 @pytest.fixture(scope="module")
 def compiling(spark):
-    interpreting = {key: spark.conf.get(key) for key in COMPILED}
-    for key, value in COMPILED.items():
-        spark.conf.set(key, value)
-    yield spark
-    for key, value in interpreting.items():
-        spark.conf.set(key, value)
+    with configured(spark, COMPILED):
+        yield spark
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +67,10 @@ def shop(compiling, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sums_by_day(shop):
-    """(sums, counts) of each user and date by plain arithmetic: running totals over the days, then differences."""
+    """(user ids, sums) of a date by plain arithmetic: running totals over the days, then differences.
+
+    The last column of the sums is the count.
+    """
     vectors = load_vectors(shop, basis_in_force(shop))
     catalogue, units = vectors.catalogue, vectors.units
     items = pl.DataFrame({"item_id": pl.Series(catalogue.item_ids), "item": range(len(catalogue))})
@@ -98,7 +98,7 @@ def sums_by_day(shop):
 
 
 def require_equal(frame, expected, date):
-    """Asserts that the rows of one date are those users' sums, each with its count as the last column."""
+    """Asserts that the rows of one date are what `sums_by_day` expects of it."""
     frame = frame.sort("user_id")
     user_ids, sums = expected
     assert set(frame["snapshot_date"]) == {date}
