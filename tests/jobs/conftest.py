@@ -43,7 +43,7 @@ jars = "{cache / "jars" if any((cache / "jars").glob("*.jar")) else ""}"
 class_data_archive = "{cache / "classes.jsa"}"
 [spark.conf]
 "spark.driver.defaultJavaOptions" = "-XX:TieredStopAtLevel=1"
-# To compile a query for a hundred rows takes longer than to interpret it. Whatever runs through Airflow compiles.
+# To compile a query for a hundred rows takes longer than to interpret it. Real data's queries are compiled.
 "spark.sql.codegen.wholeStage" = false
 "spark.sql.codegen.factoryMode" = "NO_CODEGEN"
 """
@@ -55,7 +55,10 @@ class_data_archive = "{cache / "classes.jsa"}"
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     # It says goodbye at exit, when pytest has closed the stream that it would say it to.
     logging.getLogger("py4j").setLevel(logging.ERROR)
-    with spark_session(small_settings(tmp_path_factory.mktemp("session")), "tests") as session:
+    settings = small_settings(tmp_path_factory.mktemp("session"))
+    # A session of many minutes earns the optimising compiler back, which a job's doesn't.
+    del settings.spark.conf["spark.driver.defaultJavaOptions"]
+    with spark_session(settings, "tests") as session:
         yield session
 
 
