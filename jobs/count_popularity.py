@@ -1,6 +1,6 @@
 """Counts what sold before `--date`, or before every date that the training of `--date` reads.
 
-The popularity of D counts, for each item, the events of the last 7 and 30 days and of the last W days before D, of
+The popularity of D counts, for each item, the events of the last 7, 30 and 180 days and of the last W days before D, of
 those known before D: what a ranker could have known on D. An item without any event has no row.
 """
 
@@ -16,12 +16,12 @@ from jobs.tables import EVENTS, ITEM_POPULARITY, Warehouse, dated
 from lte_model.errors import LTEError, run
 from lte_model.windows import training_dates
 
-SHORT_DAYS = (7, 30)
+FIXED_DAYS = (7, 30, 180)
 
 
 def item_popularity(events: DataFrame, dates: Sequence[datetime.date], window_days: int) -> DataFrame:
     """The rows of `item_popularity` of `dates`, in one pass over the events."""
-    longest = max(*SHORT_DAYS, window_days)
+    longest = max(*FIXED_DAYS, window_days)
     calendar = events.sparkSession.createDataFrame([(date,) for date in dates], "snapshot_date DATE")
     age = F.date_diff("snapshot_date", "event_date")  # 1 is the day before
     seen = (age >= 1) & (age <= longest) & (F.col("known_date") < F.col("snapshot_date"))
@@ -34,7 +34,7 @@ def item_popularity(events: DataFrame, dates: Sequence[datetime.date], window_da
         .join(F.broadcast(calendar), seen)
         .groupBy("snapshot_date", "item_id")
         .agg(
-            *(within(days).alias(f"events_{days}d") for days in SHORT_DAYS),
+            *(within(days).alias(f"events_{days}d") for days in FIXED_DAYS),
             within(window_days).alias("events_window"),
         )
     )
@@ -48,7 +48,7 @@ def count_popularity(warehouse: Warehouse, dates: Sequence[datetime.date]) -> di
     empty = [str(date) for date in dates if date not in items]
     if empty:
         raise LTEError(
-            f"table events holds no event of the {max(*SHORT_DAYS, window_days)} days before {', '.join(empty)}; "
+            f"table events holds no event of the {max(*FIXED_DAYS, window_days)} days before {', '.join(empty)}; "
             "ingest the history with jobs.ingest_events --since, or take a later date"
         )
     warehouse.replace(ITEM_POPULARITY, rows, dated("snapshot_date", dates))

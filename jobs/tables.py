@@ -155,7 +155,7 @@ LTE_MONITORING = Table(
 ITEM_POPULARITY = Table(
     "item_popularity",
     """snapshot_date DATE NOT NULL, item_id STRING NOT NULL, events_7d INT NOT NULL, events_30d INT NOT NULL,
-    events_window INT NOT NULL""",
+    events_window INT NOT NULL, events_180d INT""",
     "jobs.count_popularity",
     partitioned_by=("snapshot_date",),
 )

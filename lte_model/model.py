@@ -37,8 +37,9 @@ from lte_model.integrations import INTEGRATIONS
 from lte_model.long_memory import LinearAttentionMemory
 from lte_model.losses import CatalogueLoss, ItemBiases
 
-POPULARITY_COUNTS = ("events_7d", "events_30d", "events_window")
-"""The counts of `item_popularity` that make the item bias, each with a learned scale."""
+POPULARITY_COUNTS = ("events_7d", "events_30d", "events_window", "events_180d")
+"""The counts of `item_popularity` that make the item bias, each with a learned scale. New ones come last: a model of an
+earlier release reads as many as it knows."""
 
 GAP_BUCKETS = 24
 """Time features: the gap of 2^b − 1 minutes or more is bucket b; the last one begins after sixteen years."""
@@ -92,6 +93,8 @@ class RankerConfig:
     repeat_bias: bool = False
     long_memory: str = "none"
     memory_events: int = 150
+    popularity_counts: int = 3
+    """How many of `POPULARITY_COUNTS` the item bias reads; a description without it is of a release that had three."""
 
     def __post_init__(self):
         if self.width % self.heads:
@@ -180,8 +183,8 @@ class Ranker(nn.Module):
         self.memory = LinearAttentionMemory(config.width, config.heads) if config.max_older_events else None
         if config.popularity_bias:
             # The newest date's: what a served model falls back on.
-            self.register_buffer("popularity", torch.zeros(1, len(POPULARITY_COUNTS), config.items))
-            self.popularity_scale = nn.Parameter(torch.zeros(len(POPULARITY_COUNTS)))
+            self.register_buffer("popularity", torch.zeros(1, config.popularity_counts, config.items))
+            self.popularity_scale = nn.Parameter(torch.zeros(config.popularity_counts))
         self.repeats = nn.Parameter(torch.zeros(REPEAT_BUCKETS)) if config.repeat_bias else None
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
@@ -286,7 +289,8 @@ class Ranker(nn.Module):
         dates = batch.dates
         if popularity is None or dates is None:
             popularity, dates = self.popularity, torch.zeros(len(batch), dtype=torch.int64, device=hidden.device)
-        bias = torch.einsum("k,dki->id", self.popularity_scale, popularity)  # (items, dates)
+        known = popularity[:, : self.config.popularity_counts]
+        bias = torch.einsum("k,dki->id", self.popularity_scale, known)  # (items, dates)
         of_date = functional.one_hot(dates[users], bias.shape[1]).to(hidden.dtype)  # (M, dates)
         return torch.cat((hidden, of_date), dim=1), torch.cat((table, bias.to(table.dtype)), dim=1)
 

@@ -16,19 +16,23 @@ def popularity_matrix(
     """log(1 + count) of every item at each of `dates`, (dates, counts, items) float32, each row standardised.
 
     `counts` is table `item_popularity`; an item that it lacks sold nothing. A softmax can't see a row's mean, and
-    the unit variance lets one learned scale serve small dates and large. Raises `LTEError` for a date without counts.
+    the unit variance lets one learned scale serve small dates and large. Raises `LTEError` for a date without counts, or
+    counted by a release that knew fewer of them.
     """
+    older = [count for count in POPULARITY_COUNTS if count not in counts.collect_schema()]
     frame = (
-        counts.filter(pl.col("snapshot_date").is_in(list(dates)))
+        counts.with_columns(pl.lit(None, pl.Int32).alias(count) for count in older)
+        .filter(pl.col("snapshot_date").is_in(list(dates)))
         .select(
             "snapshot_date", pl.col("item_id").cast(rows, strict=False).to_physical().alias("row"), *POPULARITY_COUNTS
         )
         .collect()
     )
+    frame = frame.drop_nulls(POPULARITY_COUNTS)
     missing = sorted(set(dates) - set(frame["snapshot_date"].unique()))
     if missing:
         raise LTEError(
-            f"item_popularity holds no counts of {', '.join(map(str, missing))}; "
+            f"item_popularity holds no counts of {', '.join(map(str, missing))}, or those of an earlier release; "
             f"run python -m jobs.count_popularity --date {training_date} --anchors"
         )
     matrix = np.zeros((len(dates), len(POPULARITY_COUNTS), len(rows.categories)), dtype=np.float32)

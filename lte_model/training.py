@@ -45,7 +45,7 @@ from lte_model.errors import LTEError, run
 from lte_model.integrations import INTEGRATIONS
 from lte_model.losses import CatalogueLoss
 from lte_model.metrics import ndcg, target_ranks
-from lte_model.model import Batch, Ranker, RankerConfig, save_ranker
+from lte_model.model import POPULARITY_COUNTS, Batch, Ranker, RankerConfig, save_ranker
 from lte_model.settings import Settings, load_settings
 from lte_model.windows import parse_run_date
 
@@ -170,6 +170,7 @@ def ranker_config(settings: Settings, training_set: TrainingSet, integration: st
         dimensions=dimensions,
         representations=len(settings.model.representations),
         integration=integration,
+        popularity_counts=len(POPULARITY_COUNTS),
         **settings.model.model_dump(exclude={"representations", "integration"}),
     )
 

@@ -349,7 +349,7 @@ def item_popularity(settings: Settings, date: datetime.date, anchors: bool) -> l
     """The counts of `date`, or those that the training of `date` reads. Every date must have some."""
     dates = training_dates(date, settings.training_set).snapshot_dates if anchors else (date,)
     keys = ("snapshot_date", "item_id")
-    counted = ("events_7d", "events_30d", "events_window")
+    counted = ("events_7d", "events_30d", "events_180d", "events_window")
     rows = scan(settings, "item_popularity").filter(pl.col("snapshot_date").is_in(dates)).select(*keys, *counted)
     days = pl.LazyFrame({"snapshot_date": dates}).join(
         rows.group_by("snapshot_date").agg(items=pl.len()), "snapshot_date", "left"
@@ -360,6 +360,7 @@ def item_popularity(settings: Settings, date: datetime.date, anchors: bool) -> l
         gxe.ExpectCompoundColumnsToBeUnique(column_list=list(keys)),
         gxe.ExpectColumnValuesToBeBetween(column="events_7d", min_value=0),
         gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A="events_30d", column_B="events_7d", or_equal=True),
+        gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A="events_180d", column_B="events_30d", or_equal=True),
     )
     return [
         Batch("item_popularity", rows, keys, rules),

@@ -14,22 +14,23 @@ from tests.jobs import events as made
 from tests.jobs.events import events_frame
 
 WINDOW_DAYS = 12
-DATES = tuple(made.FIRST_DAY + ONE_DAY * days for days in (5, 20, 40))
+DATES = tuple(made.FIRST_DAY + ONE_DAY * days for days in (5, 20, 40, 190))
 
 
 def counted(frame):
     return {
-        (row.snapshot_date, row.item_id): (row.events_7d, row.events_30d, row.events_window) for row in frame.collect()
+        (row.snapshot_date, row.item_id): (row.events_7d, row.events_30d, row.events_180d, row.events_window)
+        for row in frame.collect()
     }
 
 
 def oracle(rows, dates=DATES):
     found = {}
     for date in dates:
-        per_window = [Counter(), Counter(), Counter()]
+        per_window = [Counter(), Counter(), Counter(), Counter()]
         for event in rows:
             age = (date - event.event_date).days
-            for counter, days in zip(per_window, (7, 30, WINDOW_DAYS), strict=True):
+            for counter, days in zip(per_window, (7, 30, 180, WINDOW_DAYS), strict=True):
                 counter[event.item_id] += 0 < age <= days and event.known_date < date
         for item in per_window[0]:
             if any(counter[item] for counter in per_window):
@@ -52,12 +53,12 @@ def test_a_second_run_and_other_dates_leave_the_rows_as_they_are(warehouse):
         count_popularity(warehouse, dates)
         found = counted(warehouse.read(ITEM_POPULARITY))
         # The small settings' window is ten days.
-        assert found == {(DATES[0], "a"): (1, 1, 1), (DATES[1], "a"): (0, 1, 0), (DATES[1], "b"): (0, 1, 0)}
+        assert found == {(DATES[0], "a"): (1, 1, 1, 1), (DATES[1], "a"): (0, 1, 1, 0), (DATES[1], "b"): (0, 1, 1, 0)}
 
 
 def test_a_date_before_the_first_event_is_named(warehouse):
     write_events(warehouse, [made.Event("u", "a", made.FIRST_DAY, made.FIRST_DAY)])
-    with pytest.raises(LTEError, match=f"no event of the 30 days before {made.FIRST_DAY}; ingest the history"):
+    with pytest.raises(LTEError, match=f"no event of the 180 days before {made.FIRST_DAY}; ingest the history"):
         count_popularity(warehouse, [made.FIRST_DAY])
     assert not warehouse.exists(ITEM_POPULARITY)
 

@@ -114,6 +114,7 @@ def tables(settings: Settings) -> dict[str, pl.DataFrame]:
                 "item_id": ["a", "b"],
                 "events_7d": [0, 1],
                 "events_30d": [2, 1],
+                "events_180d": [2, 1],
                 "events_window": [0, 1],
             }
         ),
@@ -247,6 +248,7 @@ FAULTS = {
         spoil("events_7d", 3),
         '"column_A": "events_30d", "column_B": "events_7d".*item_id=a',
     ),
+    "counts of an earlier release": ("item_popularity", "item_popularity", spoil("events_180d", None), "events_180d"),
     "two lists of a user": (
         "recommendations",
         "recommendations",

@@ -201,10 +201,11 @@ def lte_rows(
 
 def popularity_rows(events: pl.DataFrame, window: Window, dates: TrainingDates) -> list[dict]:
     """What was counted of each item before each date."""
-    counts = defaultdict(lambda: {"events_7d": 0, "events_30d": 0, "events_window": 0})
+    spans = {"events_7d": 7, "events_30d": 30, "events_180d": 180, "events_window": window.window_days}
+    counts = defaultdict(lambda: dict.fromkeys(spans, 0))
     for date in dates.snapshot_dates:
         for item, day in events.select("item_id", "event_date").iter_rows():
-            for name, days in (("events_7d", 7), ("events_30d", 30), ("events_window", window.window_days)):
+            for name, days in spans.items():
                 if 0 < (date - day).days <= days:
                     counts[date, item][name] += 1
     return [{"snapshot_date": date, "item_id": item, **found} for (date, item), found in sorted(counts.items())]

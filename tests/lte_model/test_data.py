@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lte_model.basis import GRID
 from lte_model.data import Tables, basis_in_force, epoch_batches, open_training_set
 from lte_model.errors import LTEError
+from lte_model.popularity import popularity_matrix
 from lte_model.settings import Basis, Settings, Window, load_settings
 from tests.lte_model.small_shop import (
     OTHER_REPRESENTATION,
@@ -363,7 +364,7 @@ def test_older_events_are_those_before_the_sequence(shop):
 def test_popularity_is_standardised_for_each_date(shop):
     training_set = open_training_set(with_model(shop, popularity_bias=True), TRAINING_DATE)
     cases = training_set.cases("train")
-    assert cases.popularity.shape == (3, 3, len(training_set.catalogue))
+    assert cases.popularity.shape == (3, 4, len(training_set.catalogue))
     np.testing.assert_allclose(cases.popularity.mean(axis=2), 0, atol=1e-5)
     np.testing.assert_allclose(cases.popularity.std(axis=2), 1, atol=1e-4)
     newest = pl.scan_delta(shop.table_path("item_popularity")).filter(
@@ -378,10 +379,23 @@ def test_popularity_is_standardised_for_each_date(shop):
 def test_missing_counts_are_named_with_the_command_that_makes_them(own_shop):
     own_shop = with_model(own_shop, popularity_bias=True)
     cut = open_training_set(own_shop, TRAINING_DATE).dates.test.start
-    frame = pl.scan_delta(own_shop.table_path("item_popularity")).filter(pl.col("snapshot_date") != cut).collect()
-    write_table(own_shop, "item_popularity", frame)
-    with pytest.raises(LTEError, match=f"no counts of {cut}; run python -m jobs.count_popularity --date 2024-12-01"):
-        open_training_set(own_shop, TRAINING_DATE).cases("test")
+    frame = pl.scan_delta(own_shop.table_path("item_popularity")).collect()
+    of_cut = pl.col("snapshot_date") == cut
+    for spoilt in (
+        frame.filter(~of_cut),
+        frame.with_columns(pl.when(~of_cut).then("events_180d").alias("events_180d")),
+    ):
+        write_table(own_shop, "item_popularity", spoilt)
+        with pytest.raises(LTEError, match=f"no counts of {cut}, .* run python -m jobs.count_popularity --date 2024-12-01"):
+            open_training_set(own_shop, TRAINING_DATE).cases("test")
+
+
+def test_a_table_of_a_release_that_knew_fewer_counts_is_named(shop):
+    training_set = open_training_set(shop, TRAINING_DATE)
+    cut, rows = training_set.dates.test.start, training_set.catalogue.rows
+    counts = training_set.tables.scan("item_popularity").drop("events_180d")
+    with pytest.raises(LTEError, match=f"no counts of {cut}, or those of an earlier release; run python -m"):
+        popularity_matrix(counts, rows, [cut], TRAINING_DATE)
 
 
 def test_versions_are_those_of_the_first_look(own_shop):
@@ -407,7 +421,7 @@ def test_train_and_refit_together_are_the_cases_of_both(shop):
 
     assert contents(both) == contents(train, refit)
     assert np.array_equal(both.seen, train.seen | refit.seen)
-    assert both.popularity.shape == (4, 3, len(training_set.catalogue))
+    assert both.popularity.shape == (4, 4, len(training_set.catalogue))
     np.testing.assert_array_equal(both.popularity[3], refit.popularity[0])
     assert both.dates[-1] == 3 and (refit.dates == 0).all()
     cut = training_set.dates.test.start

@@ -8,13 +8,24 @@ from hypothesis import strategies as st
 
 from lte_model.errors import LTEError
 from lte_model.integrations import INTEGRATIONS
-from lte_model.model import GAP_BUCKETS, Batch, Dropout, LTEKind, Ranker, RankerConfig, load_ranker, save_ranker
+from lte_model.model import (
+    GAP_BUCKETS,
+    POPULARITY_COUNTS,
+    Batch,
+    Dropout,
+    LTEKind,
+    Ranker,
+    RankerConfig,
+    load_ranker,
+    save_ranker,
+)
 
 KIND = LTEKind(basis_id="3f2a", representation="uniform", lag_days=30, window_days=365)
 ITEMS, DIMENSIONS = 23, 6
 EVERYTHING = {
     "representations": 2,
     "popularity_bias": True,
+    "popularity_counts": 4,
     "time_features": True,
     "repeat_bias": True,
     "long_memory": "linear_attention",
@@ -244,13 +255,15 @@ def test_an_untrained_ranker_starts_near_the_uniform_distribution():
     assert abs(ranker.loss(batch).item() / (32 * 20) - math.log(500)) < 1
 
 
-def test_the_item_bias_is_that_of_each_users_date():
-    """Against the bias written out: scale · popularity of the user's own date, added to the logits."""
-    ranker = make_ranker(popularity_bias=True)
-    popularity = torch.randn(4, 3, ITEMS, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("counts", [3, 4])
+def test_the_item_bias_is_that_of_each_users_date(counts):
+    """Against the bias written out: scale · popularity of the user's own date, added to the logits. A model of a
+    release that had three counts reads the first three."""
+    ranker = make_ranker(popularity_bias=True, popularity_counts=counts)
+    popularity = torch.randn(4, len(POPULARITY_COUNTS), ITEMS, generator=torch.Generator().manual_seed(1))
     batch = dataclasses.replace(users(5, 3), dates=torch.tensor([3, 0, 0, 2, 1]))
-    bias = torch.einsum("k,dki->di", ranker.popularity_scale, popularity)[batch.dates]
-    without = ranker.scores(batch, torch.zeros(4, 3, ITEMS))
+    bias = torch.einsum("k,dki->di", ranker.popularity_scale, popularity[:, :counts])[batch.dates]
+    without = ranker.scores(batch, torch.zeros_like(popularity))
     torch.testing.assert_close(ranker.scores(batch, popularity), without + bias)
     one = dataclasses.replace(batch, targets=torch.arange(5) * 3)  # the first event of each user
     hidden = ranker(dataclasses.replace(batch, items=batch.items[:, :-1], gaps=batch.gaps[:, :-1]), ranker.item_table())
