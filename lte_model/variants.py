@@ -124,6 +124,12 @@ _LISTED = [
         _LONG | _NONE | _POPULARITY | _TIME,
         refit=True,
     ),
+    Variant(
+        "long_sequence_popularity_time_repeats",
+        "long_sequence with popularity bias, time features and repeat bias",
+        _LONG | _NONE | _POPULARITY | _TIME | _REPEATS,
+        refit=True,
+    ),
     Variant("long_prefix_popularity", "long_prefix with popularity bias", _LONG | _POPULARITY),
     Variant(
         "long_prefix_popularity_time",
