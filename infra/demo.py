@@ -41,9 +41,9 @@ TRAINING_SHARE = 0.9
 """The test days are those after this quantile of the events' times."""
 
 POLL_SECONDS = 1.0
-ANSWER_AFTER = 3.0
+ANSWER_AFTER = 10.0
 """Seconds before the demo answers a question. To a scheduler that has not booked yet that the task waits, an answer looks
-like a worker that lost its task."""
+like a worker that lost its task; a scheduler without other work books every five seconds."""
 
 LOG_LINES = 15
 SIDES = {"prefix": "prefix", "none": "none", "popularity_30d": "popularity"}

@@ -231,6 +231,11 @@ QUESTIONS = (
         "prefix_newest_popularity_time_repeats",
         "none_newest_popularity_time_repeats",
     ),
+    Question(
+        "LTE over none, 200 tokens, with popularity, time and repeat bias",
+        "long_prefix_popularity_time_repeats",
+        "long_sequence_popularity_time_repeats",
+    ),
     Question("the variant that validation chose, over 200 tokens without LTE", BEST, "long_sequence"),
     Question("the variant that validation chose, over popularity of 7 days", BEST, "popularity_7d"),
     Question("the variant that validation chose, over SASRec of RecTools", BEST, RIVAL),
