@@ -165,14 +165,13 @@ def open_to_train(settings: Settings, training_date: datetime.date) -> TrainingS
 
 def ranker_config(settings: Settings, training_set: TrainingSet, integration: str) -> RankerConfig:
     items, dimensions = training_set.catalogue.vectors.shape
-    # What a model doesn't read is no part of what it is: a training is done again for its own sake alone.
-    counts = {"popularity_counts": len(POPULARITY_COUNTS)} if settings.model.popularity_bias else {}
     return RankerConfig(
         items=items,
         dimensions=dimensions,
         representations=len(settings.model.representations),
         integration=integration,
-        **counts,
+        # What a model doesn't read is no part of what it is: a training is done again for its own sake alone.
+        popularity_counts=len(POPULARITY_COUNTS) if settings.model.popularity_bias else RankerConfig.popularity_counts,
         **settings.model.model_dump(exclude={"representations", "integration"}),
     )
 

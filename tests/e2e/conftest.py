@@ -13,6 +13,7 @@ from infra.demo import Progress, demo_training, make_shop, read_feed, settings_t
 from infra.local_stack import LocalStack
 from lte_model.settings import load_settings
 from lte_model.windows import ONE_DAY
+from tests.jobs.conftest import INTERPRETED
 from tests.mailbox import Mailbox, mailbox
 
 USERS, ITEMS = 150, 80
@@ -40,8 +41,7 @@ def home(tmp_path_factory) -> Path:
     text = settings_text(
         home / "source", lag_days=30, window_days=365, test_days=30, anchors=2, model=demo_training(epochs=2)
     )
-    # To compile a query for a hundred rows takes longer than to interpret it. (The text ends in [spark.conf].)
-    text += '"spark.sql.codegen.wholeStage" = false\n"spark.sql.codegen.factoryMode" = "NO_CODEGEN"\n'
+    text += INTERPRETED  # its last table is [spark.conf]
     # Enough to run every step; the figures of this shop mean nothing.
     text += "\n[model]\nwidth = 16\nblocks = 1\n\n[basis]\ndimensions = 16\n"
     (home / "settings.toml").write_text(text, encoding="utf-8")

@@ -18,6 +18,12 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DAY = datetime.date(2024, 3, 1)
 """The date of most tests. The small settings give it a window of ten days that ends three days before."""
 
+INTERPRETED = """\
+"spark.sql.codegen.wholeStage" = false
+"spark.sql.codegen.factoryMode" = "NO_CODEGEN"
+"""
+"""Of [spark.conf]: to compile a query for a hundred rows takes longer than to interpret it. Real data's are compiled."""
+
 
 def small_settings(home: Path) -> Settings:
     """An installation in `home` with a short window, few dimensions and the prepared jars of this checkout."""
@@ -43,10 +49,7 @@ jars = "{cache / "jars" if any((cache / "jars").glob("*.jar")) else ""}"
 class_data_archive = "{cache / "classes.jsa"}"
 [spark.conf]
 "spark.driver.defaultJavaOptions" = "-XX:TieredStopAtLevel=1"
-# To compile a query for a hundred rows takes longer than to interpret it. Real data's queries are compiled.
-"spark.sql.codegen.wholeStage" = false
-"spark.sql.codegen.factoryMode" = "NO_CODEGEN"
-"""
+{INTERPRETED}"""
     )
     return load_settings(file)
 
