@@ -8,10 +8,12 @@
    case whose *target* is outside it is dropped whole and counted, for otherwise another item would pass for its target.
 3. The policy says what a sequence is: `lagged` leaves the events of [D−L, D) alone, `newest` all that the row holds.
    In training the events of [D−L, D) are the targets under both; what comes before is read and never predicted.
-4. `Cases.windows` cuts what is longer than a model reads, so that each target is trained on once; `Cases.batch` pads;
-   `epoch_batches` says which cases go together.
+4. The events of one *moment*, a basket's, have the same time and no order. Each is predicted from what came before the
+   moment, as at a date D: one from the other would be no forecast.
+5. `Cases.windows` cuts what is longer than a model reads, so that each target is trained on once; `Cases.batch` and
+   `Cases.training_batch` pad; `epoch_batches` says which cases go together.
 
-Nothing here holds a Python object per event: a million events take five megabytes.
+Nothing here holds a Python object per event: a million events take thirteen megabytes.
 """
 
 import dataclasses
@@ -78,10 +80,11 @@ class Cases(Users):
     Of the events of case i the newest `target_counts[i]` are dated in [D−L, D); its LTEs are averages of
     `event_counts[i]` events. `dates[i]` is the row of `popularity` (dates, counts, items), None where the settings want
     none. `targets[i]` is the row of the event to predict, −1 in the training split, where the `target_counts[i]` newest
-    events are predicted.
+    events are predicted. `moments[e]` is the place of the first event of the moment of event e.
     """
 
     user_ids: pl.Series
+    moments: np.ndarray
     target_counts: np.ndarray
     event_counts: np.ndarray
     dates: np.ndarray
@@ -95,18 +98,27 @@ class Cases(Users):
         """The rows of all events of one case, oldest first."""
         return self.items[self.starts[case] : self.ends[case]]
 
+    @property
+    def input_ends(self) -> np.ndarray:
+        """Where the inputs of each training case end: before the moment of its newest target."""
+        return self.moments[self.ends - 1]
+
     def windows(self, max_events: int, last_only: bool = False) -> "Cases":
         """Training cases of which none has a target that a model of `max_events` can't reach.
 
-        A sequence of more than `max_events` + 1 events is cut from its end into windows; each predicts up to
-        `max_events` events, so that every target is predicted once, after at least one event that came before it.
-        `last_only` keeps the newest target of each case alone.
+        A sequence whose inputs are more than `max_events` is cut from its end into windows; each predicts the events of
+        the moments within its inputs' reach, so that every target is predicted once, after at least one event that came
+        before it. `last_only` keeps the newest target of each case alone.
         """
         numbers, ends, targets = [], [], []
         number = np.arange(len(self))
         end, left = self.ends.copy(), np.minimum(self.target_counts, 1) if last_only else self.target_counts.copy()
         while len(number):
-            taken = np.where(end - self.starts[number] <= max_events + 1, left, np.minimum(left, max_events))
+            reach = self.moments[end - 1] - max_events  # the oldest input
+            first = np.where(
+                reach <= self.starts[number], end - left, np.searchsorted(self.moments, reach, side="right")
+            )
+            taken = np.minimum(left, end - first)
             numbers.append(number)
             ends.append(end)
             targets.append(taken)
@@ -132,16 +144,24 @@ class Cases(Users):
         )
 
     def batch(self, numbers: np.ndarray, most_events: int | None = None, older_events: int = 0) -> Batch:
-        """As `Users.batch`, with the dates; the events to predict are those dated in [D−L, D)."""
+        """As `Users.batch`, with the dates."""
         batch = super().batch(numbers, most_events, older_events)
-        lengths = batch.lengths.numpy()
-        columns = np.arange(batch.items.shape[1])
-        first_target = lengths - np.minimum(self.target_counts[numbers], lengths)
-        predicted = (columns >= first_target[:, None]) & (columns < lengths[:, None])
+        return dataclasses.replace(batch, dates=torch.from_numpy(self.dates[numbers]))
+
+    def training_batch(self, numbers: np.ndarray, most_events: int, older_events: int = 0) -> Batch:
+        """Of cases that `windows` cut: what comes before their newest targets' moments, and all targets."""
+        inputs = self.taken(numbers)
+        inputs = dataclasses.replace(inputs, ends=inputs.input_ends)
+        batch = inputs.batch(np.arange(len(numbers)), most_events, older_events)
+        ends, counts = self.ends[numbers], self.target_counts[numbers]
+        users = np.repeat(np.arange(len(numbers)), counts)
+        events = np.arange(len(users)) + np.repeat(ends - counts.cumsum(), counts)
+        oldest = inputs.ends - batch.lengths.numpy()
         return dataclasses.replace(
             batch,
-            dates=torch.from_numpy(self.dates[numbers]),
-            targets=torch.from_numpy(np.flatnonzero(predicted)),
+            targets=torch.from_numpy(self.items[events].astype(np.int64)),
+            target_users=torch.from_numpy(users),
+            target_places=torch.from_numpy(self.moments[events] - oldest[users]),
         )
 
     def popularity_on(self, device: torch.device) -> torch.Tensor | None:
@@ -152,8 +172,8 @@ class Cases(Users):
         """A hash of everything that a model learns from these cases."""
         content = hashlib.sha256()
         for array in (
-            self.items, self.gaps, self.starts, self.ends, self.target_counts, self.lte, self.has_lte, self.dates,
-            self.targets, self.seen,
+            self.items, self.moments, self.gaps, self.starts, self.ends, self.target_counts, self.lte, self.has_lte,
+            self.dates, self.targets, self.seen,
         ):  # fmt: skip
             content.update(np.ascontiguousarray(array))
         if self.popularity is not None:
@@ -230,7 +250,7 @@ class TrainingSet:
         # Flat arrays of all events; `case` is the row of the frame that an event belongs to.
         events = frame.select(
             item=pl.col("item_ids").explode(empty_as_null=False).cast(rows, strict=False).to_physical(),
-            minute=(pl.col("event_times").explode(empty_as_null=False).dt.epoch("s") // 60).cast(pl.Int32),
+            time=pl.col("event_times").explode(empty_as_null=False).dt.epoch("us"),
         )
         lengths = frame["item_ids"].list.len().to_numpy().astype(np.int64)
         target_counts = frame["target_count"].to_numpy()
@@ -253,13 +273,15 @@ class TrainingSet:
         ends = np.bincount(case[kept], minlength=read).cumsum()[wanted]
         frame, target_counts = frame.filter(wanted), target_counts[wanted]
         lengths = np.bincount(case[kept], minlength=read)[wanted]
-        minutes = events["minute"].to_numpy()[kept]
+        times = events["time"].to_numpy()[kept]
+        minutes = (times // 60_000_000).astype(np.int32)
         dates = frame["snapshot_date"].unique().sort()
         popularity = self.popularity(dates.to_list()) if settings.model.popularity_bias else None
         lte, event_counts = self.ltes(frame.select("snapshot_date", "user_id"), needed)
         return Cases(
             user_ids=frame["user_id"],
             items=events["item"].to_numpy()[kept].astype(np.int32),
+            moments=first_places(case[kept], times),
             gaps=gaps_to_next(minutes, ends, lengths, frame["snapshot_date"].to_physical().to_numpy() * 24 * 60),
             starts=ends - lengths,
             ends=ends,
@@ -389,6 +411,13 @@ def _require_cuts(tables: Tables, training_date: datetime.date, dates: TrainingD
                 f"training_set of {training_date} was built with the {split} cut {cut}, but the settings say "
                 f"{cuts[split]}; run jobs.build_training_set --date {training_date} again"
             )
+
+
+def first_places(*keys: np.ndarray) -> np.ndarray:
+    """For each row of columns in which equal rows stand together: the place of the first row like it."""
+    another = np.ones(len(keys[0]), dtype=bool)
+    another[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
+    return np.maximum.accumulate(np.where(another, np.arange(len(another)), 0))
 
 
 def basis_in_force(tables: Tables, wanted: str = "") -> str:

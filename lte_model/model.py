@@ -134,7 +134,8 @@ class Batch:
     are real. `lte` (B, R, dimensions) float32, anything where `has_lte` (B, R) bool is false. `gaps` (B, T) int64: for
     time features, the bucket of the time from each event to the next one, or to the query. `older` (B, S) int64 with
     `older_lengths` (B,): the events before `items`, for the memory. `dates` (B,) int64: the row of the popularity of
-    each user's snapshot date. `targets` (M,) int64: for training, the events to predict, each as b·T + t.
+    each user's snapshot date. For training, `targets` (M,) int64 are the items to predict: that of user `target_users[m]`
+    comes after the first `target_places[m]` of its events.
     """
 
     items: torch.Tensor
@@ -146,6 +147,8 @@ class Batch:
     older_lengths: torch.Tensor | None = None
     dates: torch.Tensor | None = None
     targets: torch.Tensor | None = None
+    target_users: torch.Tensor | None = None
+    target_places: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -238,22 +241,15 @@ class Ranker(nn.Module):
     def loss(
         self, batch: Batch, popularity: torch.Tensor | None = None, objective: CatalogueLoss = CatalogueLoss.EXACT
     ) -> torch.Tensor:
-        """Summed cross entropy of the events `batch.targets`, as `objective` takes it: under the whole catalogue, exactly.
+        """Summed cross entropy of `batch.targets`, as `objective` takes it: under the whole catalogue, exactly.
 
-        The last event is a target only, so that an event is never an input of its own prediction. `popularity`
-        (dates, counts, items) is what `batch.dates` points into.
+        `popularity` (dates, counts, items) is what `batch.dates` points into.
         """
-        users, events = batch.items.shape
+        users, places = batch.target_users, batch.target_places
         table = self.item_table()
-        inputs = dataclasses.replace(
-            batch, items=batch.items[:, :-1], gaps=None if batch.gaps is None else batch.gaps[:, :-1]
-        )
-        hidden = self(inputs, table)[:, self.config.context_tokens - 1 :]  # (B, T, width)
-        hidden = hidden.reshape(users * events, -1)[batch.targets]  # (M, width)
-        items = batch.items.reshape(-1)[batch.targets]  # (M,)
-        of_user, position = batch.targets // events, batch.targets % events
-        hidden, table = self._with_bias(hidden, table, batch, popularity, of_user)
-        return objective(hidden, table, items, self._repeat_biases(batch.items[of_user], position))
+        hidden = self(batch, table)[:, self.config.context_tokens - 1 :]  # (B, 1 + T, width)
+        hidden, table = self._with_bias(hidden[users, places], table, batch, popularity, users)  # (M, width)
+        return objective(hidden, table, batch.targets, self._repeat_biases(batch.items[users], places))
 
     @torch.inference_mode()
     def scores(

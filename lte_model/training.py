@@ -324,7 +324,7 @@ class Fit:
         config = self.ranker.config
         torch.manual_seed(int(np.random.SeedSequence((options.seed, epoch, group.rank)).generate_state(1)[0]))
         self.ranker.train()
-        lengths = np.minimum(cases.lengths, config.max_events + 1)
+        lengths = np.minimum(cases.input_ends - cases.starts, config.max_events)
         batches = epoch_batches(lengths, cases.target_counts, options.batch_size, options.seed, epoch)
         losses, total = [], 0.0
         bar = tqdm(batches, f"epoch {epoch}", leave=False, unit="batch", disable=None if group.is_first else True)
@@ -350,7 +350,7 @@ class Fit:
 
     def _batch(self, numbers: np.ndarray) -> Batch:
         config = self.ranker.config
-        return self.cases.batch(numbers, config.max_events + 1, config.max_older_events).to(self.device)
+        return self.cases.training_batch(numbers, config.max_events, config.max_older_events).to(self.device)
 
     def _write_checkpoint(self, file: Path, fingerprint: str, progress: Progress) -> None:
         beside = file.with_suffix(".part")

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from lte_model.ablation import side_of, train_variant
-from lte_model.data import Cases, Split, TrainingSet, open_training_set
+from lte_model.data import Cases, Split, TrainingSet, first_places, open_training_set
 from lte_model.errors import LTEError, run
 from lte_model.evaluation import Comparison, load_side
 from lte_model.metrics import ndcg, target_ranks
@@ -67,6 +67,7 @@ def without(cases: Cases, hidden: np.ndarray) -> Cases:
     return dataclasses.replace(
         cases,
         items=cases.items[kept],
+        moments=first_places(cases.moments[kept]),
         gaps=cases.gaps[kept],
         starts=lengths.cumsum() - lengths,
         ends=lengths.cumsum(),

@@ -34,12 +34,15 @@ def shop():
 
 
 def batch_of(bought, lte, **changes) -> Batch:
+    places = torch.arange(bought.shape[1])
     users = {
         "items": bought,
         "lengths": torch.full((len(bought),), bought.shape[1]),
         "lte": lte[:, None],
         "has_lte": torch.ones(len(lte), 1, dtype=torch.bool),
-        "targets": torch.arange(bought.numel()),
+        "targets": bought.reshape(-1),
+        "target_users": torch.arange(len(bought)).repeat_interleave(len(places)),
+        "target_places": places.repeat(len(bought)),
     }
     return Batch(**users | changes)
 

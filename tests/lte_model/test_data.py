@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lte_model.basis import GRID
-from lte_model.data import Tables, basis_in_force, epoch_batches, open_training_set
+from lte_model.data import Tables, basis_in_force, epoch_batches, first_places, open_training_set
 from lte_model.errors import LTEError
 from lte_model.popularity import popularity_matrix
 from lte_model.settings import Basis, Settings, Window, load_settings
@@ -271,10 +271,10 @@ def test_no_target_is_dated_before_the_lag_and_no_lte_holds_one(
     ltes = snapshots_of(shop, REPRESENTATION)
     number = {item: row for row, item in enumerate(training_set.catalogue.item_ids)}
     dates = sorted({date for date in training_set.rows("train").collect()["snapshot_date"]})
-    known = {}  # (row, day) of every event that a case holds, oldest first
+    known = {}  # (row, time) of every event that a case holds, oldest first
     for row in training_set.rows("train").collect().to_dicts():
         steps = zip(row["item_ids"], row["event_times"], strict=True)
-        known[row["snapshot_date"], row["user_id"]] = [(number[i], t.date()) for i, t in steps if i in number]
+        known[row["snapshot_date"], row["user_id"]] = [(number[i], time) for i, time in steps if i in number]
     predicted = []
     for i, user in enumerate(windows.user_ids):
         date = dates[windows.dates[i]]
@@ -282,12 +282,16 @@ def test_no_target_is_dated_before_the_lag_and_no_lte_holds_one(
         held = known[date, user][-cases.lengths[case] :]
         place = int(windows.lengths[i])  # the window ends before this event of the case
         targets = held[place - windows.target_counts[i] : place]
-        batch = windows.batch(np.array([i]), max_tokens)
-        assert batch.items[0, batch.targets].tolist() == [item for item, _ in targets] != []
-        assert all(date - datetime.timedelta(days=lag_days) <= day < date for _, day in targets)
+        batch = windows.training_batch(np.array([i]), max_tokens - 1)
+        assert batch.targets.tolist() == [item for item, _ in targets] != []
+        for (_, time), read in zip(targets, batch.target_places.tolist(), strict=True):
+            before = [item for item, other in held if other < time]
+            assert batch.items[0, :read].tolist() == before[len(before) - read :]
+            assert read > 0 or not before
+        assert all(date - datetime.timedelta(days=lag_days) <= time.date() < date for _, time in targets)
         snapshot = ltes.get((date, user))
         assert windows.has_lte[i, 0] == (snapshot is not None)
-        assert snapshot is None or snapshot["newest_event_date"] < min(day for _, day in targets)
+        assert snapshot is None or snapshot["newest_event_date"] < min(time.date() for _, time in targets)
         predicted += [(date, user, event) for event in range(place - windows.target_counts[i], place)]
     assert len(predicted) == len(set(predicted)) == cases.target_counts.sum()
     if policy == "lagged":
@@ -295,35 +299,43 @@ def test_no_target_is_dated_before_the_lag_and_no_lte_holds_one(
 
 
 @given(
-    cases=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 30)), min_size=1, max_size=20),
+    cases=st.lists(
+        st.tuples(st.lists(st.integers(1, 8), max_size=8), st.lists(st.integers(1, 8), min_size=1, max_size=8)),
+        min_size=1,
+        max_size=20,
+    ),
     max_events=st.integers(1, 12),
 )
 @settings(deadline=None)
-def test_windows_predict_each_target_once_after_something(training_set, cases, max_events):
-    """`cases` are (events before the lag, targets)."""
-    ends = np.cumsum([before + targets for before, targets in cases])
-    targets = np.array([targets for _, targets in cases])
+def test_windows_predict_each_target_once_after_all_of_an_earlier_moment(training_set, cases, max_events):
+    """`cases` are (moments before the lag, moments that are predicted), each the number of its events."""
+    ends = np.cumsum([sum(before) + sum(after) for before, after in cases])
+    targets = np.array([sum(after) for _, after in cases])
+    moment = np.repeat(np.arange(sum(len(b) + len(a) for b, a in cases)), [n for b, a in cases for n in b + a])
     whole = dataclasses.replace(
         training_set.cases("train").taken(np.zeros(len(cases), dtype=np.int64)),
         items=np.arange(ends[-1]),
+        moments=first_places(moment),
         gaps=np.zeros(ends[-1], dtype=np.uint8),
-        starts=ends - [sum(case) for case in cases],
+        starts=np.append(0, ends[:-1]),
         ends=ends,
         target_counts=targets,
     )
     windows = whole.windows(max_events)
     predicted = []
     for i in range(len(windows)):
-        batch = windows.batch(np.array([i]), max_events + 1)
-        found = batch.items.reshape(-1)[batch.targets].tolist()
-        assert len(found) == windows.target_counts[i] > 0
-        # Something of the case comes before each target, but for the very first event of a case.
-        assert found[0] in whole.starts or batch.items[0, 0] < found[0]
+        batch = windows.training_batch(np.array([i]), max_events)
+        found = batch.targets.tolist()
+        assert len(found) == windows.target_counts[i] > 0 and batch.items.shape[1] <= max_events
+        for target, place in zip(found, batch.target_places.tolist(), strict=True):
+            first = int(np.searchsorted(moment, moment[target]))
+            assert batch.items[0, :place].tolist() == list(range(first - place, first))
+            assert place > 0 or first in whole.starts
         predicted += found
     expected = [event for end, count in zip(ends, targets, strict=True) for event in range(end - count, end)]
     assert sorted(predicted) == expected
     last = whole.windows(max_events, last_only=True)
-    assert [int(batch_end) - 1 for batch_end in last.ends] == (ends - 1).tolist() and (last.target_counts == 1).all()
+    assert last.training_batch(np.arange(len(cases)), max_events).targets.tolist() == (ends - 1).tolist()
 
 
 def test_an_item_of_the_history_is_seen_under_both_policies(shop):

@@ -53,8 +53,9 @@ def make_ranker(integration="prefix", seed=0, **options) -> Ranker:
 def users(count: int, events: int, seed: int = 0, representations: int = 1) -> Batch:
     """Full sequences, of which every event is a target."""
     random = torch.Generator().manual_seed(seed)
+    items = torch.randint(ITEMS, (count, events), generator=random)
     return Batch(
-        items=torch.randint(ITEMS, (count, events), generator=random),
+        items=items,
         lengths=torch.full((count,), events),
         lte=torch.randn(count, representations, DIMENSIONS, generator=random) * 0.3,
         has_lte=torch.ones(count, representations, dtype=torch.bool),
@@ -62,8 +63,14 @@ def users(count: int, events: int, seed: int = 0, representations: int = 1) -> B
         older=torch.randint(ITEMS, (count, 5), generator=random),
         older_lengths=torch.randint(6, (count,), generator=random),
         dates=torch.zeros(count, dtype=torch.int64),
-        targets=torch.arange(count * events),
+        **asked(items, [(user, place) for user in range(count) for place in range(events)]),
     )
+
+
+def asked(items: torch.Tensor, places: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
+    """What a batch asks for: of each (user, place), the event at the place, after those before it."""
+    users, places = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).T
+    return {"targets": items[users, places], "target_users": users, "target_places": places}
 
 
 def shortened(batch: Batch, user: int, length: int) -> Batch:
@@ -71,10 +78,10 @@ def shortened(batch: Batch, user: int, length: int) -> Batch:
     alone = {
         name: tensor[user : user + 1]
         for name, tensor in vars(batch).items()
-        if name != "targets" and tensor is not None
+        if not name.startswith("target") and tensor is not None
     }
     alone |= {"items": alone["items"][:, :length], "gaps": alone["gaps"][:, :length]}
-    return Batch(**alone | {"lengths": torch.tensor([length]), "targets": torch.arange(length)})
+    return Batch(**alone | {"lengths": torch.tensor([length])})
 
 
 @given(position=st.integers(0, 6), replacement=st.integers(0, ITEMS - 1), seed=st.integers(0, 100))
@@ -138,13 +145,17 @@ def test_padding_changes_nothing(integration, options):
 def test_the_loss_is_the_sum_over_the_targets_alone(options):
     ranker = make_ranker(**options)
     batch = users(2, 5, representations=ranker.config.representations)
-    whole = ranker.loss(dataclasses.replace(batch, lengths=torch.tensor([5, 2]), targets=torch.tensor([3, 4, 5, 6])))
+    # The last two are of one moment: the second of them comes after what came before the first.
+    places = [(0, 3), (0, 4), (1, 0), (1, 1), (1, 1)]
+    targets = torch.tensor([*(batch.items[place] for place in places[:-1]), 7])
+    of_all = asked(batch.items, places) | {"targets": targets}
+    whole = ranker.loss(dataclasses.replace(batch, lengths=torch.tensor([5, 2]), **of_all))
     alone = 0
-    for user, target in ((0, 3), (0, 4), (1, 0), (1, 1)):
-        scores = ranker.scores(shortened(batch, user, target))
-        before = dataclasses.replace(shortened(batch, user, target + 1), targets=torch.tensor([target]))
-        of_one = torch.nn.functional.cross_entropy(scores, batch.items[user, target : target + 1])
-        torch.testing.assert_close(ranker.loss(before), of_one)
+    for (user, place), target in zip(places, targets, strict=True):
+        before = shortened(batch, user, place)
+        of_one = torch.nn.functional.cross_entropy(ranker.scores(before), target[None])
+        one = {"targets": target[None], "target_users": torch.tensor([0]), "target_places": torch.tensor([place])}
+        torch.testing.assert_close(ranker.loss(dataclasses.replace(before, **one)), of_one)
         alone += of_one
     torch.testing.assert_close(whole, alone)
 
@@ -245,12 +256,13 @@ def test_an_untrained_ranker_starts_near_the_uniform_distribution():
     content = torch.nn.functional.normalize(torch.randn(500, 64), dim=1)
     ranker = Ranker(RankerConfig(items=500, dimensions=64), KIND, [str(n) for n in range(500)], content).eval()
     no_lte = torch.zeros(32, 1, dtype=torch.bool)
+    items = torch.randint(500, (32, 20))
     batch = Batch(
-        items=torch.randint(500, (32, 20)),
+        items=items,
         lengths=torch.full((32,), 20),
         lte=torch.zeros(32, 1, 64),
         has_lte=no_lte,
-        targets=torch.arange(32 * 20),
+        **asked(items, [(user, place) for user in range(32) for place in range(20)]),
     )
     assert abs(ranker.loss(batch).item() / (32 * 20) - math.log(500)) < 1
 
@@ -265,9 +277,8 @@ def test_the_item_bias_is_that_of_each_users_date(counts):
     bias = torch.einsum("k,dki->di", ranker.popularity_scale, popularity[:, :counts])[batch.dates]
     without = ranker.scores(batch, torch.zeros_like(popularity))
     torch.testing.assert_close(ranker.scores(batch, popularity), without + bias)
-    one = dataclasses.replace(batch, targets=torch.arange(5) * 3)  # the first event of each user
-    hidden = ranker(dataclasses.replace(batch, items=batch.items[:, :-1], gaps=batch.gaps[:, :-1]), ranker.item_table())
-    logits = hidden[:, 0] @ ranker.item_table().T + bias
+    one = dataclasses.replace(batch, **asked(batch.items, [(user, 0) for user in range(5)]))
+    logits = ranker(batch, ranker.item_table())[:, 0] @ ranker.item_table().T + bias
     expected = torch.nn.functional.cross_entropy(logits, batch.items[:, 0], reduction="sum")
     torch.testing.assert_close(ranker.loss(one, popularity), expected)
     # Without counts beside the batch, those that the model carries.
