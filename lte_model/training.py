@@ -56,6 +56,10 @@ MODEL_DIRECTORY = "model"
 NOT_IN_THE_WEIGHTS = ("device", "threads", "compile")
 """Settings of a training that say where it runs."""
 
+REPEAT_BIAS_RATE = 10
+"""The learning rate of the repeat bias, in that of the other weights: its few numbers are logits, some units in size,
+and at the rate of a matrix's entries the epochs end before they get there."""
+
 LOSS_CHECKED_EVERY = 50
 """Batches between two looks at the losses: each look waits for the GPU."""
 
@@ -394,9 +398,13 @@ def _require_finite(losses: list[float], first: int, batches: list[np.ndarray], 
 
 def _optimizer(ranker: Ranker, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW that decays matrices, not biases, norms and single tokens."""
-    matrices = [parameter for parameter in ranker.parameters() if parameter.dim() >= 2]
-    others = [parameter for parameter in ranker.parameters() if parameter.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    parameters = dict(ranker.named_parameters())
+    repeats = [parameters.pop("repeats")] if "repeats" in parameters else []
+    groups = [
+        {"params": [each for each in parameters.values() if each.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [each for each in parameters.values() if each.dim() < 2], "weight_decay": 0.0},
+        {"params": repeats, "weight_decay": 0.0, "lr": REPEAT_BIAS_RATE * learning_rate},
+    ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
 
 
