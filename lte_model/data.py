@@ -8,8 +8,8 @@
    case whose *target* is outside it is dropped whole and counted, for otherwise another item would pass for its target.
 3. The policy says what a sequence is: `lagged` leaves the events of [D−L, D) alone, `newest` all that the row holds.
    In training the events of [D−L, D) are the targets under both; what comes before is read and never predicted.
-4. The events of one *moment*, a basket's, have the same time and no order. Each is predicted from what came before the
-   moment, as at a date D: one from the other would be no forecast.
+4. A target is predicted from the events of the days before its own, as at a date D: one item of a basket from the
+   others would be no forecast. With `training.predict_from` "earlier_events" those of its day that came before are read.
 5. `Cases.windows` cuts what is longer than a model reads, so that each target is trained on once; `Cases.batch` and
    `Cases.training_batch` pad; `epoch_batches` says which cases go together.
 
@@ -80,11 +80,11 @@ class Cases(Users):
     Of the events of case i the newest `target_counts[i]` are dated in [D−L, D); its LTEs are averages of
     `event_counts[i]` events. `dates[i]` is the row of `popularity` (dates, counts, items), None where the settings want
     none. `targets[i]` is the row of the event to predict, −1 in the training split, where the `target_counts[i]` newest
-    events are predicted. `moments[e]` is the place of the first event of the moment of event e.
+    events are predicted. What predicts event e of a case are those before the place `inputs_end[e]`.
     """
 
     user_ids: pl.Series
-    moments: np.ndarray
+    inputs_end: np.ndarray
     target_counts: np.ndarray
     event_counts: np.ndarray
     dates: np.ndarray
@@ -98,26 +98,23 @@ class Cases(Users):
         """The rows of all events of one case, oldest first."""
         return self.items[self.starts[case] : self.ends[case]]
 
-    @property
-    def input_ends(self) -> np.ndarray:
-        """Where the inputs of each training case end: before the moment of its newest target."""
-        return self.moments[self.ends - 1]
+    def input_lengths(self, max_events: int) -> np.ndarray:
+        """How many events a model of `max_events` reads of each training case."""
+        return np.minimum(self.inputs_end[self.ends - 1] - self.starts, max_events)
 
     def windows(self, max_events: int, last_only: bool = False) -> "Cases":
         """Training cases of which none has a target that a model of `max_events` can't reach.
 
-        A sequence whose inputs are more than `max_events` is cut from its end into windows; each predicts the events of
-        the moments within its inputs' reach, so that every target is predicted once, after at least one event that came
-        before it. `last_only` keeps the newest target of each case alone.
+        A sequence whose inputs are more than `max_events` is cut from its end into windows; each predicts what has
+        an input within its reach, so that every target is predicted once, after at least one event that came before it. `last_only` keeps the newest target of each case alone.
         """
         numbers, ends, targets = [], [], []
         number = np.arange(len(self))
         end, left = self.ends.copy(), np.minimum(self.target_counts, 1) if last_only else self.target_counts.copy()
         while len(number):
-            reach = self.moments[end - 1] - max_events  # the oldest input
-            first = np.where(
-                reach <= self.starts[number], end - left, np.searchsorted(self.moments, reach, side="right")
-            )
+            oldest = self.inputs_end[end - 1] - max_events
+            reached = np.searchsorted(self.inputs_end, oldest, side="right")
+            first = np.where(oldest <= self.starts[number], end - left, reached)
             taken = np.minimum(left, end - first)
             numbers.append(number)
             ends.append(end)
@@ -149,9 +146,9 @@ class Cases(Users):
         return dataclasses.replace(batch, dates=torch.from_numpy(self.dates[numbers]))
 
     def training_batch(self, numbers: np.ndarray, most_events: int, older_events: int = 0) -> Batch:
-        """Of cases that `windows` cut: what comes before their newest targets' moments, and all targets."""
+        """Of cases that `windows` cut: what predicts their newest targets, and all targets."""
         inputs = self.taken(numbers)
-        inputs = dataclasses.replace(inputs, ends=inputs.input_ends)
+        inputs = dataclasses.replace(inputs, ends=self.inputs_end[inputs.ends - 1])
         batch = inputs.batch(np.arange(len(numbers)), most_events, older_events)
         ends, counts = self.ends[numbers], self.target_counts[numbers]
         users = np.repeat(np.arange(len(numbers)), counts)
@@ -161,7 +158,7 @@ class Cases(Users):
             batch,
             targets=torch.from_numpy(self.items[events].astype(np.int64)),
             target_users=torch.from_numpy(users),
-            target_places=torch.from_numpy(self.moments[events] - oldest[users]),
+            target_places=torch.from_numpy(self.inputs_end[events] - oldest[users]),
         )
 
     def popularity_on(self, device: torch.device) -> torch.Tensor | None:
@@ -172,7 +169,7 @@ class Cases(Users):
         """A hash of everything that a model learns from these cases."""
         content = hashlib.sha256()
         for array in (
-            self.items, self.moments, self.gaps, self.starts, self.ends, self.target_counts, self.lte, self.has_lte,
+            self.items, self.inputs_end, self.gaps, self.starts, self.ends, self.target_counts, self.lte, self.has_lte,
             self.dates, self.targets, self.seen,
         ):  # fmt: skip
             content.update(np.ascontiguousarray(array))
@@ -250,7 +247,7 @@ class TrainingSet:
         # Flat arrays of all events; `case` is the row of the frame that an event belongs to.
         events = frame.select(
             item=pl.col("item_ids").explode(empty_as_null=False).cast(rows, strict=False).to_physical(),
-            time=pl.col("event_times").explode(empty_as_null=False).dt.epoch("us"),
+            minute=(pl.col("event_times").explode(empty_as_null=False).dt.epoch("s") // 60).cast(pl.Int32),
         )
         lengths = frame["item_ids"].list.len().to_numpy().astype(np.int64)
         target_counts = frame["target_count"].to_numpy()
@@ -273,15 +270,15 @@ class TrainingSet:
         ends = np.bincount(case[kept], minlength=read).cumsum()[wanted]
         frame, target_counts = frame.filter(wanted), target_counts[wanted]
         lengths = np.bincount(case[kept], minlength=read)[wanted]
-        times = events["time"].to_numpy()[kept]
-        minutes = (times // 60_000_000).astype(np.int32)
+        minutes = events["minute"].to_numpy()[kept]
+        by_day = settings.training.predict_from == "earlier_days"
         dates = frame["snapshot_date"].unique().sort()
         popularity = self.popularity(dates.to_list()) if settings.model.popularity_bias else None
         lte, event_counts = self.ltes(frame.select("snapshot_date", "user_id"), needed)
         return Cases(
             user_ids=frame["user_id"],
             items=events["item"].to_numpy()[kept].astype(np.int32),
-            moments=first_places(case[kept], times),
+            inputs_end=first_places(case[kept], minutes // (24 * 60)) if by_day else np.arange(len(minutes)),
             gaps=gaps_to_next(minutes, ends, lengths, frame["snapshot_date"].to_physical().to_numpy() * 24 * 60),
             starts=ends - lengths,
             ends=ends,

@@ -1,7 +1,7 @@
 """What the ablation compares: the variants of the model, and the questions that are asked of them.
 
-A variant is a choice of what `settings.model` reads; the sizes of the transformer, and all else, are those of the
-settings, the same for every variant. All variants train on one training set, for sequence and LTEs are read from it
+A variant is a choice of what `settings.model` reads, and in one case of what it learns from; the sizes of the
+transformer, and all else, are those of the settings, the same for every variant. All variants train on one training set, for sequence and LTEs are read from it
 as each wants them (data.py). Imports neither torch nor MLflow.
 """
 
@@ -23,7 +23,7 @@ BUDGETS = (5, 10, 20, 50, 100, 200)
 
 @dataclass(frozen=True)
 class Variant:
-    """`overrides` of `settings.model`, by the name that a command line gives.
+    """`overrides` of `settings.model`, and `training` of `settings.training`, by the name that a command line gives.
 
     `candidate` says whether validation may choose it as the best; `refit` trains it once more up to the test cut, as
     one would what goes live.
@@ -32,6 +32,7 @@ class Variant:
     name: str
     description: str
     overrides: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
     candidate: bool = True
     refit: bool = False
 
@@ -43,7 +44,7 @@ class Variant:
     def settings(self, settings: Settings, seed: int) -> Settings:
         """The settings of one training of this variant."""
         model = Model.model_validate(settings.model.model_dump() | PLAIN | self.overrides)
-        training = settings.training.model_copy(update={"seed": seed, "refit": self.refit})
+        training = settings.training.model_copy(update={"seed": seed, "refit": self.refit} | self.training)
         return settings.model_copy(update={"model": model, "training": training})
 
 
@@ -109,6 +110,13 @@ _LISTED = [
         "prefix_newest_popularity_time_repeats",
         "prefix_newest with popularity bias, time features and repeat bias",
         _NEWEST | _POPULARITY | _TIME | _REPEATS,
+        refit=True,
+    ),
+    Variant(
+        "prefix_newest_popularity_time_repeats_by_event",
+        "the same, each event predicted from all before it, of its own day too",
+        _NEWEST | _POPULARITY | _TIME | _REPEATS,
+        {"predict_from": "earlier_events"},
         refit=True,
     ),
     Variant(
@@ -225,6 +233,11 @@ QUESTIONS = (
         "repeat bias over none, with popularity and time",
         "prefix_newest_popularity_time_repeats",
         "prefix_newest_popularity_time",
+    ),
+    Question(
+        "predicted from earlier days over from earlier events, with popularity, time and repeat bias",
+        "prefix_newest_popularity_time_repeats",
+        "prefix_newest_popularity_time_repeats_by_event",
     ),
     Question(
         "LTE over none, with popularity, time and repeat bias",

@@ -67,7 +67,7 @@ def without(cases: Cases, hidden: np.ndarray) -> Cases:
     return dataclasses.replace(
         cases,
         items=cases.items[kept],
-        moments=first_places(cases.moments[kept]),
+        inputs_end=first_places(cases.inputs_end[kept]),
         gaps=cases.gaps[kept],
         starts=lengths.cumsum() - lengths,
         ends=lengths.cumsum(),

@@ -106,7 +106,7 @@ def sequences(user_ids: pl.Series, rows: np.ndarray, lengths: np.ndarray, target
     cases = Cases(
         user_ids=user_ids,
         items=rows.astype(np.int32),
-        moments=np.arange(len(rows)),
+        inputs_end=np.arange(len(rows)),
         gaps=np.zeros(len(rows), dtype=np.uint8),
         starts=ends - lengths,
         ends=ends,

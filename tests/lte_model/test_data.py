@@ -13,7 +13,7 @@ from lte_model.basis import GRID
 from lte_model.data import Tables, basis_in_force, epoch_batches, first_places, open_training_set
 from lte_model.errors import LTEError
 from lte_model.popularity import popularity_matrix
-from lte_model.settings import Basis, Settings, Window, load_settings
+from lte_model.settings import Basis, Settings, Training, Window, load_settings
 from tests.lte_model.small_shop import (
     OTHER_REPRESENTATION,
     REPRESENTATION,
@@ -254,15 +254,17 @@ def test_representations_stand_side_by_side(shop):
     window_days=st.integers(20, 250),
     max_tokens=st.integers(2, 15),
     policy=st.sampled_from(["lagged", "newest"]),
+    predict_from=st.sampled_from(["earlier_days", "earlier_events"]),
 )
 def test_no_target_is_dated_before_the_lag_and_no_lte_holds_one(
-    tmp_path_factory, seed, lag_days, window_days, max_tokens, policy
+    tmp_path_factory, seed, lag_days, window_days, max_tokens, policy, predict_from
 ):
     """Invariant 1 as the model meets it: what a batch predicts, by the dates of the events themselves."""
     folder = tmp_path_factory.mktemp("leak")
     (folder / "settings.toml").write_text(SETTINGS)
     shop = with_model(load_settings(folder / "settings.toml"), sequence=policy, max_tokens=max_tokens)
-    shop = shop.model_copy(update={"window": Window(lag_days=lag_days, window_days=window_days)})
+    window = Window(lag_days=lag_days, window_days=window_days)
+    shop = shop.model_copy(update={"window": window, "training": Training(predict_from=predict_from)})
     events, items = make_shop(users=12, seed=seed)
     write_warehouse(shop, events, items, TRAINING_DATE)
     training_set = open_training_set(shop, TRAINING_DATE)
@@ -271,10 +273,10 @@ def test_no_target_is_dated_before_the_lag_and_no_lte_holds_one(
     ltes = snapshots_of(shop, REPRESENTATION)
     number = {item: row for row, item in enumerate(training_set.catalogue.item_ids)}
     dates = sorted({date for date in training_set.rows("train").collect()["snapshot_date"]})
-    known = {}  # (row, time) of every event that a case holds, oldest first
+    known = {}  # (row, day) of every event that a case holds, oldest first
     for row in training_set.rows("train").collect().to_dicts():
         steps = zip(row["item_ids"], row["event_times"], strict=True)
-        known[row["snapshot_date"], row["user_id"]] = [(number[i], time) for i, time in steps if i in number]
+        known[row["snapshot_date"], row["user_id"]] = [(number[i], t.date()) for i, t in steps if i in number]
     predicted = []
     for i, user in enumerate(windows.user_ids):
         date = dates[windows.dates[i]]
@@ -284,14 +286,14 @@ def test_no_target_is_dated_before_the_lag_and_no_lte_holds_one(
         targets = held[place - windows.target_counts[i] : place]
         batch = windows.training_batch(np.array([i]), max_tokens - 1)
         assert batch.targets.tolist() == [item for item, _ in targets] != []
-        for (_, time), read in zip(targets, batch.target_places.tolist(), strict=True):
-            before = [item for item, other in held if other < time]
+        for event, read in enumerate(batch.target_places.tolist(), start=place - len(targets)):
+            before = [item for item, day in held[:event] if predict_from == "earlier_events" or day < held[event][1]]
             assert batch.items[0, :read].tolist() == before[len(before) - read :]
             assert read > 0 or not before
-        assert all(date - datetime.timedelta(days=lag_days) <= time.date() < date for _, time in targets)
+        assert all(date - datetime.timedelta(days=lag_days) <= day < date for _, day in targets)
         snapshot = ltes.get((date, user))
         assert windows.has_lte[i, 0] == (snapshot is not None)
-        assert snapshot is None or snapshot["newest_event_date"] < min(time.date() for _, time in targets)
+        assert snapshot is None or snapshot["newest_event_date"] < min(day for _, day in targets)
         predicted += [(date, user, event) for event in range(place - windows.target_counts[i], place)]
     assert len(predicted) == len(set(predicted)) == cases.target_counts.sum()
     if policy == "lagged":
@@ -307,15 +309,15 @@ def test_no_target_is_dated_before_the_lag_and_no_lte_holds_one(
     max_events=st.integers(1, 12),
 )
 @settings(deadline=None)
-def test_windows_predict_each_target_once_after_all_of_an_earlier_moment(training_set, cases, max_events):
-    """`cases` are (moments before the lag, moments that are predicted), each the number of its events."""
+def test_windows_predict_each_target_once_after_an_earlier_day(training_set, cases, max_events):
+    """`cases` are (days before the lag, days that are predicted), each the number of its events."""
     ends = np.cumsum([sum(before) + sum(after) for before, after in cases])
     targets = np.array([sum(after) for _, after in cases])
-    moment = np.repeat(np.arange(sum(len(b) + len(a) for b, a in cases)), [n for b, a in cases for n in b + a])
+    day = np.repeat(np.arange(sum(len(b) + len(a) for b, a in cases)), [n for b, a in cases for n in b + a])
     whole = dataclasses.replace(
         training_set.cases("train").taken(np.zeros(len(cases), dtype=np.int64)),
         items=np.arange(ends[-1]),
-        moments=first_places(moment),
+        inputs_end=first_places(day),
         gaps=np.zeros(ends[-1], dtype=np.uint8),
         starts=np.append(0, ends[:-1]),
         ends=ends,
@@ -328,7 +330,7 @@ def test_windows_predict_each_target_once_after_all_of_an_earlier_moment(trainin
         found = batch.targets.tolist()
         assert len(found) == windows.target_counts[i] > 0 and batch.items.shape[1] <= max_events
         for target, place in zip(found, batch.target_places.tolist(), strict=True):
-            first = int(np.searchsorted(moment, moment[target]))
+            first = int(np.searchsorted(day, day[target]))
             assert batch.items[0, :place].tolist() == list(range(first - place, first))
             assert place > 0 or first in whole.starts
         predicted += found

@@ -145,7 +145,7 @@ def test_padding_changes_nothing(integration, options):
 def test_the_loss_is_the_sum_over_the_targets_alone(options):
     ranker = make_ranker(**options)
     batch = users(2, 5, representations=ranker.config.representations)
-    # The last two are of one moment: the second of them comes after what came before the first.
+    # The last two are of one day: the second of them comes after what came before the first.
     places = [(0, 3), (0, 4), (1, 0), (1, 1), (1, 1)]
     targets = torch.tensor([*(batch.items[place] for place in places[:-1]), 7])
     of_all = asked(batch.items, places) | {"targets": targets}
