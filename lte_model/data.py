@@ -8,8 +8,8 @@
    case whose *target* is outside it is dropped whole and counted, for otherwise another item would pass for its target.
 3. The policy says what a sequence is: `lagged` leaves the events of [D−L, D) alone, `newest` all that the row holds.
    In training the events of [D−L, D) are the targets under both; what comes before is read and never predicted.
-4. A target is predicted from the events of the days before its own, as at a date D: one item of a basket from the
-   others would be no forecast. With `training.predict_from` "earlier_events" those of its day that came before are read.
+4. A target is predicted from the events before it, or, as `training.predict_from` has it, from those of the days before
+   its own alone: at a date D no item of a basket is known when the others are asked for.
 5. `Cases.windows` cuts what is longer than a model reads, so that each target is trained on once; `Cases.batch` and
    `Cases.training_batch` pad; `epoch_batches` says which cases go together.
 

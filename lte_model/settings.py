@@ -167,9 +167,10 @@ class Training(_Section):
     refit: bool = False
     """Whether a model is trained once more, for as many epochs as the validation chose, up to the test cut."""
     loss_positions: Literal["all", "last"] = "all"
-    predict_from: Literal["earlier_days", "earlier_events"] = "earlier_days"
-    """What a target is predicted from: the events of the days before its own, as a list that is made for a date is; or
-    those of its day too, for a model that is asked in the middle of a visit."""
+    predict_from: Literal["earlier_events", "earlier_days"] = "earlier_events"
+    """What a target is predicted from: all events before it, those of its day and basket too; or the events of the days
+    before its own alone, as a list that is made once a day is. That is better where `model` has `popularity_bias` and
+    `time_features`, and worse without (README, "What the model gains")."""
     exact_items: Count = 100_000
     sampled_items: Count = 8192
     sampling_power: Share = 0.75

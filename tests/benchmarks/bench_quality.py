@@ -43,6 +43,7 @@ COMPARED = ("none_newest", "prefix_newest", "prefix_newest_autoencoder")
 CANDIDATES = (
     "prefix_newest_popularity_time", "prefix_newest_popularity_time_repeats", "none_newest_popularity_time_repeats",
     "long_prefix_popularity_time_repeats", "long_sequence_popularity_time_repeats",
+    "prefix_newest_popularity_time_repeats_by_event",
 )  # fmt: skip
 """What one would deploy. All but the leak are candidates; these are the likely ones."""
 

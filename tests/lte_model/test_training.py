@@ -129,7 +129,7 @@ def test_two_processes_train_as_one(trainable_shop, tmp_path, capsys):
     ("section", "options"),
     [
         ("training", {"loss_positions": "last"}),
-        ("training", {"predict_from": "earlier_events"}),
+        ("training", {"predict_from": "earlier_days"}),
         ("training", {"precision": "bfloat16"}),
         ("training", {"exact_items": 10, "sampled_items": 30}),
         ("training", {"exact_items": 10, "sampled_items": 30, "sampling_correction": False}),
@@ -140,7 +140,7 @@ def test_two_processes_train_as_one(trainable_shop, tmp_path, capsys):
     ],
     ids=[
         "last position",
-        "by event",
+        "by day",
         "bfloat16",
         "sampled",
         "sampled, uncorrected",
