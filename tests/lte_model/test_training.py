@@ -177,7 +177,7 @@ def test_the_moving_average_is_that_of_the_steps(values, decay):
 
 @pytest.mark.parametrize("averaging", [0.0, 0.9])
 def test_the_averaged_weights_are_measured_and_kept(trainable_shop, averaging):
-    model = train(with_training(trainable_shop, epochs=2, averaging=averaging, learning_rate=0.002), TRAINING_DATE, "none")
+    model = train(with_training(trainable_shop, epochs=2, averaging=averaging), TRAINING_DATE, "none")
     checkpoint = torch.load(model.parent / CHECKPOINT_FILE, weights_only=True)
     kept, last, best = weights(model), checkpoint["model"], checkpoint["progress"]["best_weights"]
     averaged = checkpoint["averaged"]
