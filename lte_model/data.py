@@ -105,8 +105,9 @@ class Cases(Users):
     def windows(self, max_events: int, last_only: bool = False) -> "Cases":
         """Training cases of which none has a target that a model of `max_events` can't reach.
 
-        A sequence whose inputs are more than `max_events` is cut from its end into windows; each predicts what has
-        an input within its reach, so that every target is predicted once, after at least one event that came before it. `last_only` keeps the newest target of each case alone.
+        A sequence whose inputs are more than `max_events` is cut from its end into windows; each predicts what has an
+        input within its reach, so that every target is predicted once, after at least one event that came before it.
+        `last_only` keeps the newest target of each case alone.
         """
         numbers, ends, targets = [], [], []
         number = np.arange(len(self))
