@@ -46,7 +46,7 @@ from lte_model.integrations import INTEGRATIONS
 from lte_model.losses import CatalogueLoss
 from lte_model.metrics import ndcg, target_ranks
 from lte_model.model import POPULARITY_COUNTS, Batch, Ranker, RankerConfig, save_ranker
-from lte_model.settings import Settings, load_settings
+from lte_model.settings import Settings, Training, load_settings
 from lte_model.windows import parse_run_date
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -56,9 +56,10 @@ MODEL_DIRECTORY = "model"
 NOT_IN_THE_WEIGHTS = ("device", "threads", "compile")
 """Settings of a training that say where it runs."""
 
-REPEAT_BIAS_RATE = 10
-"""The learning rate of the repeat bias, in that of the other weights: its few numbers are logits, some units in size,
-and at the rate of a matrix's entries the epochs end before they get there."""
+REPEAT_BIAS_RATE = {"earlier_events": 1, "earlier_days": 10}
+"""The learning rate of the repeat bias, in that of the other weights, by `training.predict_from`: its few numbers are
+logits, some units in size, and at the rate of a matrix's entries the epochs end before they get there. Learned by event
+they would get to what holds within a basket, where nothing comes twice, and not at a date."""
 
 LOSS_CHECKED_EVERY = 50
 """Batches between two looks at the losses: each look waits for the GPU."""
@@ -232,7 +233,7 @@ class Fit:
         self.options = settings.training
         self.cutoff = max(settings.evaluation.cutoffs)
         self.ranker, self.cases, self.validation, self.device, self.group = ranker, cases, validation, device, group
-        self.optimizer = _optimizer(ranker, self.options.learning_rate, self.options.weight_decay)
+        self.optimizer = _optimizer(ranker, self.options)
         self.averaged, self.steps = copy.deepcopy(ranker), 0
         self.averaged.content = ranker.content  # frozen: one copy is enough
         self.popularity = cases.popularity_on(device)
@@ -396,16 +397,20 @@ def _require_finite(losses: list[float], first: int, batches: list[np.ndarray], 
             )
 
 
-def _optimizer(ranker: Ranker, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+def _optimizer(ranker: Ranker, options: Training) -> torch.optim.Optimizer:
     """AdamW that decays matrices, not biases, norms and single tokens."""
     parameters = dict(ranker.named_parameters())
     repeats = [parameters.pop("repeats")] if "repeats" in parameters else []
     groups = [
-        {"params": [each for each in parameters.values() if each.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [each for each in parameters.values() if each.dim() >= 2], "weight_decay": options.weight_decay},
         {"params": [each for each in parameters.values() if each.dim() < 2], "weight_decay": 0.0},
-        {"params": repeats, "weight_decay": 0.0, "lr": REPEAT_BIAS_RATE * learning_rate},
+        {
+            "params": repeats,
+            "weight_decay": 0.0,
+            "lr": REPEAT_BIAS_RATE[options.predict_from] * options.learning_rate,
+        },
     ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
+    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
 @torch.no_grad()
