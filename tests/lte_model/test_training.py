@@ -329,3 +329,13 @@ def test_the_command_refuses_in_one_line(trainable_shop, monkeypatch, capsys):
 
 def runs(settings: Settings, side: str) -> list[mlflow.entities.Run]:
     return tracking.find_runs(tracking.configure(settings).experiment_id, TRAINING_DATE, side)
+
+
+@pytest.mark.parametrize(("predict_from", "times"), [("earlier_days", 10), ("earlier_events", 1)])
+def test_the_repeat_bias_learns_faster_by_day_alone(trainable_shop, predict_from, times):
+    """AdamW's first step is the learning rate in size, whatever the gradient: it tells the rate of each weight."""
+    options = {"sequence": "newest", "repeat_bias": True}
+    shop = trainable_shop.model_copy(update={"model": trainable_shop.model.model_copy(update=options)})
+    shop = with_training(shop, predict_from=predict_from, epochs=1, batch_size=10_000, averaging=0.0)
+    repeats = load_ranker(train(shop, TRAINING_DATE, "none")).repeats
+    assert repeats.abs().max().item() == pytest.approx(times * shop.training.learning_rate, rel=1e-3)
