@@ -98,9 +98,10 @@ class Cases(Users):
         """The rows of all events of one case, oldest first."""
         return self.items[self.starts[case] : self.ends[case]]
 
-    def input_lengths(self, max_events: int) -> np.ndarray:
-        """How many events a model of `max_events` reads of each training case."""
-        return np.minimum(self.inputs_end[self.ends - 1] - self.starts, max_events)
+    @property
+    def input_lengths(self) -> np.ndarray:
+        """How many events predict the newest target of each training case."""
+        return self.inputs_end[self.ends - 1] - self.starts
 
     def windows(self, max_events: int, last_only: bool = False) -> "Cases":
         """Training cases of which none has a target that a model of `max_events` can't reach.
@@ -141,20 +142,25 @@ class Cases(Users):
             **{name: getattr(self, name)[numbers] for name in per_case},
         )
 
-    def batch(self, numbers: np.ndarray, most_events: int | None = None, older_events: int = 0) -> Batch:
+    def batch(
+        self,
+        numbers: np.ndarray,
+        most_events: int | None = None,
+        older_events: int = 0,
+        ends: np.ndarray | None = None,
+    ) -> Batch:
         """As `Users.batch`, with the dates."""
-        batch = super().batch(numbers, most_events, older_events)
+        batch = super().batch(numbers, most_events, older_events, ends)
         return dataclasses.replace(batch, dates=torch.from_numpy(self.dates[numbers]))
 
     def training_batch(self, numbers: np.ndarray, most_events: int, older_events: int = 0) -> Batch:
         """Of cases that `windows` cut: what predicts their newest targets, and all targets."""
-        inputs = self.taken(numbers)
-        inputs = dataclasses.replace(inputs, ends=self.inputs_end[inputs.ends - 1])
-        batch = inputs.batch(np.arange(len(numbers)), most_events, older_events)
         ends, counts = self.ends[numbers], self.target_counts[numbers]
+        input_ends = self.inputs_end[ends - 1]
+        batch = self.batch(numbers, most_events, older_events, input_ends)
         users = np.repeat(np.arange(len(numbers)), counts)
         events = np.arange(len(users)) + np.repeat(ends - counts.cumsum(), counts)
-        oldest = inputs.ends - batch.lengths.numpy()
+        oldest = input_ends - batch.lengths.numpy()
         return dataclasses.replace(
             batch,
             targets=torch.from_numpy(self.items[events].astype(np.int64)),

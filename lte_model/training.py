@@ -329,7 +329,7 @@ class Fit:
         config = self.ranker.config
         torch.manual_seed(int(np.random.SeedSequence((options.seed, epoch, group.rank)).generate_state(1)[0]))
         self.ranker.train()
-        lengths = cases.input_lengths(config.max_events)
+        lengths = np.minimum(cases.input_lengths, config.max_events)
         batches = epoch_batches(lengths, cases.target_counts, options.batch_size, options.seed, epoch)
         losses, total = [], 0.0
         bar = tqdm(batches, f"epoch {epoch}", leave=False, unit="batch", disable=None if group.is_first else True)

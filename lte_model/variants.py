@@ -116,7 +116,7 @@ _LISTED = [
     ),
     Variant(
         "prefix_newest_popularity_time_repeats_by_event",
-        "the same, each event predicted from all before it, of its own day too",
+        "prefix_newest_popularity_time_repeats, each event predicted from all before it",
         _NEWEST | _POPULARITY | _TIME | _REPEATS,
         _LIVE | {"predict_from": "earlier_events"},
     ),

@@ -7,6 +7,7 @@ import torch
 from lte_model.losses import CatalogueLoss
 from lte_model.metrics import ranks_of
 from lte_model.model import Batch, LTEKind, Ranker, RankerConfig
+from tests.lte_model.test_model import every_event
 
 TASTES, ITEMS_OF_TASTE, DIMENSIONS, EVENTS, USERS = 4, 25, 16, 8, 200
 ITEMS = TASTES * ITEMS_OF_TASTE
@@ -34,15 +35,12 @@ def shop():
 
 
 def batch_of(bought, lte, **changes) -> Batch:
-    places = torch.arange(bought.shape[1])
     users = {
         "items": bought,
         "lengths": torch.full((len(bought),), bought.shape[1]),
         "lte": lte[:, None],
         "has_lte": torch.ones(len(lte), 1, dtype=torch.bool),
-        "targets": bought.reshape(-1),
-        "target_users": torch.arange(len(bought)).repeat_interleave(len(places)),
-        "target_places": places.repeat(len(bought)),
+        **every_event(bought),
     }
     return Batch(**users | changes)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -63,7 +64,7 @@ def users(count: int, events: int, seed: int = 0, representations: int = 1) -> B
         older=torch.randint(ITEMS, (count, 5), generator=random),
         older_lengths=torch.randint(6, (count,), generator=random),
         dates=torch.zeros(count, dtype=torch.int64),
-        **asked(items, [(user, place) for user in range(count) for place in range(events)]),
+        **every_event(items),
     )
 
 
@@ -71,6 +72,10 @@ def asked(items: torch.Tensor, places: list[tuple[int, int]]) -> dict[str, torch
     """What a batch asks for: of each (user, place), the event at the place, after those before it."""
     users, places = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).T
     return {"targets": items[users, places], "target_users": users, "target_places": places}
+
+
+def every_event(items: torch.Tensor) -> dict[str, torch.Tensor]:
+    return asked(items, list(itertools.product(*map(range, items.shape))))
 
 
 def shortened(batch: Batch, user: int, length: int) -> Batch:
@@ -262,7 +267,7 @@ def test_an_untrained_ranker_starts_near_the_uniform_distribution():
         lengths=torch.full((32,), 20),
         lte=torch.zeros(32, 1, 64),
         has_lte=no_lte,
-        **asked(items, [(user, place) for user in range(32) for place in range(20)]),
+        **every_event(items),
     )
     assert abs(ranker.loss(batch).item() / (32 * 20) - math.log(500)) < 1
 
