@@ -142,22 +142,16 @@ class Cases(Users):
             **{name: getattr(self, name)[numbers] for name in per_case},
         )
 
-    def batch(
-        self,
-        numbers: np.ndarray,
-        most_events: int | None = None,
-        older_events: int = 0,
-        ends: np.ndarray | None = None,
-    ) -> Batch:
-        """As `Users.batch`, with the dates."""
-        batch = super().batch(numbers, most_events, older_events, ends)
+    def batch_before(self, ends: np.ndarray, numbers: np.ndarray, most_events: int | None, older_events: int) -> Batch:
+        """As that of `Users`, with the dates."""
+        batch = super().batch_before(ends, numbers, most_events, older_events)
         return dataclasses.replace(batch, dates=torch.from_numpy(self.dates[numbers]))
 
     def training_batch(self, numbers: np.ndarray, most_events: int, older_events: int = 0) -> Batch:
         """Of cases that `windows` cut: what predicts their newest targets, and all targets."""
         ends, counts = self.ends[numbers], self.target_counts[numbers]
         input_ends = self.inputs_end[ends - 1]
-        batch = self.batch(numbers, most_events, older_events, input_ends)
+        batch = self.batch_before(input_ends, numbers, most_events, older_events)
         users = np.repeat(np.arange(len(numbers)), counts)
         events = np.arange(len(users)) + np.repeat(ends - counts.cumsum(), counts)
         oldest = input_ends - batch.lengths.numpy()

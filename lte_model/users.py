@@ -42,16 +42,14 @@ class Users:
     def lengths(self) -> np.ndarray:
         return self.ends - self.starts
 
-    def batch(
-        self,
-        numbers: np.ndarray,
-        most_events: int | None = None,
-        older_events: int = 0,
-        ends: np.ndarray | None = None,
-    ) -> Batch:
+    def batch(self, numbers: np.ndarray, most_events: int | None = None, older_events: int = 0) -> Batch:
         """The users of those numbers, in that order: each with its newest `most_events` events (None: all) and the
-        `older_events` before them, of all of its events or of those before `ends` (users,)."""
-        starts, ends = self.starts[numbers], self.ends[numbers] if ends is None else ends
+        `older_events` before them."""
+        return self.batch_before(self.ends[numbers], numbers, most_events, older_events)
+
+    def batch_before(self, ends: np.ndarray, numbers: np.ndarray, most_events: int | None, older_events: int) -> Batch:
+        """As `batch`, of each user's events before the place `ends` (users,)."""
+        starts = self.starts[numbers]
         lengths = ends - starts
         if most_events is not None:
             lengths = np.minimum(lengths, most_events)
