@@ -55,23 +55,23 @@ environments: $(VENV)/installed  ## Airflow, jobs and trainings apart, in .cache
 	@$(BIN)/python -m infra.environments airflow jobs training
 
 demo: .cache/prepared  ## the whole pipeline through Airflow [DATA= JSON= LAG= WINDOW= DATE= TEST_DAYS= USERS= ITEMS=]
-	@$(BIN)/python -m infra.demo $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)') \
+	@$(BIN)/python -m infra.runs.demo $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)') \
 	    $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
 	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS)) $(if $(USERS),--users $(USERS)) $(if $(ITEMS),--items $(ITEMS))
 
 ablation: .cache/prepared  ## every variant of the model on a feed, compared [DATA= VARIANTS= SEEDS=3 JSON= LAG= WINDOW= DATE= TEST_DAYS=]
 	@test -n '$(DATA)' || { echo "error: give DATA=folder with events.parquet and items.parquet"; exit 2; }
-	@$(BIN)/python -m infra.ablation --data '$(DATA)' $(if $(VARIANTS),--variants '$(VARIANTS)') $(if $(SEEDS),--seeds $(SEEDS)) \
+	@$(BIN)/python -m infra.runs.ablation --data '$(DATA)' $(if $(VARIANTS),--variants '$(VARIANTS)') $(if $(SEEDS),--seeds $(SEEDS)) \
 	    $(if $(JSON),--json '$(JSON)') $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
 	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS))
 
 drill: .cache/prepared  ## rankers with LTEs of another version, on a feed or the demo shop [DATA= SEEDS=3 GAP= JSON= LAG= WINDOW= DATE= TEST_DAYS=]
-	@$(BIN)/python -m infra.drill $(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds $(SEEDS)) $(if $(GAP),--gap $(GAP)) \
+	@$(BIN)/python -m infra.runs.drill $(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds $(SEEDS)) $(if $(GAP),--gap $(GAP)) \
 	    $(if $(JSON),--json '$(JSON)') $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
 	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS))
 
 up: .cache/prepared  ## Airflow, MLflow and the pages on loopback until Ctrl-C [SETTINGS= HOST= AIRFLOW_PORT= MLFLOW_PORT= PAGES_PORT=]
-	@exec $(BIN)/python -m infra.local_stack --settings $(SETTINGS) $(if $(HOST),--host '$(HOST)')
+	@exec $(BIN)/python -m infra.local.stack --settings $(SETTINGS) $(if $(HOST),--host '$(HOST)')
 
 test: .cache/prepared $(FEAST)/installed  ## the tests but those of a production, in three processes, a file in one of them [ARGS="-m 'not e2e'" WORKERS=3]
 	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),3) --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -122,10 +122,10 @@ $(CHECKS)/installed: infra/checks/requirements.txt infra/checks/constraints.txt 
 	@touch $@
 
 check-infra: $(CHECKS)/installed  ## images, compose, Kubernetes and Helm files, by the tools that know them [CHART=]
-	@$(BIN)/python -m infra.check_files --tools $(CHECKS) $(if $(CHART),--chart '$(CHART)')
+	@$(BIN)/python -m infra.checks.files --tools $(CHECKS) $(if $(CHART),--chart '$(CHART)')
 
 audit: $(CHECKS)/installed  ## installed versions: known vulnerabilities, yanked or unknown ones
-	@$(BIN)/python -m infra.audit --tools $(CHECKS)
+	@$(BIN)/python -m infra.checks.audit --tools $(CHECKS)
 
 lint: $(VENV)/installed  ## ruff
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ policies and lengths. It ends in a report with the paper's table beside ours.
 
 **Before:** `lte_training` of the same logical date, which makes the training set and counts popularity.
 
-**To run:** trigger it with that logical date. `variants` are names from `lte_model/variants.py`, with commas, or
+**To run:** trigger it with that logical date. `variants` are names from `lte_model/studies/variants.py`, with commas, or
 nothing for all; each is trained with the seeds 0, 1, … One training at a time has the pool `gpu`.
 
 **A training that was killed** goes on from its last checkpoint, and one that is done is found done: a second run with
@@ -53,7 +53,7 @@ with DAG(
 ):
     fit_encoders = job(
         "fit_encoders",
-        f"lte_model.autoencoder --date {DATE} --anchors",
+        f"lte_model.training.autoencoder --date {DATE} --anchors",
         writes="checkpoints",
         on_failure="The log names the date, and what it lacks. Clear the task: encoders that are there stay.",
     )
@@ -81,20 +81,20 @@ with DAG(
     )
     list_trainings = listing(
         "list_trainings",
-        f"lte_model.ablation list --date {DATE} {CHOSEN}",
+        f"lte_model.studies.ablation list --date {DATE} {CHOSEN}",
         pool=pool_of("checkpoints"),
         on_failure="The log names the variant that there isn't, or the table that lacks what it reads.",
     )
     train = job_for_each(
         list_trainings.output,
         "train",
-        f'lte_model.ablation train --date {DATE} --variant "$VARIANT" --seed "$SEED"',
+        f'lte_model.studies.ablation train --date {DATE} --variant "$VARIANT" --seed "$SEED"',
         writes="checkpoints",
         on_failure="Clear the task: it goes on from its last checkpoint. Out of memory: lower `training.batch_size`.",
     )
     report = job(
         "report",
-        f"lte_model.ablation report --date {DATE} {CHOSEN}",
+        f"lte_model.studies.ablation report --date {DATE} {CHOSEN}",
         writes="reports",
         on_failure="The log names the variant whose training isn't finished, or is of other settings: clear it.",
     )

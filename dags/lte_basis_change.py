@@ -9,7 +9,7 @@ without. `lte_daily` of D has run.
 the settings. Nothing that is live changes, and no model reads the new basis yet. The map's loss is in MLflow, run
 `basis map …`; what it means is in lte_model/README.md.
 
-**What comes next** the last task says, as `python -m lte_model.basis_change status` does at any time:
+**What comes next** the last task says, as `python -m lte_model.registry.basis_change status` does at any time:
 
 1. Put the new basis into `basis.beside`: from then on `lte_daily` makes and publishes both.
 2. After some days turn the two round: models are trained in the new one. `lte_backfill` makes its past dates at once;
@@ -69,7 +69,7 @@ with DAG(
     )
     new_basis = listing(
         "new_basis",
-        f"lte_model.basis_change fitted {MAKE}",
+        f"lte_model.registry.basis_change fitted {MAKE}",
         on_failure="The log says which basis it looked for. Clear `fit_basis`.",
         pool="model_registry",
     )
@@ -86,7 +86,7 @@ with DAG(
     )
     fit_encoder = job(
         "fit_encoder",
-        f"lte_model.autoencoder {OF_BASIS} --if-read",
+        f"lte_model.training.autoencoder {OF_BASIS} --if-read",
         writes="checkpoints",
         on_failure="The log names what it lacks. Clear the task: an encoder that is there stays.",
     )
@@ -132,13 +132,13 @@ with DAG(
     )
     map_bases = job(
         "map_bases",
-        f"lte_model.basis_map --to {BASIS} --date {DATE}",
+        f"lte_model.registry.basis_map --to {BASIS} --date {DATE}",
         writes="checkpoints",
         on_failure="No LTE of the date in the basis in force? Run `lte_daily` for it, then clear the task.",
     )
     status = gate(
         "status",
-        "lte_model.basis_change status",
+        "lte_model.registry.basis_change status",
         on_failure="An alias reads a basis that isn't in force: the log names both, and what to do.",
         pool="model_registry",
     )

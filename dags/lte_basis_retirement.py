@@ -45,7 +45,7 @@ with DAG(
 ):
     check_released = gate(
         "check_released",
-        f"lte_model.basis_change release {BASIS}",
+        f"lte_model.registry.basis_change release {BASIS}",
         on_failure="The log says who still reads the basis, and how that ends. Nothing was removed.",
         pool="model_registry",
     )

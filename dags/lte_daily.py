@@ -109,7 +109,7 @@ with DAG(
     )
     check_champion = gate(
         "check_champion",
-        "lte_model.promotion watch",
+        "lte_model.registry.promotion watch",
         on_failure="Somebody made a version champion that does not pass the gate? Run `lte_rollback`, or ask who it was. Its "
         "basis isn't in force? The log says what to do.",
         pool="model_registry",

@@ -38,13 +38,13 @@ with DAG(
 ):
     challenger = listing(
         "challenger",
-        "lte_model.promotion challenger",
+        "lte_model.registry.promotion challenger",
         on_failure="No version is challenger: run `lte_training`. Is MLflow up? Then clear the task.",
         pool="model_registry",
     )
     check_bases = gate(
         "check_bases",
-        "lte_model.basis_change status",
+        "lte_model.registry.basis_change status",
         on_failure="The log names the alias, the basis that it reads, and what to do; the notes of `lte_basis_change` too.",
         pool="model_registry",
     )
@@ -55,7 +55,7 @@ with DAG(
     )
     compare = gate(
         "gate",
-        f"lte_model.promotion gate --version {VERSION}",
+        f"lte_model.registry.promotion gate --version {VERSION}",
         on_failure="The challenger is worse, or of another basis; the log says which. The champion stays.",
         pool="model_registry",
         is_quoted=True,
@@ -81,7 +81,7 @@ with DAG(
     )
     answer = job(
         "answer",
-        f'lte_model.promotion answer --version {VERSION} --answer "$ANSWER" --by "$BY" --reason "$REASON"',
+        f'lte_model.registry.promotion answer --version {VERSION} --answer "$ANSWER" --by "$BY" --reason "$REASON"',
         writes="model_registry",
         environment={
             "ANSWER": ANSWER,
@@ -92,7 +92,7 @@ with DAG(
     )
     promote = job(
         "promote",
-        f"lte_model.promotion promote --version {VERSION} --over '{CHAMPION}' --answer \"$ANSWER\"",
+        f"lte_model.registry.promotion promote --version {VERSION} --over '{CHAMPION}' --answer \"$ANSWER\"",
         writes="model_registry",
         environment={"ANSWER": ANSWER},
         on_failure="The alias is as it was. Another version became champion meanwhile? Run `lte_promotion` again.",

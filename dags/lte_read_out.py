@@ -98,7 +98,7 @@ with DAG(
     )
     read_out = job(
         "read_out",
-        f"lte_model.read_out {TEST} {CONTROL}{SHARES}{UPLIFT}",
+        f"lte_model.online_test.read_out {TEST} {CONTROL}{SHARES}{UPLIFT}",
         writes="reports",
         on_failure="The log names the variants that there are: is `Control` one of them, and has each its share?",
     )

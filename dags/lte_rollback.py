@@ -19,7 +19,10 @@ with DAG(
     is_paused_upon_creation=False,
     params={
         "reason": Param(
-            type="string", minLength=1, title="Reason", description="Kept with both versions in MLflow, for those who ask"
+            type="string",
+            minLength=1,
+            title="Reason",
+            description="Kept with both versions in MLflow, for those who ask",
         ),
         "version": Param(
             None,
@@ -35,7 +38,7 @@ with DAG(
 ):
     rollback = job(
         "rollback",
-        'lte_model.promotion rollback --reason "$REASON"{% if params.version %} --version {{ params.version }}{% endif %}',
+        'lte_model.registry.promotion rollback --reason "$REASON"{% if params.version %} --version {{ params.version }}{% endif %}',
         writes="model_registry",
         environment={"REASON": "{{ params.reason }}"},
         on_failure="The champion is as it was; the log says why, and what would help. Name another version?",

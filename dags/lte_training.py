@@ -29,7 +29,7 @@ with DAG(
 ):
     fit_encoders = job(
         "fit_encoders",
-        f"lte_model.autoencoder --date {DATE} --anchors --if-read",
+        f"lte_model.training.autoencoder --date {DATE} --anchors --if-read",
         writes="checkpoints",
         on_failure="The log names the date, and what it lacks. Clear the task: encoders that are there stay.",
     )
@@ -79,31 +79,31 @@ with DAG(
     )
     train_prefix = job(
         "train_prefix",
-        f"lte_model.training --date {DATE} --integration prefix",
+        f"lte_model.training.train --date {DATE} --integration prefix",
         writes="checkpoints",
         on_failure="Clear the task: it goes on from its last checkpoint. Out of memory: lower `training.batch_size`.",
     )
     train_none = job(
         "train_none",
-        f"lte_model.training --date {DATE} --integration none",
+        f"lte_model.training.train --date {DATE} --integration none",
         writes="checkpoints",
         on_failure="Clear the task: it goes on from its last checkpoint. Out of memory: lower `training.batch_size`.",
     )
     evaluate = job(
         "evaluate",
-        f"lte_model.evaluation --date {DATE}",
+        f"lte_model.evaluation.evaluate --date {DATE}",
         writes="reports",
         on_failure="Both models must be of the basis in the training set; the log names the one that isn't.",
     )
     report = job(
         "report",
-        f"lte_model.report --date {DATE}",
+        f"lte_model.evaluation.report --date {DATE}",
         writes="reports",
         on_failure="It reads evaluation.json of this date; clear `evaluate` if that is missing.",
     )
     register = job(
         "register",
-        f"lte_model.registry register --date {DATE}",
+        f"lte_model.registry.versions register --date {DATE}",
         writes="model_registry",
         outlets=(CHALLENGER,),
         on_failure="Is MLflow up? A second run finds the version that the first registered.",

@@ -21,7 +21,12 @@ RUNNERS = ("bash", "spark-submit", "kubernetes")
 WITHOUT_SPARK = ("jobs.quality.check", "jobs.monitor_lte", "jobs.push_lte", "jobs.check_freshness")
 """Jobs that read tables without a JVM."""
 
-WITH_GPU = ("lte_model.autoencoder", "lte_model.training", "lte_model.evaluation", "lte_model.ablation train")
+WITH_GPU = (
+    "lte_model.training.autoencoder",
+    "lte_model.training.train",
+    "lte_model.evaluation.evaluate",
+    "lte_model.studies.ablation train",
+)
 
 
 def kind_of(command: str) -> str:
@@ -55,7 +60,7 @@ def runner(command: str) -> tuple[type[BashOperator], dict[str, Any]]:
     line = f"{_setting(f'{room}_python', 'python')} -m {command}"
     if name == "spark-submit" and kind == "spark":
         module, _, arguments = command.partition(" ")
-        # The driver runs here, and its code with it; executors get theirs from the driver (jobs/session.py).
+        # The driver runs here, and its code with it; executors get theirs from the driver (jobs/spark/session.py).
         line = f"PYTHONPATH=. {_setting('spark_submit', 'spark-submit')} {module.replace('.', '/')}.py {arguments}"
     return BashOperator, placed | {"bash_command": line, "cwd": str(REPOSITORY), "append_env": True}
 

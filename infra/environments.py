@@ -18,7 +18,8 @@ import sys
 import tarfile
 from pathlib import Path
 
-from lte_model.errors import LTEError, run
+from lte_model.command_line import run
+from lte_model.errors import LTEError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / ".cache/environments"

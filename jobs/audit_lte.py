@@ -21,12 +21,17 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.bases import basis_in_force
-from jobs.command_line import JobParser, asked_bases, asked_representations
 from jobs.publish_lte import newest_publication
-from jobs.recipes import Recipe, recipe
-from jobs.session import spark_session
-from jobs.tables import (
+from jobs.recipes.bases import basis_in_force
+from jobs.recipes.recipe import Recipe, recipe
+from jobs.spark.session import spark_session
+from jobs.spark.warehouse import Warehouse, sql_date, sql_text
+from lte_model.command_line import JobParser, asked_bases, asked_representations, run
+from lte_model.domain.basis import GRID
+from lte_model.domain.representations import REPRESENTATIONS, UNIFORM, representation
+from lte_model.domain.windows import Interval, lte_window
+from lte_model.errors import LTEError
+from lte_model.warehouse.tables import (
     EVENTS,
     ITEM_EMBEDDINGS,
     ITEM_ENCODINGS,
@@ -34,14 +39,7 @@ from jobs.tables import (
     LTE_AUDITS,
     LTE_LIVE,
     LTE_SNAPSHOTS,
-    Warehouse,
-    sql_date,
-    sql_text,
 )
-from lte_model.basis import GRID
-from lte_model.errors import LTEError, run
-from lte_model.representations import REPRESENTATIONS, UNIFORM, representation
-from lte_model.windows import Interval, lte_window
 
 SHARE = 0.01
 SHARES = 2**20

@@ -25,15 +25,16 @@ from collections.abc import Mapping, Sequence
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.bases import basis_in_force
-from jobs.command_line import JobParser
 from jobs.engine.packing import BUCKETS
 from jobs.engine.run import user_bucket
-from jobs.session import spark_session
-from jobs.tables import EVENTS, ITEM_EMBEDDINGS, ITEMS, TRAINING_SET, Warehouse, sql_date
-from lte_model.errors import LTEError, run
+from jobs.recipes.bases import basis_in_force
+from jobs.spark.session import spark_session
+from jobs.spark.warehouse import Warehouse, sql_date
+from lte_model.command_line import JobParser, run
+from lte_model.domain.windows import Interval, TrainingDates, lte_window, target_window
+from lte_model.errors import LTEError
 from lte_model.settings import Window
-from lte_model.windows import Interval, TrainingDates, lte_window, target_window, training_dates
+from lte_model.warehouse.tables import EVENTS, ITEM_EMBEDDINGS, ITEMS, TRAINING_SET
 
 TIE = "_tie"
 
@@ -135,7 +136,7 @@ def build_training_set(warehouse: Warehouse, date: datetime.date) -> dict[tuple[
     """Runs the job; returns the rows of each split and snapshot date."""
     settings = warehouse.settings
     basis_id = basis_in_force(warehouse)
-    dates = training_dates(date, settings.training_set)
+    dates = settings.training_set.dates(date)
     events = warehouse.read(EVENTS).where(F.col("known_date") < date)
     if settings.training_set.user_share < 1:
         events = events.where(user_bucket() < settings.training_set.user_share * BUCKETS)
@@ -175,7 +176,7 @@ def main() -> None:
     _, settings, date = JobParser(__doc__, "the day of the training; it sees events known before it").read()
     with spark_session(settings, "build_training_set", date) as spark:
         counts = build_training_set(Warehouse(spark, settings), date)
-    print(f"training set of {date}: {describe(training_dates(date, settings.training_set))}")
+    print(f"training set of {date}: {describe(settings.training_set.dates(date))}")
     for (split, snapshot_date), rows in sorted(counts.items(), key=lambda entry: entry[0][1]):
         print(f"{split:>10} {snapshot_date}: {rows:,} users")
 

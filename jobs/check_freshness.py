@@ -16,12 +16,12 @@ from collections.abc import Collection
 import polars as pl
 from deltalake import DeltaTable
 
-from jobs.command_line import JobParser
-from jobs.tables import PUBLICATIONS, SNAPSHOT_ACCOUNTS, Table
-from lte_model.errors import LTEError, run
-from lte_model.representations import representation
+from lte_model.command_line import JobParser, run
+from lte_model.domain.representations import representation
+from lte_model.domain.windows import ONE_DAY
+from lte_model.errors import LTEError
 from lte_model.settings import Settings
-from lte_model.windows import ONE_DAY
+from lte_model.warehouse.tables import PUBLICATIONS, SNAPSHOT_ACCOUNTS, Table
 
 CATCH_UP = "run lte_daily for it (Trigger, Backfill), and see in Airflow why it did not run: paused, waiting, hanging?"
 

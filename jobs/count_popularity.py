@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.command_line import JobParser
-from jobs.session import spark_session
-from jobs.tables import EVENTS, ITEM_POPULARITY, Warehouse, dated
-from lte_model.errors import LTEError, run
-from lte_model.windows import training_dates
+from jobs.spark.session import spark_session
+from jobs.spark.warehouse import Warehouse, dated
+from lte_model.command_line import JobParser, run
+from lte_model.errors import LTEError
+from lte_model.warehouse.tables import EVENTS, ITEM_POPULARITY
 
 FIXED_DAYS = (7, 30, 180)
 
@@ -60,7 +60,7 @@ def main() -> None:
     parser = JobParser(__doc__, "the snapshot date")
     parser.add_argument("--anchors", action="store_true", help="every date that the training of --date reads instead")
     arguments, settings, date = parser.read()
-    dates = training_dates(date, settings.training_set).snapshot_dates if arguments.anchors else (date,)
+    dates = settings.training_set.dates(date).snapshot_dates if arguments.anchors else (date,)
     with spark_session(settings, "count_popularity", *dates) as spark:
         items = count_popularity(Warehouse(spark, settings), dates)
     for counted in dates:

@@ -11,12 +11,12 @@ from delta.tables import DeltaTable
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.bases import basis_in_force, load_basis
-from jobs.command_line import JobParser, asked_bases
-from jobs.session import spark_session
-from jobs.tables import ITEM_EMBEDDINGS, ITEMS, Warehouse
-from lte_model.basis import CONTENT_COLUMNS, SemanticBasis
-from lte_model.errors import run
+from jobs.recipes.bases import basis_in_force, load_basis
+from jobs.spark.session import spark_session
+from jobs.spark.warehouse import Warehouse
+from lte_model.command_line import JobParser, asked_bases, run
+from lte_model.domain.basis import CONTENT_COLUMNS, SemanticBasis
+from lte_model.warehouse.tables import ITEM_EMBEDDINGS, ITEMS
 
 
 def embed(items: DataFrame, basis: SemanticBasis) -> DataFrame:

@@ -1,6 +1,6 @@
 """Writes the item vectors of the encoder that was fitted on `--date` into `item_encodings`. An encoder is written once.
 
-It reads what `python -m lte_model.autoencoder` left under `<checkpoints>/encoder/<basis>/<date>`:
+It reads what `python -m lte_model.training.autoencoder` left under `<checkpoints>/encoder/<basis>/<date>`:
 `encoder.safetensors`, a tensor `vectors` (items, dimensions) float32 on the grid of the basis, and `encoder.json`, which
 says of which basis and which items. With `--anchors` it writes the encoder of every date that the training of `--date` reads.
 
@@ -19,17 +19,18 @@ from pyspark.sql import functions as F
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from jobs.bases import ItemVectors, basis_in_force, load_vectors
-from jobs.command_line import JobParser
-from jobs.encoders import encoded_items
-from jobs.session import spark_session
-from jobs.tables import ITEM_ENCODINGS, Warehouse, sql_date, sql_text
-from lte_model.basis import GRID, to_grid
-from lte_model.encoder_files import DESCRIPTION_FILE, VECTORS_FILE, encoder_directory
-from lte_model.errors import LTEError, run
-from lte_model.representations import AUTOENCODER
+from jobs.engine.items import ItemVectors
+from jobs.recipes.bases import basis_in_force, load_vectors
+from jobs.recipes.encoders import encoded_items
+from jobs.spark.session import spark_session
+from jobs.spark.warehouse import Warehouse, sql_date, sql_text
+from lte_model.command_line import JobParser, run
+from lte_model.domain.basis import GRID, to_grid
+from lte_model.domain.representations import AUTOENCODER
+from lte_model.errors import LTEError
 from lte_model.settings import Settings
-from lte_model.windows import training_dates
+from lte_model.training.encoder_files import DESCRIPTION_FILE, VECTORS_FILE, encoder_directory
+from lte_model.warehouse.tables import ITEM_ENCODINGS
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def read_encoder(settings: Settings, basis_id: str, fitted_on: datetime.date) ->
     """The encoder of a date in a basis. Raises `LTEError` where a file is missing or damaged, is of another date, or has
     vectors off the grid."""
     directory = encoder_directory(settings, basis_id, fitted_on)
-    again = f"run python -m lte_model.autoencoder --date {fitted_on} --basis {basis_id}"
+    again = f"run python -m lte_model.training.autoencoder --date {fitted_on} --basis {basis_id}"
     missing = [name for name in (VECTORS_FILE, DESCRIPTION_FILE) if not (directory / name).is_file()]
     if missing:
         raise LTEError(f"there is no encoder of {fitted_on}: {directory / missing[0]} does not exist; {again}")
@@ -79,7 +80,7 @@ def read_encoder(settings: Settings, basis_id: str, fitted_on: datetime.date) ->
 
 def require_of_basis(encoder: EncoderFile, vectors: ItemVectors) -> None:
     """Raises `LTEError` for an encoder of another basis, of other dimensions, or of items without a vector in it."""
-    again = f"run python -m lte_model.autoencoder --date {encoder.fitted_on} --basis {vectors.basis_id} again"
+    again = f"run python -m lte_model.training.autoencoder --date {encoder.fitted_on} --basis {vectors.basis_id} again"
     if encoder.basis_id != vectors.basis_id:
         raise LTEError(
             f"the encoder of {encoder.fitted_on} was fitted in basis {encoder.basis_id}, and {vectors.basis_id} is in "
@@ -163,7 +164,7 @@ def main() -> None:
     if arguments.if_read and AUTOENCODER not in settings.model.representations:
         print(f"nothing to encode: {AUTOENCODER} is not among model.representations of the settings")
         return
-    dates = training_dates(date, settings.training_set).snapshot_dates if arguments.anchors else (date,)
+    dates = settings.training_set.dates(date).snapshot_dates if arguments.anchors else (date,)
     with spark_session(settings, "encode_items", *dates) as spark:
         encoders = encode_items(Warehouse(spark, settings), dates, arguments.basis)
     for encoder, written in encoders:

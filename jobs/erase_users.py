@@ -37,16 +37,18 @@ from pyspark.sql import functions as F
 
 from jobs.ingest_events import FEED
 from jobs.quality.erasure import erase_from_gates
-from jobs.session import spark_session
-from jobs.table_files import DataFile, configured, data_files, is_readable, purge, stale_files
-from jobs.tables import EVENTS, INGESTED_DAYS, QUARANTINE, TABLES, TRAINING_SET, Table, Warehouse, sql_text
-from lte_model import lineage
-from lte_model.erasure import erase_from_artifacts, erase_from_reports
-from lte_model.errors import LTEError, run
-from lte_model.lineage import RegisteredVersion
-from lte_model.online_store import erase_from_online_store
+from jobs.spark.session import spark_session
+from jobs.spark.table_files import DataFile, configured, data_files, is_readable, purge, stale_files
+from jobs.spark.warehouse import Warehouse, sql_text
+from lte_model.command_line import run
+from lte_model.domain.windows import today
+from lte_model.errors import LTEError
+from lte_model.evaluation.erasure import erase_from_artifacts, erase_from_reports
+from lte_model.serving.online_store import erase_from_online_store
 from lte_model.settings import Settings, load_settings
-from lte_model.windows import today
+from lte_model.tracking import lineage
+from lte_model.tracking.lineage import RegisteredVersion
+from lte_model.warehouse.tables import EVENTS, INGESTED_DAYS, QUARANTINE, TABLES, TRAINING_SET, Table
 
 TABLES_WITH_USERS = {
     name: table for name, table in TABLES.items() if table == QUARANTINE or "user_id STRING" in table.columns

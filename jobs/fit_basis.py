@@ -3,7 +3,7 @@
 Where a basis of the same encoder, dimensions and text template is registered, nothing happens: a basis is frozen, and
 another one would make every item embedding and every LTE anew. `--refit` registers another one beside it, and
 `--dimensions` and `--text-template` one of another make than the settings say. How a new basis takes the place of an old
-one: `python -m lte_model.basis_change status`.
+one: `python -m lte_model.registry.basis_change status`.
 """
 
 import datetime
@@ -11,12 +11,13 @@ import datetime
 from delta.tables import DeltaTable
 from pyspark.sql import functions as F
 
-from jobs.command_line import JobParser
-from jobs.session import spark_session
-from jobs.tables import ITEMS, SEMANTIC_BASES, Warehouse
-from lte_model.basis import CONTENT_COLUMNS, SemanticBasis
-from lte_model.errors import LTEError, run
+from jobs.spark.session import spark_session
+from jobs.spark.warehouse import Warehouse
+from lte_model.command_line import JobParser, run
+from lte_model.domain.basis import CONTENT_COLUMNS, SemanticBasis
+from lte_model.errors import LTEError
 from lte_model.settings import with_make
+from lte_model.warehouse.tables import ITEMS, SEMANTIC_BASES
 
 
 def require_choice(warehouse: Warehouse) -> None:

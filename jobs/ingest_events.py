@@ -11,21 +11,19 @@ the rows of its days, and leaves those of other days to the runs of these.
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.command_line import JobParser
-from jobs.ingest import (
+from jobs.feeds.accounts import (
     COPIES,
     DAY,
     RAW_ROW,
     REASON,
-    Account,
+    FeedAccount,
     days_known,
     distinct_rows,
     first_reason,
     with_missing_days,
     write_feed,
 )
-from jobs.session import spark_session
-from jobs.sources import (
+from jobs.feeds.sources import (
     CORRUPT,
     FILE_DAY,
     NUMBER,
@@ -43,10 +41,13 @@ from jobs.sources import (
     time,
     unfit_id,
 )
-from jobs.tables import EVENTS, Warehouse, sql_date
-from lte_model.errors import LTEError, run
+from jobs.spark.session import spark_session
+from jobs.spark.warehouse import Warehouse, sql_date
+from lte_model.command_line import JobParser, run
+from lte_model.domain.windows import ONE_DAY, Interval, parse_date
+from lte_model.errors import LTEError
 from lte_model.settings import Settings
-from lte_model.windows import ONE_DAY, Interval, parse_date
+from lte_model.warehouse.tables import EVENTS
 
 FEED = "events"
 TYPES = {
@@ -101,7 +102,7 @@ def classify(rows: DataFrame) -> DataFrame:
     )
 
 
-def ingest_events(warehouse: Warehouse, settings: Settings, days: Interval) -> Account:
+def ingest_events(warehouse: Warehouse, settings: Settings, days: Interval) -> FeedAccount:
     """Runs the job for the days on which events became known. Raises `LTEError` where those days are empty."""
     source = settings.sources.events
     feed = read_source(warehouse.spark, source, days, TYPES)

@@ -12,10 +12,18 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.window import Window
 
-from jobs.command_line import JobParser
-from jobs.ingest import COPIES, DAY, RAW_ROW, REASON, Account, days_known, distinct_rows, first_reason, write_feed
-from jobs.session import spark_session
-from jobs.sources import (
+from jobs.feeds.accounts import (
+    COPIES,
+    DAY,
+    RAW_ROW,
+    REASON,
+    FeedAccount,
+    days_known,
+    distinct_rows,
+    first_reason,
+    write_feed,
+)
+from jobs.feeds.sources import (
     CORRUPT,
     NUMBER,
     SOURCE_FILE,
@@ -30,11 +38,14 @@ from jobs.sources import (
     text,
     unfit_id,
 )
-from jobs.tables import ITEMS, Warehouse
-from lte_model.basis import CONTENT_COLUMNS
-from lte_model.errors import LTEError, run
+from jobs.spark.session import spark_session
+from jobs.spark.warehouse import Warehouse
+from lte_model.command_line import JobParser, run
+from lte_model.domain.basis import CONTENT_COLUMNS
+from lte_model.domain.windows import ONE_DAY
+from lte_model.errors import LTEError
 from lte_model.settings import Settings
-from lte_model.windows import ONE_DAY
+from lte_model.warehouse.tables import ITEMS
 
 FEED = "items"
 TYPES = {"item_id": TEXT, **dict.fromkeys(CONTENT_COLUMNS, TEXT), "price": NUMBER, "known_date": TIME}
@@ -94,7 +105,7 @@ def merge_items(warehouse: Warehouse, kept: DataFrame) -> None:
     )
 
 
-def ingest_items(warehouse: Warehouse, settings: Settings, date: datetime.date) -> Account:
+def ingest_items(warehouse: Warehouse, settings: Settings, date: datetime.date) -> FeedAccount:
     """Runs the job for `date`. Raises `LTEError` where the catalogue holds no row known before it."""
     source = settings.sources.items
     days = days_known(date, None)

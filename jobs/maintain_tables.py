@@ -26,25 +26,15 @@ import polars as pl
 from delta.tables import DeltaTable
 from pyspark.sql import functions as F
 
-from jobs.command_line import JobParser
-from jobs.session import spark_session
-from jobs.table_files import configured, data_files, files_of_version, is_readable, stale_files, vacuum
-from jobs.tables import (
-    LTE_SNAPSHOTS,
-    RECOMMENDATIONS,
-    SNAPSHOT_ACCOUNTS,
-    TABLES,
-    TRAINING_SET,
-    Table,
-    Warehouse,
-    dated,
-    sql_text,
-)
-from lte_model import lineage
-from lte_model.errors import run
-from lte_model.lineage import RegisteredVersion
+from jobs.spark.session import spark_session
+from jobs.spark.table_files import configured, data_files, files_of_version, is_readable, stale_files, vacuum
+from jobs.spark.warehouse import Warehouse, dated, sql_text
+from lte_model.command_line import JobParser, run
+from lte_model.domain.windows import ONE_DAY
 from lte_model.settings import Settings
-from lte_model.windows import ONE_DAY, training_dates
+from lte_model.tracking import lineage
+from lte_model.tracking.lineage import RegisteredVersion
+from lte_model.warehouse.tables import LTE_SNAPSHOTS, RECOMMENDATIONS, SNAPSHOT_ACCOUNTS, TABLES, TRAINING_SET, Table
 
 MARGIN_DAYS = 30
 """How long no maintenance may run without a named version coming to the end of its time."""
@@ -170,7 +160,7 @@ def named_dates(versions: Iterable[RegisteredVersion], settings: Settings) -> se
         date
         for version in versions
         if version.training_date
-        for date in training_dates(version.training_date, settings.training_set).snapshot_dates
+        for date in settings.training_set.dates(version.training_date).snapshot_dates
     }
 
 

@@ -5,7 +5,7 @@
 2. **What they did:** outcomes from a user's first exposure to the end of the period; a user without any counts as 0.
 3. **What they did before:** the outcomes of as many days before the period, which CUPED takes as its covariate.
 
-Of each variant, metric and day the table gets what the day added to n, Σy, Σy², Σx, Σx², Σxy (lte_model/online_test.py
+Of each variant, metric and day the table gets what the day added to n, Σy, Σy², Σx, Σx², Σxy (lte_model/online_test/statistics.py
 reads them): the sums up to a day are those of a test that ended then. No row names a user. Sums are whole numbers, of
 1/10,000 of a metric's unit, so that any order gives the same.
 
@@ -24,10 +24,8 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame, Row, Window
 from pyspark.sql import functions as F
 
-from jobs.command_line import JobParser
-from jobs.ingest import first_reason
-from jobs.session import spark_session
-from jobs.sources import (
+from jobs.feeds.accounts import first_reason
+from jobs.feeds.sources import (
     CORRUPT,
     FILE_DAY,
     NUMBER,
@@ -43,10 +41,13 @@ from jobs.sources import (
     text,
     time,
 )
-from jobs.tables import TEST_ACCOUNTS, TEST_MEASUREMENTS, Warehouse, sql_date, sql_text
-from lte_model.errors import LTEError, run
-from lte_model.online_test import CONTROL, REHEARSED, UNIT, parse_test_name
-from lte_model.windows import Interval, parse_date
+from jobs.spark.session import spark_session
+from jobs.spark.warehouse import Warehouse, sql_date, sql_text
+from lte_model.command_line import JobParser, run
+from lte_model.domain.windows import Interval, parse_date
+from lte_model.errors import LTEError
+from lte_model.online_test.statistics import CONTROL, REHEARSED, UNIT, parse_test_name
+from lte_model.warehouse.tables import TEST_ACCOUNTS, TEST_MEASUREMENTS
 
 EXPOSURES, OUTCOMES = "exposures", "outcomes"
 FATE = "fate"

@@ -10,7 +10,7 @@ For each basis in force, and each representation of the settings that is publish
    the page `<reports>/monitoring.html`, names what is beyond a bound, and stops.
 
 A basis beside that of the trainings stands in MLflow and on the page as `uniform in basis …`. What the figures mean is
-in lte_model/monitoring.py, and their bounds are `[monitoring]` of the settings. A measure that
+in lte_model/monitoring/measures.py, and their bounds are `[monitoring]` of the settings. A measure that
 has nothing to be compared with is absent. The vectors of `monitoring.sampled_users` users are in memory, of three dates
 at most; of a larger snapshot the rest is a sum. Runs without a JVM.
 """
@@ -28,20 +28,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 
-from jobs.command_line import JobParser, asked_bases
-from jobs.commits import commit_note
 from jobs.engine.calendar import day_number
 from jobs.engine.files import Listing, in_days, list_files, overlaps, read_pieces
 from jobs.engine.packing import BUCKETS, buckets_of
 from jobs.engine.sums import ROWS
-from jobs.tables import EVENTS, LTE_MONITORING, LTE_SNAPSHOTS, SEMANTIC_BASES, Table
-from lte_model import lineage, monitoring
-from lte_model.basis import GRID, chosen_basis, to_vector
-from lte_model.errors import LTEError, run
-from lte_model.monitoring import Level, Reading
-from lte_model.representations import REPRESENTATIONS, Representation
+from jobs.spark.commits import commit_note
+from lte_model import metrics
+from lte_model.command_line import JobParser, asked_bases, run
+from lte_model.domain.basis import GRID, chosen_basis, to_vector
+from lte_model.domain.representations import REPRESENTATIONS, Representation
+from lte_model.domain.windows import Interval, lte_window, target_window
+from lte_model.errors import LTEError
+from lte_model.monitoring import measures
+from lte_model.monitoring.measures import Level, Reading
+from lte_model.monitoring.page import page_path, record, write_page
 from lte_model.settings import Settings
-from lte_model.windows import Interval, lte_window, target_window, training_dates
+from lte_model.tracking import lineage
+from lte_model.warehouse.tables import EVENTS, LTE_MONITORING, LTE_SNAPSHOTS, SEMANTIC_BASES, Table
 
 INERTIA_DAYS = 7
 """Inertia is the cosine of a user's LTE at D and at D−7."""
@@ -209,7 +212,7 @@ def inertia(now: Users, before: Users) -> float:
     """The mean cosine of the LTEs of the users who are in both; NaN where nobody is."""
     place = pc.index_in(before.user_ids, value_set=now.user_ids).fill_null(-1).to_numpy()
     both = place >= 0
-    return monitoring.mean_cosine(before.vectors[both], now.vectors[place[both]])
+    return metrics.mean_cosine(before.vectors[both], now.vectors[place[both]])
 
 
 def drift(now: Users, reference: Users) -> dict[str, float]:
@@ -219,9 +222,9 @@ def drift(now: Users, reference: Users) -> dict[str, float]:
     means = [users.vectors.mean(axis=0, dtype=np.float64) for users in (now, reference)]
     return {
         "mean_shift": float(np.linalg.norm(means[0] - means[1])),
-        "psi_norm": monitoring.population_stability(reference.norms, now.norms),
-        "psi_events": monitoring.population_stability(reference.event_counts, now.event_counts),
-        "psi_age": monitoring.population_stability(reference.ages, now.ages),
+        "psi_norm": measures.population_stability(reference.norms, now.norms),
+        "psi_events": measures.population_stability(reference.event_counts, now.event_counts),
+        "psi_age": measures.population_stability(reference.ages, now.ages),
     }
 
 
@@ -284,7 +287,7 @@ def measure(settings: Settings, date: datetime.date, basis_id: str = "") -> tupl
         if wanted != buckets:
             buckets, seen = wanted, read_seen(settings, date, wanted)
         values = _figures(settings, date, kind, snapshots, dimensions, buckets, seen)
-        readings += monitoring.judged(settings, kind.name, values)
+        readings += measures.judged(settings, kind.name, values)
     return basis_id, readings
 
 
@@ -333,7 +336,7 @@ def dates_to_compare(
         return min(earlier, key=lambda there: (abs((date - there).days - days), there))
 
     model = lineage.model_on(settings, date)
-    anchors = training_dates(model.training_date, settings.training_set).anchors if model else ()
+    anchors = settings.training_set.dates(model.training_date).anchors if model else ()
     trained_on = [anchor for anchor in anchors if anchor in earlier]
     return nearest(INERTIA_DAYS), max(trained_on, default=nearest(REFERENCE_DAYS))
 
@@ -387,8 +390,8 @@ def monitor(settings: Settings, date: datetime.date, bases: Sequence[str] = ("",
             shown.setdefault(settings.basis.basis_id, "")
         rows = pl.scan_delta(settings.table_path(LTE_MONITORING.name)).filter(pl.col("basis_id").is_in([*shown]))
         named = pl.col("representation") + pl.col("basis_id").replace_strict(shown, return_dtype=pl.String)
-        page = monitoring.write_page(settings, rows.with_columns(representation=named).collect())
-        monitoring.record(settings, date, readings, page)
+        page = write_page(settings, rows.with_columns(representation=named).collect())
+        record(settings, date, readings, page)
     return readings
 
 
@@ -398,7 +401,7 @@ def require_publishable(settings: Settings, date: datetime.date, readings: Seque
     if broken:
         raise LTEError(
             f"the snapshot of {date} must not go live: {'; '.join(broken)}. What is live stays. See "
-            f"{monitoring.page_path(settings)}; if it is as it should be, move the bound in [monitoring] of the settings"
+            f"{page_path(settings)}; if it is as it should be, move the bound in [monitoring] of the settings"
         )
 
 
@@ -418,7 +421,7 @@ def main() -> None:
     for reading in readings:
         warned = reading.level is Level.WARN
         print(f"WARN {reading}: {reading.measure.advice}" if warned else f"{reading.level.value:<4} {reading}")
-    print(f"page: {monitoring.page_path(settings)}")
+    print(f"page: {page_path(settings)}")
     require_publishable(settings, date, readings)
 
 

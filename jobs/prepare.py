@@ -19,17 +19,19 @@ from jobs.build_training_set import build_training_set
 from jobs.count_popularity import count_popularity
 from jobs.demo_shop import ShopSpec, write_demo_shop
 from jobs.embed_items import embed_items
+from jobs.feeds.accounts import days_known
 from jobs.fit_basis import fit_basis, register
-from jobs.ingest import days_known
 from jobs.ingest_events import ingest_events
 from jobs.ingest_items import ingest_items
 from jobs.publish_lte import publish_lte
-from jobs.session import BUNDLED_WITH_SPARK, java_options, require_java, spark_session
 from jobs.snapshot_lte import snapshot_lte
-from jobs.tables import SEMANTIC_BASES, Warehouse
-from lte_model.errors import LTEError, run
+from jobs.spark.session import BUNDLED_WITH_SPARK, java_options, require_java, spark_session
+from jobs.spark.warehouse import Warehouse
+from lte_model.command_line import run
+from lte_model.domain.windows import ONE_DAY, parse_date
+from lte_model.errors import LTEError
 from lte_model.settings import Basis, Settings, Sources, load_settings
-from lte_model.windows import ONE_DAY, parse_date, training_dates
+from lte_model.warehouse.tables import SEMANTIC_BASES
 
 EXIT_SECONDS = 120
 """How long the JVM may take to write the archive as it exits."""
@@ -96,7 +98,7 @@ def run_all_jobs(warehouse: Warehouse, since: datetime.date, date: datetime.date
     basis, fitted_items = fit_basis(warehouse, date)
     register(warehouse, basis, date, fitted_items)
     embed_items(warehouse, date)
-    anchors = training_dates(date, settings.training_set).snapshot_dates
+    anchors = settings.training_set.dates(date).snapshot_dates
     snapshot_lte(warehouse, anchors)
     for day in (date - ONE_DAY, date):
         snapshot_lte(warehouse, [day])

@@ -15,17 +15,18 @@ from delta.tables import DeltaTable
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.bases import basis_in_force, load_catalogue
-from jobs.command_line import JobParser, asked_bases, asked_representations
 from jobs.engine.run import user_bucket
-from jobs.recipes import Recipe, lte_of, recipe
-from jobs.session import spark_session
+from jobs.recipes.bases import basis_in_force, load_catalogue
+from jobs.recipes.recipe import Recipe, lte_of, recipe
 from jobs.snapshot_lte import read_inputs, snapshots_there
-from jobs.tables import EVENTS, ITEMS, LTE_LIVE, LTE_SNAPSHOTS, PUBLICATIONS, Warehouse, sql_date
-from lte_model.errors import LTEError, run
-from lte_model.representations import REPRESENTATIONS, UNIFORM, representation
+from jobs.spark.session import spark_session
+from jobs.spark.warehouse import Warehouse, sql_date
+from lte_model.command_line import JobParser, asked_bases, asked_representations, run
+from lte_model.domain.representations import REPRESENTATIONS, UNIFORM, representation
+from lte_model.domain.windows import lte_window
+from lte_model.errors import LTEError
 from lte_model.settings import Window
-from lte_model.windows import lte_window
+from lte_model.warehouse.tables import EVENTS, ITEMS, LTE_LIVE, LTE_SNAPSHOTS, PUBLICATIONS
 
 
 @dataclass(frozen=True)

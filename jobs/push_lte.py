@@ -24,12 +24,12 @@ import polars as pl
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from jobs.command_line import JobParser, asked_bases, asked_representations
 from jobs.engine.packing import group_buckets
-from lte_model.basis import chosen_basis
-from lte_model.errors import LTEError, run
-from lte_model.online_store import OnlineStore, Pushed, continue_in_feast
-from lte_model.representations import UNIFORM
+from lte_model.command_line import JobParser, asked_bases, asked_representations, run
+from lte_model.domain.basis import chosen_basis
+from lte_model.domain.representations import UNIFORM
+from lte_model.errors import LTEError
+from lte_model.serving.online_store import OnlineStore, Pushed, continue_in_feast
 from lte_model.settings import Settings
 
 if TYPE_CHECKING:

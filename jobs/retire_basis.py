@@ -4,7 +4,7 @@
     python -m jobs.retire_basis --basis ID --table lte_live      one table, with those that are written with it
     python -m jobs.retire_basis --basis ID --files online_store  the online store
 
-Refused while an alias of the registry reads the basis, or the settings name it (lte_model/basis_change.py).
+Refused while an alias of the registry reads the basis, or the settings name it (lte_model/registry/basis_change.py).
 
 What readers find goes first, and what it is made of last, so that a run after a kill finds the rest. The row of
 `semantic_bases` stays: a basis is frozen, and named in [basis] of the settings again it gives the same vectors again.
@@ -16,8 +16,13 @@ import argparse
 
 from delta.tables import DeltaTable
 
-from jobs.session import spark_session
-from jobs.tables import (
+from jobs.spark.session import spark_session
+from jobs.spark.warehouse import Warehouse, sql_text
+from lte_model.command_line import run
+from lte_model.registry.basis_change import require_released
+from lte_model.serving.online_store import retire_from_online_store
+from lte_model.settings import load_settings
+from lte_model.warehouse.tables import (
     ITEM_EMBEDDINGS,
     ITEM_ENCODINGS,
     LTE_LIVE,
@@ -25,13 +30,7 @@ from jobs.tables import (
     PUBLICATIONS,
     SNAPSHOT_ACCOUNTS,
     Table,
-    Warehouse,
-    sql_text,
 )
-from lte_model.basis_change import require_released
-from lte_model.errors import run
-from lte_model.online_store import retire_from_online_store
-from lte_model.settings import load_settings
 
 # A publication or an account must never stand beside rows that it doesn't describe: it goes before them.
 TABLES = {

@@ -34,25 +34,27 @@ from pyspark import SparkFiles
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.bases import basis_in_force, load_catalogue
 from jobs.build_training_set import items_with_vectors, sequences
-from jobs.command_line import JobParser
 from jobs.engine.calendar import day_number
 from jobs.engine.packing import BUCKETS
 from jobs.engine.run import user_bucket
-from jobs.recipes import lte_of
-from jobs.session import spark_session
-from jobs.shipping import served_folder
-from jobs.tables import EVENTS, LTE_SNAPSHOTS, RECOMMENDATIONS, SNAPSHOT_ACCOUNTS, Warehouse, sql_date
-from lte_model import registry
-from lte_model.errors import LTEError, run
-from lte_model.lineage import CHAMPION
+from jobs.recipes.bases import basis_in_force, load_catalogue
+from jobs.recipes.recipe import lte_of
+from jobs.spark.session import spark_session
+from jobs.spark.shipping import served_folder
+from jobs.spark.warehouse import Warehouse, sql_date
+from lte_model.command_line import JobParser, run
+from lte_model.domain.windows import lte_window, target_window
+from lte_model.errors import LTEError
+from lte_model.registry import versions
 from lte_model.settings import Settings, Window
-from lte_model.windows import lte_window, target_window
+from lte_model.tracking.lineage import CHAMPION
+from lte_model.warehouse.tables import EVENTS, LTE_SNAPSHOTS, RECOMMENDATIONS, SNAPSHOT_ACCOUNTS
 
 if TYPE_CHECKING:  # torch is for those who have a champion
-    from lte_model.model import LTEKind, Ranker
-    from lte_model.ranking import Recommender
+    from lte_model.domain.kind import LTEKind
+    from lte_model.ranker.model import Ranker
+    from lte_model.ranker.recommender import Recommender
 
 USERS_OF_A_GROUP = 2048
 """About how many users are ranked together: enough to find others with as long a sequence."""
@@ -75,9 +77,9 @@ class Champion:
 
 def read_champion(settings: Settings, version: ModelVersion, folder: Path) -> Champion:
     """The version, fetched from the registry into `folder`. Raises `LTEError` where its files can't be had."""
-    from lte_model.model import load_ranker
+    from lte_model.ranker.saved import load_ranker
 
-    directory = registry.fetch(settings, version, folder)
+    directory = versions.fetch(settings, version, folder)
     return Champion(version.name, int(version.version), directory, load_ranker(directory))
 
 
@@ -87,7 +89,7 @@ def users_with_ltes(warehouse: Warehouse, kind: "LTEKind", date: datetime.date) 
     Raises `LTEError` where there is no LTE of the date, and for a model of another basis, representation, lag or window
     than these have. Of several bases in force, the model's own is looked at, whichever that is.
     """
-    from lte_model.model import LTEKind, require_kind
+    from lte_model.domain.kind import LTEKind, require_kind
 
     warehouse.require(SNAPSHOT_ACCOUNTS)
     of_date = pl.scan_delta(warehouse.path(SNAPSHOT_ACCOUNTS)).filter(snapshot_date=date)
@@ -118,7 +120,7 @@ def users_of(
     max_length: int,
     with_seen: bool,
 ) -> DataFrame:
-    """What a ranker reads of each user on `date`: the columns of lte_model/pyfunc.py, null where there is nothing, and
+    """What a ranker reads of each user on `date`: the columns of lte_model/serving/pyfunc.py, null where there is nothing, and
     with `with_seen` the user's `seen_items`.
 
     `items` (item_id, item_known_date) are those with a vector; `ltes` has the rows of the date by representation, in
@@ -163,7 +165,7 @@ def recommended(users: DataFrame, model: str, k: int, allowed: np.ndarray, group
     group = F.floor(user_bucket() * groups / BUCKETS).cast("int")
 
     def rank_partition(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from lte_model.ranking import open_recommender
+        from lte_model.ranker.recommender import open_recommender
 
         tables = [pa.Table.from_batches([batch]) for batch in batches]
         if not tables:
@@ -243,7 +245,7 @@ def main() -> None:
     parser = JobParser(__doc__, "the day that the recommendations are for")
     parser.add_argument("--if-champion", action="store_true", help="only where the registry has a champion")
     arguments, settings, date = parser.read()
-    version = registry.find(settings, CHAMPION)
+    version = versions.find(settings, CHAMPION)
     if version is None:
         nobody = f"no version of model {settings.mlflow.model_name} is {CHAMPION}"
         if not arguments.if_champion:

@@ -9,7 +9,7 @@ known before D. For each basis in force and each representation of the settings,
    differently are always made from all days;
 3. writes the rows of its dates, and last an account of what they were made from.
 
-The rows are the same bits either way. How they are computed: jobs/engine, and jobs/weighted_lte.py for weights. The
+The rows are the same bits either way. How they are computed: jobs/engine, and jobs/recipes/weighted.py for weights. The
 autoencoder is the engine's sum of other vectors, those of the newest encoder fitted on D or before; dates of different
 encoders are runs of their own.
 """
@@ -22,28 +22,29 @@ import polars as pl
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from jobs.bases import ItemVectors, basis_in_force, load_vectors
-from jobs.command_line import JobParser, asked_bases, asked_representations
-from jobs.encoders import made_with, with_encoder
 from jobs.engine.calendar import Calendar
 from jobs.engine.files import Listing, list_files
 from jobs.engine.inputs import Inputs
-from jobs.engine.packing import Catalogue
+from jobs.engine.items import ItemIndex, ItemVectors
 from jobs.engine.plan import choose_plan, days_seen, in_words, needed
 from jobs.engine.run import run_engine
 from jobs.ingest_events import FEED
-from jobs.recipes import Recipe, recipes
-from jobs.session import spark_session
-from jobs.tables import EVENTS, INGESTED_DAYS, LTE_SNAPSHOTS, SNAPSHOT_ACCOUNTS, Warehouse, dated
-from jobs.weighted_lte import run_weighted
-from lte_model.errors import LTEError, run
-from lte_model.representations import require_distinct
+from jobs.recipes.bases import basis_in_force, load_vectors
+from jobs.recipes.encoders import made_with, with_encoder
+from jobs.recipes.recipe import Recipe, recipes
+from jobs.recipes.weighted import run_weighted
+from jobs.spark.session import spark_session
+from jobs.spark.warehouse import Warehouse, dated
+from lte_model.command_line import JobParser, asked_bases, asked_representations, run
+from lte_model.domain.representations import require_distinct
+from lte_model.domain.windows import parse_run_date
+from lte_model.errors import LTEError
 from lte_model.settings import Settings, Window
-from lte_model.windows import parse_run_date, training_dates
+from lte_model.warehouse.tables import EVENTS, INGESTED_DAYS, LTE_SNAPSHOTS, SNAPSHOT_ACCOUNTS
 
 
 @dataclass(frozen=True)
-class Account:
+class SnapshotAccount:
     """A snapshot that was made: from that of `made_from`, or from all events of its window where that is None; with
     the item vectors of an encoder, or of the basis where `encoder_id` is None."""
 
@@ -61,7 +62,7 @@ def snapshot_lte(
     full: bool = False,
     representations: Sequence[str] | None = None,
     basis_id: str = "",
-) -> list[Account]:
+) -> list[SnapshotAccount]:
     """Runs the job for `dates` and `representations` (None: those of the settings) of one basis ("": that of the
     settings); with `full` from all events of their windows.
 
@@ -91,7 +92,7 @@ def _by_the_engine(
     vectors: ItemVectors,
     inputs: Inputs,
     full: bool,
-) -> list[Account]:
+) -> list[SnapshotAccount]:
     """Makes the dates of an exact representation, from the nearest snapshot of the same recipe where there is one."""
     there = {} if full else _possible_bases(warehouse, recipe)
     window = Window(lag_days=recipe.lag_days, window_days=recipe.window_days)
@@ -112,7 +113,7 @@ def _by_the_engine(
 
 def _by_weights(
     warehouse: Warehouse, recipe: Recipe, dates: Sequence[datetime.date], vectors: ItemVectors, inputs: Inputs
-) -> list[Account]:
+) -> list[SnapshotAccount]:
     """Makes the dates of a representation whose events have weights, from all events of their windows."""
     calendar = Calendar(tuple(dates), recipe.lag_days, recipe.window_days)
     listing = _complete_events(warehouse, inputs, calendar)
@@ -145,7 +146,7 @@ def _possible_bases(warehouse: Warehouse, recipe: Recipe) -> dict[datetime.date,
     return {date: inputs for date, inputs in there.items() if used.get(date) == recipe.encoder.encoder_id}
 
 
-def read_inputs(warehouse: Warehouse, catalogue: Catalogue, basis_id: str) -> Inputs:
+def read_inputs(warehouse: Warehouse, catalogue: ItemIndex, basis_id: str) -> Inputs:
     """The accounts of the events that are there, and the items with a vector."""
     warehouse.require(EVENTS, INGESTED_DAYS)
     accounts = (
@@ -168,7 +169,7 @@ def snapshots_there(warehouse: Warehouse, basis_id: str, representation: str) ->
 
 def write_snapshots(
     warehouse: Warehouse, rows: DataFrame, calendar: Calendar, recipe: Recipe, inputs: Inputs, events_version: int
-) -> list[Account]:
+) -> list[SnapshotAccount]:
     """Writes the rows of the dates that the calendar makes, and then their accounts, which it returns."""
     made_from = None if calendar.base is None else calendar.dates[calendar.base]
     encoder_id = recipe.encoder.encoder_id if recipe.encoder else None
@@ -188,7 +189,9 @@ def write_snapshots(
     warehouse.replace(LTE_SNAPSHOTS, rows.withColumns(kind), of_dates)
     written = list_files(warehouse.path(LTE_SNAPSHOTS))
     accounts = [
-        Account(recipe.kind.name, date, hashes[date], made_from, written.of(recipe.partition(date)).records, encoder_id)
+        SnapshotAccount(
+            recipe.kind.name, date, hashes[date], made_from, written.of(recipe.partition(date)).records, encoder_id
+        )
         for date in calendar.made
     ]
     if not any(account.users for account in accounts):
@@ -218,10 +221,10 @@ def due_of_training(
     In a basis beside nothing is trained. Of it are read the test users' LTEs, by the models of an alias that the new one is
     compared with; a basis that nobody reads stops no training. Raises `LTEError` where MLflow doesn't answer.
     """
-    dates = training_dates(date, settings.training_set)
+    dates = settings.training_set.dates(date)
     due = [(settings.basis.basis_id, dates.snapshot_dates, names)]
     for beside in settings.basis.beside:
-        from lte_model.basis_change import representations_read  # MLflow takes seconds to import
+        from lte_model.registry.in_force import representations_read  # MLflow takes seconds to import
 
         if read := representations_read(settings, beside):
             due.append((beside, (dates.test.start,), read))
@@ -244,7 +247,7 @@ def main() -> None:
         raise LTEError("--anchors are those of one training; give --date, not a range")
     names = asked_representations(arguments, settings)
     if arguments.anchors:
-        dates = training_dates(parse_run_date(arguments.date), settings.training_set).snapshot_dates
+        dates = settings.training_set.dates(parse_run_date(arguments.date)).snapshot_dates
     due = [(basis_id, dates, names) for basis_id in asked_bases(arguments, settings)]
     if arguments.anchors and not arguments.bases:
         due = due_of_training(settings, parse_run_date(arguments.date), names)

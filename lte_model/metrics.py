@@ -4,46 +4,14 @@ The rank of a target is 1 + the items that score higher + half of the *other* it
 scores all items alike gets the middle of the catalogue, where counting ties as wins would make it perfect.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 
-from lte_model.data import Cases
-from lte_model.model import Ranker
-from lte_model.users import BLOCK, scored
+from lte_model.ranker.batches import BLOCK
 
 CONFIDENCE = 0.95
-
-
-def ranks_of(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The rank of each row's target: `scores` (B, items) and `targets` (B,) give (B,) float64. Scores are finite.
-
-    1 + greater + (alike − 1) / 2, of which greater + less + alike = items, is (1 + items + greater − less) / 2: one sum of
-    signs, which float32 takes exactly up to 2^24 items.
-    """
-    above = (scores - scores.gather(1, targets[:, None])).sign().sum(dim=1, dtype=torch.float32)
-    return (1 + scores.shape[1] + above.double()) / 2
-
-
-def target_ranks(ranker: Ranker, cases: Cases, device: torch.device, batch_size: int = 0) -> np.ndarray:
-    """The rank (N,) that `ranker`, which lies on `device`, gives the target of each case."""
-    was_training = ranker.training
-    ranker.eval()
-    ranks = np.empty(len(cases))
-    for numbers, scores in scored(ranker, cases, device, cases.popularity_on(device), batch_size):
-        ranks[numbers] = ranks_of(scores, torch.from_numpy(cases.targets[numbers]).to(device)).cpu().numpy()
-    ranker.train(was_training)
-    return ranks
-
-
-def count_ranks(counts: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The ranks (N,) of `targets` where every case has the same scores, `counts` (items,)."""
-    ascending = np.sort(counts)
-    of_target = counts[targets]
-    not_greater = np.searchsorted(ascending, of_target, side="right")
-    less = np.searchsorted(ascending, of_target, side="left")
-    return 1 + (len(counts) - not_greater) + (not_greater - less - 1) / 2
 
 
 def ndcg(ranks: np.ndarray, cutoff: int) -> np.ndarray:
@@ -101,3 +69,13 @@ def relative_difference(ours: np.ndarray | float, base: np.ndarray | float) -> n
     """ours / base − 1, not a number where base is 0."""
     ours, base = np.asarray(ours, dtype=np.float64), np.asarray(base, dtype=np.float64)
     return np.divide(ours, base, out=np.full(ours.shape, np.nan), where=base != 0) - 1
+
+
+def mean_cosine(one: np.ndarray, other: np.ndarray) -> float:
+    """The mean cosine of the rows of two matrices (users, dimensions). A row of zeros has none; NaN where all are."""
+    dot, *squares = (
+        np.einsum("ud,ud->u", a, b, dtype=np.float64) for a, b in ((one, other), (one, one), (other, other))
+    )
+    lengths = np.sqrt(squares[0] * squares[1])
+    some = lengths > 0
+    return float((dot[some] / lengths[some]).mean()) if some.any() else math.nan

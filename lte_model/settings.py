@@ -4,6 +4,7 @@
 `home` starts at the folder of the file. An unknown key, in the file or the environment, is an error.
 """
 
+import datetime
 import math
 import os
 import tomllib
@@ -14,8 +15,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from lte_model import object_store
+from lte_model.domain.representations import require_distinct
+from lte_model.domain.windows import Interval, TrainingDates
 from lte_model.errors import LTEError
-from lte_model.representations import require_distinct
 
 PREFIX = "LTE_"
 SETTINGS_VARIABLE = "LTE_SETTINGS"
@@ -78,7 +80,7 @@ class Basis(_Section):
         return self
 
 
-class TrainingSet(_Section):
+class TrainingSetSettings(_Section):
     """Which dates train and which evaluate. Anchors `anchor_every_days` = `lag_days` apart use each target once."""
 
     anchors: Count = 6
@@ -89,13 +91,29 @@ class TrainingSet(_Section):
     user_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Of the users, those that train and evaluate: a training holds all of their rows in memory (infra/scale.md)."""
 
+    def dates(self, training_date: datetime.date) -> TrainingDates:
+        """The dates of the training that runs on `training_date`, which sees events before it alone.
+
+        The last `test_days` days test, the `test_days` before them validate, and the anchors step back from the
+        validation cut, `anchor_every_days` apart.
+        """
+        horizon = datetime.timedelta(days=self.test_days)
+        test = Interval(training_date - horizon, training_date)
+        validation = Interval(test.start - horizon, test.start)
+        step = datetime.timedelta(days=self.anchor_every_days)
+        return TrainingDates(
+            anchors=tuple(validation.start - step * k for k in reversed(range(self.anchors))),
+            validation=validation,
+            test=test,
+        )
+
 
 class Model(_Section):
     """What the model reads, and the sizes of the transformer.
 
     `sequence` is the policy: `lagged` reads the events of [D−L, D), `newest` the newest of any date before D, of which
     those before D−L are inputs and never targets. `max_tokens` counts the context tokens, one a representation.
-    `representations` are some of lte_model/representations.py.
+    `representations` are some of lte_model/domain/representations.py.
     """
 
     integration: Literal["prefix", "none", "late_fusion", "feature_injection"] = "prefix"
@@ -184,7 +202,7 @@ class Training(_Section):
     """CPU threads of torch; 0 leaves the choice to torch."""
 
 
-class Evaluation(_Section):
+class EvaluationSettings(_Section):
     cutoffs: tuple[Count, ...] = (10, 100, 500)
     bootstrap_samples: Count = 1000
 
@@ -234,7 +252,7 @@ class S3(_Section):
     region: str = ""
 
 
-class OnlineStore(_Section):
+class OnlineStoreSettings(_Section):
     """Where a service reads the LTEs that are live; `none`: nowhere. `sqlite` is the file `path`. `redis` is what
     `connection` says, `host:port,password=…,ssl=true`: a secret belongs into the environment,
     LTE_ONLINE_STORE__CONNECTION. `registry`, a path or URL, is Feast's note of its views, and `python` that of the
@@ -279,7 +297,7 @@ class Bounds(_Section):
 
 
 class Monitoring(_Section):
-    """Where the measures of a snapshot may lie before it goes live; each is described in lte_model/monitoring.py.
+    """Where the measures of a snapshot may lie before it goes live; each is described in lte_model/monitoring/measures.py.
 
     A default stop is where something must be broken, whatever the shop; where to be warned differs by shop.
     `[monitoring.inertia] warn_below = 0.95` changes that bound and leaves the others of the measure as they are.
@@ -370,16 +388,16 @@ class Settings(_Section):
     window: Window = Window()
     basis: Basis = Basis()
     representations: Representations = Representations()
-    training_set: TrainingSet = TrainingSet()
+    training_set: TrainingSetSettings = TrainingSetSettings()
     model: Model = Model()
     autoencoder: Autoencoder = Autoencoder()
     training: Training = Training()
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvaluationSettings = EvaluationSettings()
     scoring: Scoring = Scoring()
     online_test: OnlineTest = OnlineTest()
     mlflow: MLflow = MLflow()
     s3: S3 = S3()
-    online_store: OnlineStore = OnlineStore()
+    online_store: OnlineStoreSettings = OnlineStoreSettings()
     gates: Gates = Gates()
     monitoring: Monitoring = Monitoring()
     freshness: Freshness = Freshness()

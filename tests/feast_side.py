@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jobs.push_lte import push_lte
 from lte_model.errors import LTEError
-from lte_model.online_reader import OnlineReader
-from lte_model.online_store import OnlineStore
+from lte_model.serving.online_reader import OnlineReader
+from lte_model.serving.online_store import OnlineStore
 from lte_model.settings import load_settings
 
 

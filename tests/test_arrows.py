@@ -15,15 +15,15 @@ FORBIDDEN = {
     "infra": {"dags", "jobs", "tests", "pyspark", "torch"},
 }
 WITHOUT_TORCH = (
-    "lte_model.windows",
-    "lte_model.basis",
-    "lte_model.code_version",
-    "lte_model.representations",
-    "lte_model.encoder_files",
+    "lte_model.domain.windows",
+    "lte_model.domain.basis",
+    "lte_model.tracking.code_version",
+    "lte_model.domain.representations",
+    "lte_model.training.encoder_files",
     "lte_model.settings",
     "lte_model.object_store",
     "lte_model.errors",
-    "lte_model.online_test",
+    "lte_model.online_test.statistics",
 )
 
 

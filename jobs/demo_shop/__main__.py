@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from jobs.demo_shop import ShopSpec, write_demo_shop
-from lte_model.errors import run
+from lte_model.command_line import run
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from lte_model.windows import Interval, lte_window
+from lte_model.domain.windows import Interval, lte_window
 
 EPOCH = datetime.date(1970, 1, 1)
 

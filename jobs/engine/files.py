@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
+from lte_model.domain.windows import Interval
 from lte_model.object_store import arrow_file
-from lte_model.windows import Interval
 
 PART_BYTES = 128 * 2**20
 """Compressed bytes of a part: what a task holds at once."""

@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from jobs.engine.calendar import day_number
 from jobs.engine.files import Listing
-from jobs.engine.packing import Catalogue
+from jobs.engine.items import ItemIndex
+from lte_model.domain.windows import ONE_DAY, Interval, every, lte_window
 from lte_model.errors import LTEError
-from lte_model.windows import ONE_DAY, Interval, every, lte_window
 
 DAYS_NAMED = 10
 
@@ -31,7 +31,7 @@ class Inputs:
 
     basis_id: str
     accounts: pl.DataFrame
-    catalogue: Catalogue
+    catalogue: ItemIndex
 
     def hash(self, date: datetime.date, lag_days: int, window_days: int, choices: str = "") -> str:
         """16 hex digits of the SHA-256 of all that the snapshot of `date` reads, and of its lag and window.

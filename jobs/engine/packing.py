@@ -7,7 +7,6 @@ in SQL, so that the rows of a group are found again in a snapshot that another r
 import itertools
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -15,23 +14,13 @@ import pyarrow.compute as pc
 import scipy.sparse
 
 from jobs.engine.calendar import Calendar
+from jobs.engine.items import ItemIndex
 
 BUCKETS = 4096
 NEVER = -(2**31)
 """The newest day of a user without events."""
 
 COLUMNS = ("user_id", "item_id", "event_date", "known_date")
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """The items with a vector: row i of the matrix is of the item `item_ids[i]`, known from day `known_day[i]` on."""
-
-    item_ids: pa.Array
-    known_day: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.known_day)
 
 
 def buckets_of(user_ids: pa.Array) -> np.ndarray:
@@ -48,7 +37,7 @@ def group_buckets(group: int, groups: int) -> range:
     return range(-(-group * BUCKETS // groups), -(-(group + 1) * BUCKETS // groups))
 
 
-def pack(events: pa.Table, calendar: Calendar, catalogue: Catalogue, groups: int) -> Iterator[tuple[int, bytes]]:
+def pack(events: pa.Table, calendar: Calendar, catalogue: ItemIndex, groups: int) -> Iterator[tuple[int, bytes]]:
     """(group, blob) of the events that the calendar's moves add or take.
 
     `events` has `COLUMNS`, the ids dictionary-encoded. Events of items without a vector are left out.

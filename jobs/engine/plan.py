@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 
 from jobs.engine.calendar import Calendar, day_number
 from jobs.engine.files import Listing, in_days, overlaps
-from jobs.engine.packing import Catalogue
+from jobs.engine.items import ItemIndex
+from lte_model.domain.windows import Interval
 from lte_model.settings import Window
-from lte_model.windows import Interval
 
 FORWARD_REACH = 1 / 2
 BACKWARD_REACH = 1 / 8
@@ -84,7 +84,7 @@ def days_seen(calendar: Calendar) -> Interval:
     return Interval(calendar.window(calendar.dates[0]).start, calendar.dates[-1])
 
 
-def needed(events: Listing, calendar: Calendar, catalogue: Catalogue) -> tuple[Listing, pc.Expression]:
+def needed(events: Listing, calendar: Calendar, catalogue: ItemIndex) -> tuple[Listing, pc.Expression]:
     """The files that may hold events which the calendar's moves add or take, and the condition on their rows."""
     first, last = (calendar.window(date) for date in (calendar.dates[0], calendar.dates[-1]))
     whole = Interval(first.start, last.end)

@@ -16,12 +16,12 @@ from pyspark import SparkFiles, TaskContext
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from jobs.bases import ItemVectors
 from jobs.engine.calendar import Calendar
 from jobs.engine.files import Listing, read_pieces
-from jobs.engine.packing import BUCKETS, COLUMNS, Catalogue, group_buckets, pack, unpack
+from jobs.engine.items import ItemIndex, ItemVectors
+from jobs.engine.packing import BUCKETS, COLUMNS, group_buckets, pack, unpack
 from jobs.engine.sums import ROWS, snapshot_rows
-from jobs.shipping import served_folder
+from jobs.spark.shipping import served_folder
 
 EVENTS_OF_A_GROUP = 5_000_000
 USERS_OF_A_GROUP = 50_000
@@ -54,9 +54,9 @@ class Shipped:
             spark.sparkContext.addFile(str(folder / file))
         return shipped
 
-    def catalogue(self) -> Catalogue:
+    def catalogue(self) -> ItemIndex:
         table = pa.ipc.open_file(pa.memory_map(SparkFiles.get(self.items))).read_all().combine_chunks()
-        return Catalogue(table["item_id"].combine_chunks(), table["known_day"].to_numpy())
+        return ItemIndex(table["item_id"].combine_chunks(), table["known_day"].to_numpy())
 
     def matrix(self) -> np.ndarray:
         return np.load(SparkFiles.get(self.units), mmap_mode="r")

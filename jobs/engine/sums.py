@@ -17,7 +17,7 @@ import scipy.sparse
 
 from jobs.engine.calendar import Calendar
 from jobs.engine.packing import NEVER, buckets_of
-from lte_model.basis import MAX_EVENTS
+from lte_model.domain.basis import MAX_EVENTS
 from lte_model.errors import LTEError
 
 USERS_AT_ONCE = 4096

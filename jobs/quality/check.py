@@ -24,13 +24,14 @@ from great_expectations.data_context.types.base import (
     InMemoryStoreBackendDefaults,
 )
 
-from jobs.command_line import JobParser
 from jobs.quality.data_docs import VIEW
 from jobs.quality.pages import write_gates_page
-from jobs.quality.suites import SUITES, Batch
-from lte_model.errors import LTEError, run
+from jobs.quality.suites.by_table import SUITES
+from jobs.quality.suites.rules import Batch
+from lte_model.command_line import JobParser, run
+from lte_model.domain.windows import parse_date
+from lte_model.errors import LTEError
 from lte_model.settings import Settings
-from lte_model.windows import parse_date
 
 SITE = "data_docs"
 RESULTS, PAGES = "results", "site"

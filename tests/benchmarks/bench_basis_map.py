@@ -8,7 +8,7 @@ that are known by the training. Other bases stand for what a shop may come from:
     narrower     32 dimensions
     titles       of the titles alone, where the set has more text than that
 
-Each is mapped to the ranker's basis (lte_model/basis_map.py): the loss on items held out; the cosine of the test users'
+Each is mapped to the ranker's basis (lte_model/registry/basis_map.py): the loss on items held out; the cosine of the test users'
 LTEs, mapped and own; and NDCG of the ranker with its own LTEs, with the mapped ones, and with none.
 
 It reads the tables of the drill (`make drill`), and makes them where they aren't there. LTEs are added up from the events
@@ -25,9 +25,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from infra import drill
-from lte_model.basis import CONTENT_COLUMNS, SemanticBasis, to_grid
-from lte_model.basis_map import (
+from infra.runs import drill
+from lte_model.command_line import run
+from lte_model.domain.basis import CONTENT_COLUMNS, SemanticBasis, to_grid
+from lte_model.metrics import mean_cosine
+from lte_model.ranker.saved import load_ranker
+from lte_model.registry.basis_map import (
     HELD_OUT,
     BasisMap,
     fit_map,
@@ -37,12 +40,10 @@ from lte_model.basis_map import (
     ranking_figures,
     ranking_loss,
 )
-from lte_model.data import Catalogue, TrainingSet, open_training_set
-from lte_model.drill import EncodedSet
-from lte_model.errors import run
-from lte_model.model import load_ranker
-from lte_model.monitoring import mean_cosine
-from lte_model.training import train
+from lte_model.studies.drill import EncodedSet
+from lte_model.training.train import train
+from lte_model.training.training_set import TrainingSet, open_training_set
+from lte_model.warehouse.catalogue import Catalogue
 from tests.benchmarks.bench_quality import DATA, SETS
 
 OWN = "own"

@@ -1,7 +1,7 @@
 """What is a new item's content worth on real data? `make bench-cold-items`.
 
 Few targets of a real test window are new by themselves. So a share of the items is hidden: a model is trained on the
-ablation's training set (infra/ablation.py) as if nobody had ever bought them. Then the test users whose target is a
+ablation's training set (infra/runs/ablation.py) as if nobody had ever bought them. Then the test users whose target is a
 hidden item are ranked, over the full catalogue:
 
     content        the model, which knows of a hidden item its content vector alone
@@ -24,16 +24,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from lte_model.ablation import side_of, train_variant
-from lte_model.data import Cases, Split, TrainingSet, first_places, open_training_set
-from lte_model.errors import LTEError, run
-from lte_model.evaluation import Comparison, load_side
-from lte_model.metrics import ndcg, target_ranks
+from lte_model.command_line import run
+from lte_model.domain.windows import parse_run_date
+from lte_model.errors import LTEError
+from lte_model.evaluation.comparison import Comparison
+from lte_model.evaluation.ranked import load_side
+from lte_model.figures import interval, number, percent, percent_interval
+from lte_model.metrics import ndcg
+from lte_model.ranker.cases import Cases, first_places
+from lte_model.ranker.ranks import target_ranks
 from lte_model.settings import Settings, load_settings
-from lte_model.training import choose_device, train
-from lte_model.variants import VARIANTS
-from lte_model.verdict import interval, number, percent, percent_interval
-from lte_model.windows import parse_run_date
+from lte_model.studies.ablation import side_of, train_variant
+from lte_model.studies.variants import VARIANTS
+from lte_model.training.device import choose_device
+from lte_model.training.train import train
+from lte_model.training.training_set import Split, TrainingSet, open_training_set
 
 VARIANT = VARIANTS["prefix_newest"]
 SHARE = 0.1

@@ -1,6 +1,6 @@
 """How good the models are on real data, beside each other and RecTools' SASRec: `make bench-quality`.
 
-For each data set: the ablation (infra/ablation.py) of the sides below, the rival's search and ranks (rival.py), and one
+For each data set: the ablation (infra/runs/ablation.py) of the sides below, the rival's search and ranks (rival.py), and one
 report of all. Choices are made on the validation days, of both makers' models; figures are NDCG@500 on the test days.
 
     popularity_7d                         what sold in the last 7 days
@@ -23,11 +23,12 @@ from typing import Any
 
 import polars as pl
 
-from infra.ablation import ablate, options
-from lte_model.errors import LTEError, run
+from infra.runs.ablation import ablate, options
+from lte_model.command_line import run
+from lte_model.errors import LTEError
 from lte_model.settings import Settings
-from lte_model.variants import RIVAL, VARIANTS
-from lte_model.verdict import Ablation
+from lte_model.studies.results import Ablation
+from lte_model.studies.variants import RIVAL, VARIANTS
 from tests.benchmarks.rival import LENGTHS, rectools_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -74,7 +75,9 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3, help="of every side (default: %(default)s)")
     parser.add_argument(
-        "--lengths", default=",".join(map(str, LENGTHS)), help="of RecTools' sessions, to choose of (default: %(default)s)"
+        "--lengths",
+        default=",".join(map(str, LENGTHS)),
+        help="of RecTools' sessions, to choose of (default: %(default)s)",
     )
     parser.add_argument("--without-rival", action="store_true", help="leave RecTools out")
     parser.add_argument("--json", metavar="FILE", help="write the figures there, too")

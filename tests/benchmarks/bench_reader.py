@@ -24,11 +24,10 @@ import pyarrow as pa
 
 from jobs.engine.packing import buckets_of
 from jobs.push_lte import push_lte
-from lte_model.basis import GRID, to_vector
-from lte_model.online_reader import OnlineReader
-from lte_model.online_store import OnlineStore
-from lte_model.settings import OnlineStore as StoreSettings
-from lte_model.settings import Settings
+from lte_model.domain.basis import GRID, to_vector
+from lte_model.serving.online_reader import OnlineReader
+from lte_model.serving.online_store import OnlineStore
+from lte_model.settings import OnlineStoreSettings, Settings
 from tests.redis_server import MISSING, installed, redis_server
 
 DATE = datetime.date(2024, 6, 1)
@@ -99,10 +98,12 @@ def main() -> None:
     figures = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stores = {"sqlite": StoreSettings(type="sqlite", path=f"{folder}/ltes.db", registry=f"{folder}/sqlite.db")}
+        stores = {
+            "sqlite": OnlineStoreSettings(type="sqlite", path=f"{folder}/ltes.db", registry=f"{folder}/sqlite.db")
+        }
         if installed():
             connection = stack.enter_context(redis_server())
-            stores["redis"] = StoreSettings(type="redis", connection=connection, registry=f"{folder}/redis.db")
+            stores["redis"] = OnlineStoreSettings(type="redis", connection=connection, registry=f"{folder}/redis.db")
         else:
             print(f"redis is left out: {MISSING}")
         sums, counts = made_up(folder, arguments.users, arguments.dimensions)

@@ -31,8 +31,8 @@ import numpy as np
 import polars as pl
 import psutil
 
+from lte_model.domain.windows import ONE_DAY, lte_window
 from lte_model.settings import Settings, load_settings
-from lte_model.windows import ONE_DAY, lte_window, training_dates
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOME = REPOSITORY / ".lte" / "bench" / "scale"
@@ -220,8 +220,8 @@ def peak_memory(pid: int) -> float:
 def measure_here(users: int) -> list[Measured]:
     """Every step of a shop of so many users."""
     from jobs.demo_shop import ShopSpec, write_demo_shop
-    from jobs.session import spark_session
-    from jobs.tables import Warehouse
+    from jobs.spark.session import spark_session
+    from jobs.spark.warehouse import Warehouse
 
     home = HOME / str(users)
     shutil.rmtree(home, ignore_errors=True)
@@ -248,15 +248,14 @@ def measure_here(users: int) -> list[Measured]:
         meter.process("push_lte, all rows", "users", live, "jobs.push_lte", "--date", str(DATE), "--full")
     ranked = str(users // USERS_A_RANKED_ONE)
     meter.process("ranking a million items", "users", int(ranked), "tests.benchmarks.bench_scale", "--rank", ranked)
-    dates = training_dates(DATE, settings.training_set).anchors
+    dates = settings.training_set.dates(DATE).anchors
     rows = pl.scan_delta(settings.table_path("training_set")).filter(pl.col("split") == "train")
     targets = rows.filter(pl.col("snapshot_date").is_in(dates)).select(pl.col("target_count").sum()).collect().item()
-    meter.process("training, one epoch", "targets", targets, "lte_model.training", "--date", str(DATE))
+    meter.process("training, one epoch", "targets", targets, "lte_model.training.train", "--date", str(DATE))
     return meter.found
 
 
 def on_spark(meter: Meter, warehouse, rows: int) -> None:
-    from jobs.bases import basis_in_force
     from jobs.build_training_set import build_training_set
     from jobs.count_popularity import count_popularity
     from jobs.embed_items import embed_items
@@ -264,10 +263,11 @@ def on_spark(meter: Meter, warehouse, rows: int) -> None:
     from jobs.ingest_events import ingest_events
     from jobs.ingest_items import ingest_items
     from jobs.publish_lte import publish_lte
+    from jobs.recipes.bases import basis_in_force
     from jobs.score_users import score_users
     from jobs.snapshot_lte import snapshot_lte
-    from jobs.tables import SEMANTIC_BASES
-    from lte_model.windows import Interval
+    from lte_model.domain.windows import Interval
+    from lte_model.warehouse.tables import SEMANTIC_BASES
 
     settings, yesterday = warehouse.settings, DATE - ONE_DAY
     items = meter.users * ITEMS_A_USER
@@ -296,7 +296,7 @@ def on_spark(meter: Meter, warehouse, rows: int) -> None:
         publish_lte(warehouse, DATE)
     with meter.step("count_popularity", "events in window", seen(DATE)):
         count_popularity(warehouse, [DATE])
-    anchors = training_dates(DATE, settings.training_set).snapshot_dates
+    anchors = settings.training_set.dates(DATE).snapshot_dates
     with meter.step("snapshots of anchors", "users × dates", lambda: sum(users_of(settings, date) for date in anchors)):
         snapshot_lte(warehouse, anchors)
     pairs = sum(seen(date, settings.window.lag_days) for date in anchors)
@@ -312,8 +312,9 @@ def rank(users: int) -> None:
     import pyarrow as pa
     import torch
 
-    from lte_model.model import LTEKind, Ranker, RankerConfig
-    from lte_model.ranking import Recommender
+    from lte_model.domain.kind import LTEKind
+    from lte_model.ranker.model import Ranker, RankerConfig
+    from lte_model.ranker.recommender import Recommender
     from lte_model.settings import Model
 
     torch.set_num_threads(1)
@@ -343,7 +344,9 @@ def made_up_champion(settings: Settings, basis_id: str):
     import torch
 
     from jobs.score_users import Champion
-    from lte_model.model import LTEKind, Ranker, RankerConfig, save_ranker
+    from lte_model.domain.kind import LTEKind
+    from lte_model.ranker.model import Ranker, RankerConfig
+    from lte_model.ranker.saved import save_ranker
 
     rows = pl.scan_delta(settings.table_path("item_embeddings")).filter(basis_id=basis_id).sort("item_id")
     rows = rows.head(CHAMPIONS_ITEMS).collect()
@@ -505,7 +508,13 @@ def report(found: Sequence[Measured], target: Target) -> list[dict[str, object]]
         cpu, unit = line["cpu"], next(iter(rows.values())).unit
         print(f"{step:<24}{cells}   {cpu.fixed:6.1f} + {cpu.per_unit * 1e6:12.5g} ({cpu.residual:4.0%})   {unit}")
         for size, one in rows.items():
-            for name, measure_unit in (("cpu", "s"), ("wall", "s"), ("shuffled", "B"), ("written", "B"), ("driver", "B")):
+            for name, measure_unit in (
+                ("cpu", "s"),
+                ("wall", "s"),
+                ("shuffled", "B"),
+                ("written", "B"),
+                ("driver", "B"),
+            ):
                 figures.append(figure(f"{name}_{step}", f"{size} users", getattr(one, name), measure_unit))
         figures += [
             figure(f"fixed_{step}", "fit", cpu.fixed, "s"),

@@ -29,13 +29,15 @@ import pyarrow.parquet as pq
 import torch
 
 from jobs.score_users import USERS_OF_A_GROUP, recommended, ship
-from jobs.session import spark_session
-from lte_model.basis import GRID
-from lte_model.model import LTEKind, Ranker, RankerConfig, save_ranker
-from lte_model.pyfunc import ARTIFACT, ServedRanker
-from lte_model.ranking import open_recommender
+from jobs.spark.session import spark_session
+from lte_model.domain.basis import GRID
+from lte_model.domain.kind import LTEKind
+from lte_model.ranker.batches import scored
+from lte_model.ranker.model import Ranker, RankerConfig
+from lte_model.ranker.recommender import open_recommender
+from lte_model.ranker.saved import save_ranker
+from lte_model.serving.pyfunc import ARTIFACT, ServedRanker
 from lte_model.settings import Model, load_settings
-from lte_model.users import scored
 from tests.benchmarks.bench_training import DIMENSIONS, figure, made_up
 
 REPOSITORY = Path(__file__).resolve().parents[2]

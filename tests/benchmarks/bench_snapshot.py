@@ -36,9 +36,9 @@ import pyarrow.parquet as pq
 import scipy.sparse
 from deltalake import DeltaTable
 
-from lte_model.basis import GRID
+from lte_model.domain.basis import GRID
+from lte_model.domain.windows import ONE_DAY, lte_window
 from lte_model.settings import Settings, load_settings
-from lte_model.windows import ONE_DAY, lte_window
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOME = REPOSITORY / ".lte" / "bench"
@@ -89,9 +89,10 @@ def prepare(size: str) -> None:
     from pyspark.sql import functions as F
 
     from jobs.demo_shop import ShopSpec, write_demo_shop
-    from jobs.session import spark_session
-    from jobs.tables import EVENTS, INGESTED_DAYS, ITEM_EMBEDDINGS, SEMANTIC_BASES, Warehouse
-    from jobs.tables import ITEMS as ITEMS_TABLE
+    from jobs.spark.session import spark_session
+    from jobs.spark.warehouse import Warehouse
+    from lte_model.warehouse.tables import EVENTS, INGESTED_DAYS, ITEM_EMBEDDINGS, SEMANTIC_BASES
+    from lte_model.warehouse.tables import ITEMS as ITEMS_TABLE
 
     settings = settings_of(size, 64)
     shop = HOME / size / "shop"
@@ -171,8 +172,8 @@ def side(name: str, settings: Settings) -> Iterator[Run]:
     if name in OTHER_SIDES:
         yield lambda: {"duckdb": duckdb_run, "polars": polars_run, "floor": floor_run}[name](settings, target)
         return
-    from jobs.session import spark_session
-    from jobs.tables import Warehouse
+    from jobs.spark.session import spark_session
+    from jobs.spark.warehouse import Warehouse
 
     with spark_session(settings, name) as spark:
         if name.startswith("spark_"):
@@ -278,7 +279,7 @@ def duckdb_run(settings: Settings, target: Path) -> Path:
 def spark_run(warehouse, name: str, target: Path) -> Path:
     from pyspark.sql import functions as F
 
-    from jobs.tables import EVENTS, ITEM_EMBEDDINGS
+    from lte_model.warehouse.tables import EVENTS, ITEM_EMBEDDINGS
 
     window, width = lte_window(DATE, LAG, WINDOW), warehouse.settings.basis.dimensions
     vectors = warehouse.read(ITEM_EMBEDDINGS).where(F.col("basis_id") == warehouse.settings.basis.basis_id)
@@ -307,9 +308,10 @@ def spark_run(warehouse, name: str, target: Path) -> Path:
 def job_run(warehouse, name: str) -> Path:
     from pyspark.sql import functions as F
 
-    from jobs.recipes import lte_of
+    from jobs.recipes.recipe import lte_of
     from jobs.snapshot_lte import snapshot_lte
-    from jobs.tables import LTE_SNAPSHOTS, sql_date
+    from jobs.spark.warehouse import sql_date
+    from lte_model.warehouse.tables import LTE_SNAPSHOTS
 
     basis_id = warehouse.settings.basis.basis_id
     place = Path(
@@ -331,9 +333,9 @@ def job_run(warehouse, name: str) -> Path:
 
 def prepare_base(settings: Settings) -> None:
     """Makes yesterday's snapshot anew: what `incremental` goes on from, and `rewrite` copies."""
-    from jobs.session import spark_session
     from jobs.snapshot_lte import snapshot_lte
-    from jobs.tables import Warehouse
+    from jobs.spark.session import spark_session
+    from jobs.spark.warehouse import Warehouse
 
     with spark_session(settings, "base") as spark:
         snapshot_lte(Warehouse(spark, settings), [DATE - ONE_DAY], full=True)
@@ -341,13 +343,14 @@ def prepare_base(settings: Settings) -> None:
 
 def explain(settings: Settings) -> None:
     """Prints the plan that Spark runs for `full`."""
-    from jobs.bases import load_vectors
     from jobs.engine.calendar import Calendar
     from jobs.engine.files import list_files
     from jobs.engine.plan import needed
     from jobs.engine.run import run_engine
-    from jobs.session import spark_session
-    from jobs.tables import EVENTS, Warehouse
+    from jobs.recipes.bases import load_vectors
+    from jobs.spark.session import spark_session
+    from jobs.spark.warehouse import Warehouse
+    from lte_model.warehouse.tables import EVENTS
 
     with spark_session(settings, "explain") as spark:
         warehouse = Warehouse(spark, settings)

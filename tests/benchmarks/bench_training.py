@@ -29,12 +29,15 @@ import numpy as np
 import polars as pl
 import torch
 
-from lte_model.data import Cases
-from lte_model.distributed import Group
-from lte_model.metrics import ndcg, target_ranks
-from lte_model.model import LTEKind, Ranker, RankerConfig
+from lte_model.domain.kind import LTEKind
+from lte_model.metrics import ndcg
+from lte_model.ranker.cases import Cases
+from lte_model.ranker.model import Ranker, RankerConfig
+from lte_model.ranker.ranks import target_ranks
 from lte_model.settings import Model, Settings, Training
-from lte_model.training import Fit, choose_device
+from lte_model.training.device import choose_device
+from lte_model.training.distributed import Group
+from lte_model.training.fit import Fit
 from tests.benchmarks.rival import sasrec, write_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -210,7 +213,9 @@ def at_scale(items: int, device: torch.device, users: int, seconds: float) -> tu
     rate = targets_per_second(fit, seconds)
     config, candidates = fit.ranker.config, fit.objective.sampled or items
     width, tokens = config.width, config.max_tokens
-    a_token = config.blocks * ((8 + 4 * config.feed_forward) * width**2 + 2 * tokens * width)  # causal: half of 4 · tokens · width
+    a_token = config.blocks * (
+        (8 + 4 * config.feed_forward) * width**2 + 2 * tokens * width
+    )  # causal: half of 4 · tokens · width
     a_target = 3 * (a_token * tokens / LENGTH + 2 * candidates * width)
     the_table = 4 * items * DIMENSIONS * width / (fit.options.batch_size * LENGTH)  # no gradient by the content
     return rate, rate * (a_target + the_table) / greatest_rate(device)

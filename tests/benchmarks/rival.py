@@ -29,12 +29,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lte_model.data import TrainingSet, open_training_set
-from lte_model.errors import LTEError, run
+from lte_model.command_line import run
+from lte_model.domain.windows import parse_run_date
+from lte_model.errors import LTEError
+from lte_model.files import write_atomically
 from lte_model.metrics import ndcg
 from lte_model.settings import Settings, load_settings
-from lte_model.training import write_atomically
-from lte_model.windows import parse_run_date
+from lte_model.training.training_set import TrainingSet, open_training_set
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = REPOSITORY / ".cache" / "rectools"

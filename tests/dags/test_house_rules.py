@@ -21,10 +21,10 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import ParamValidationError
 
 from jobs.erase_users import FILES, TABLES_WITH_USERS
-from jobs.tables import TABLES
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
-from lte_model.variants import VARIANTS
+from lte_model.studies.variants import VARIANTS
+from lte_model.warehouse.tables import TABLES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAGS = REPOSITORY / "dags"
@@ -137,8 +137,10 @@ def _written(task):
     """The table or the files that a command names, else its module, which has one table."""
     words = shlex.split(task.bash_command)
     named = [after for word, after in itertools.pairwise(words) if word in ("--table", "--files")]
-    if words[2] == "lte_model.ablation":
-        return {"train": "lte_model.training", "report": "lte_model.report"}.get(words[3], "")  # it lists, too
+    if words[2] == "lte_model.studies.ablation":
+        return {"train": "lte_model.training.train", "report": "lte_model.evaluation.report"}.get(
+            words[3], ""
+        )  # it lists, too
     return named[0] if named else words[2]
 
 
@@ -312,7 +314,7 @@ def test_a_read_out_leaves_to_the_settings_what_is_not_given(dags):
     assert [command.removeprefix("python -m ") for command in commands] == [
         "jobs.measure_test --date 2024-05-01 --test 't' --from 2024-01-01 --to 2024-02-01",
         "jobs.quality.check test_measurements --date 2024-05-01 --test 't'",
-        "lte_model.read_out --date 2024-05-01 --test 't' --control 'control'",
+        "lte_model.online_test.read_out --date 2024-05-01 --test 't' --control 'control'",
     ]
     full = [task.render_template(task.bash_command, CONTEXT) for task in online.tasks]
     assert full[0].endswith(" --rehearse")
@@ -412,7 +414,7 @@ def quoted(environment):
 def test_what_a_person_typed_reaches_the_command_as_it_is(dags):
     task = dags["lte_rollback"].get_task("rollback")
     reason = task.render_template(task.env, CONTEXT)["REASON"]
-    printed = task.bash_command.replace("python -m lte_model.promotion", "printf '%s|'")
+    printed = task.bash_command.replace("python -m lte_model.registry.promotion", "printf '%s|'")
     command = task.render_template(printed, CONTEXT)
     shown = subprocess.run(
         ["bash", "-c", command], env={"REASON": reason}, stdout=subprocess.PIPE, text=True, check=True

@@ -91,11 +91,13 @@ def test_a_command_has_the_kind_of_what_it_imports(monkeypatch, commands):
         source = ast.parse(Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8"))
         imported = {node.module for node in ast.walk(source) if isinstance(node, ast.ImportFrom)}
         imported |= {name.name for node in ast.walk(source) if isinstance(node, ast.Import) for name in node.names}
-        if "jobs.session" in imported:
+        if "jobs.spark.session" in imported:
             assert kind_of(command) == "spark", command
-        elif "torch" in imported and not command.startswith(("lte_model.ablation list", "lte_model.ablation report")):
+        elif "torch" in imported and not command.startswith(
+            ("lte_model.studies.ablation list", "lte_model.studies.ablation report")
+        ):
             assert kind_of(command) == "training", command
-        elif not command.startswith(("lte_model.ablation train", "lte_model.evaluation")):
+        elif not command.startswith(("lte_model.studies.ablation train", "lte_model.evaluation.evaluate")):
             assert kind_of(command) == "light", command
 
 
@@ -118,7 +120,7 @@ def test_spark_jobs_are_submitted_and_others_are_not(monkeypatch, commands):
     for task in tasks_of(dags_under(monkeypatch, "spark-submit", spark_submit=submit)):
         command = commands[task.dag_id, task.task_id]
         module, _, arguments = command.partition(" ")
-        if "jobs.session" in (REPOSITORY / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"):
+        if "jobs.spark.session" in (REPOSITORY / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"):
             file = f"{module.replace('.', '/')}.py"
             assert (REPOSITORY / file).is_file()
             assert task.bash_command == f"PYTHONPATH=. {submit} {file} {arguments}"

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from infra.demo import Progress, demo_training, make_shop, read_feed, settings_text
-from infra.local_stack import LocalStack
+from infra.local.stack import LocalStack
+from infra.runs.airflow_runs import Progress
+from infra.runs.installation import demo_training, make_shop, read_feed, settings_text
+from lte_model.domain.windows import ONE_DAY
 from lte_model.settings import load_settings
-from lte_model.windows import ONE_DAY
 from tests.jobs.conftest import INTERPRETED
 from tests.mailbox import Mailbox, mailbox
 

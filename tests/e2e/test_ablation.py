@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from infra.ablation import Commands, table_commands
-from lte_model.variants import chosen_variants
-from lte_model.verdict import ablation_path, read_ablation
+from infra.runs.ablation import table_commands
+from infra.runs.commands import Commands
+from lte_model.studies.results import ablation_path, read_ablation
+from lte_model.studies.variants import chosen_variants
 
 pytestmark = [pytest.mark.e2e, pytest.mark.production, pytest.mark.timeout(3600)]
 

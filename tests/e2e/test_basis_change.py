@@ -1,4 +1,4 @@
-"""One semantic basis takes the place of another in a real Airflow, on a tiny shop, as lte_model/basis_change.py has it: each
+"""One semantic basis takes the place of another in a real Airflow, on a tiny shop, as lte_model/registry/basis_change.py has it: each
 DAG is triggered, and each line of the settings written, that a person would; the tables and the registry say what became
 of it.
 
@@ -14,17 +14,19 @@ import polars as pl
 import pytest
 from mlflow import MlflowClient
 
-from infra.airflow_api import FINISHED
-from infra.demo import follow_promotion, read_feed, run_once
-from infra.local_stack import REPOSITORY
+from infra.local.airflow_api import FINISHED
+from infra.local.airflow_config import REPOSITORY
+from infra.runs.airflow_runs import follow_promotion, run_once
+from infra.runs.installation import read_feed
 from jobs.retire_basis import TABLES
-from lte_model import registry
-from lte_model.basis_change import change, publications, readers
+from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
-from lte_model.lineage import CHAMPION
-from lte_model.registry import CHALLENGER, KIND, PREVIOUS
+from lte_model.registry import versions
+from lte_model.registry.basis_change import change
+from lte_model.registry.in_force import publications, readers
+from lte_model.registry.versions import CHALLENGER, KIND, PREVIOUS
 from lte_model.settings import load_settings
-from lte_model.windows import ONE_DAY
+from lte_model.tracking.lineage import CHAMPION
 from tests.production.every_table import BOOTSTRAP, TRAINING
 
 pytestmark = [pytest.mark.e2e, pytest.mark.production, pytest.mark.timeout(3600)]
@@ -37,10 +39,12 @@ FIRST_CHAMPION = (
     "jobs.count_popularity --date {first} --anchors",
     "jobs.build_training_set --date {first}",
     *TRAINING,
-    "lte_model.promotion gate --version 1",
-    "lte_model.promotion promote --version 1 --over ''",
+    "lte_model.registry.promotion gate --version 1",
+    "lte_model.registry.promotion promote --version 1 --over ''",
 )
-IN_ONE_PROCESS = "import sys\nfrom tests.production.every_table import run_command\nfor line in sys.argv[1:]: run_command(line)"
+IN_ONE_PROCESS = (
+    "import sys\nfrom tests.production.every_table import run_command\nfor line in sys.argv[1:]: run_command(line)"
+)
 MAKE = {"dimensions": 12, "text_template": "{title} {category}"}
 """What the new basis has otherwise than the settings, as a person types it into the form."""
 
@@ -100,7 +104,7 @@ class Shop:
 
     def reads(self, alias):
         """The bases whose live LTEs the served model of an alias takes; it refuses the others by name."""
-        model, taken = registry.load(self.settings, alias), set()
+        model, taken = versions.load(self.settings, alias), set()
         for (basis_id,), rows in self.rows("lte_live").collect().partition_by("basis_id", as_dict=True).items():
             users = rows.head(5).select(*KIND, "vector_sum", "event_count", item_ids=pl.lit([], pl.List(pl.String)))
             try:

@@ -11,9 +11,10 @@ import time
 import psutil
 import pytest
 
-from infra.airflow_api import AirflowAPI
-from infra.demo import make_shop, settings_text
-from infra.local_stack import REPOSITORY, Ports
+from infra.local.airflow_api import AirflowAPI
+from infra.local.airflow_config import REPOSITORY
+from infra.local.ports import Ports
+from infra.runs.installation import make_shop, settings_text
 
 pytestmark = [pytest.mark.e2e, pytest.mark.production, pytest.mark.timeout(400)]
 
@@ -40,7 +41,7 @@ def test_ctrl_c_leaves_no_process_and_the_next_start_goes_on(tmp_path):
         "MLFLOW_PORT": str(ports.mlflow),
         "PAGES_PORT": str(ports.pages),
     }
-    command = [sys.executable, "-m", "infra.local_stack", "--settings", str(tmp_path / "settings.toml")]
+    command = [sys.executable, "-m", "infra.local.stack", "--settings", str(tmp_path / "settings.toml")]
     first = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         shown = ""

@@ -16,12 +16,13 @@ import polars as pl
 import pytest
 from deltalake import DeltaTable
 
-from infra.airflow_api import FINISHED
-from infra.demo import ANSWER_AFTER
-from infra.local_stack import LocalStack, Ports
-from lte_model.code_version import code_version
+from infra.local.airflow_api import FINISHED
+from infra.local.ports import Ports
+from infra.local.stack import LocalStack
+from infra.runs.airflow_runs import ANSWER_AFTER
+from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
-from lte_model.windows import ONE_DAY
+from lte_model.tracking.code_version import code_version
 from tests.lte_model.registered import register_again
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]

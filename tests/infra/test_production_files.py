@@ -15,7 +15,7 @@ import yaml
 from airflow.configuration import conf
 from airflow.providers_manager import ProvidersManager
 
-from infra.check_files import COMPOSE, SECRETS, VALUES
+from infra.checks.files import COMPOSE, SECRETS, VALUES
 from tests.environment_files import REPOSITORY, environment_of
 
 INFRA = REPOSITORY / "infra"
@@ -254,7 +254,7 @@ def test_the_chart_gets_no_secret_and_the_same_airflow():
 @pytest.mark.skipif(not (REPOSITORY / ".cache/checks/installed").exists(), reason="no validators: make check-infra")
 def test_the_tools_that_know_these_files_find_nothing():
     done = subprocess.run(
-        [sys.executable, "-m", "infra.check_files"],
+        [sys.executable, "-m", "infra.checks.files"],
         cwd=REPOSITORY,
         env=os.environ,
         capture_output=True,

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from kubernetes.client import ApiClient, V1Pod
 
-from jobs.session import is_local
+from jobs.spark.session import is_local
 from lte_model.settings import load_settings
 from tests.jobs.conftest import REPOSITORY, spark  # noqa: F401 – a fixture
 

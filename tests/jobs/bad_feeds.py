@@ -22,7 +22,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from jobs.ingest_items import ALWAYS
-from lte_model.windows import Interval
+from lte_model.domain.windows import Interval
 
 DAYS = Interval(datetime.date(2024, 2, 20), datetime.date(2024, 3, 1))
 LAST = datetime.date(2024, 2, 29)
@@ -53,7 +53,10 @@ def _ids(kind: str) -> list[Said]:
         Said(None, reason=missing),
         Said("", reason=missing),
         Said("   ", reason=missing),
-        *[Said(text, reason=control) for text in ("a\nb", "a\r\nb", "tab\t", "nul\0", "\0", "\x7f", "\ufeffbom", "\x1b[31m")],
+        *[
+            Said(text, reason=control)
+            for text in ("a\nb", "a\r\nb", "tab\t", "nul\0", "\0", "\x7f", "\ufeffbom", "\x1b[31m")
+        ],
         *[Said(text, reason="{} is not UTF-8") for text in ("caf\udce9", "caf\udce8", "\udcff\udcfe", "\ufffd")],
         Said("i" * 1025, reason="{} is longer than 1,024 characters"),
     ]
@@ -322,7 +325,9 @@ def _is_broken(row: Row, form: str) -> bool:
 
 def values_of_events(frame: DataFrame) -> Counter:
     """The rows that were kept, to compare with `in_micros` of the oracle's."""
-    rows = frame.select("user_id", "item_id", F.unix_micros("event_ts"), "event_type", "price", "quantity", "known_date")
+    rows = frame.select(
+        "user_id", "item_id", F.unix_micros("event_ts"), "event_type", "price", "quantity", "known_date"
+    )
     return Counter(map(tuple, rows.collect()))
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from jobs.session import spark_session
-from jobs.tables import Warehouse
+from jobs.spark.session import spark_session
+from jobs.spark.warehouse import Warehouse
 from lte_model.settings import Settings, load_settings
 from tests.jobs import small_tables
 

@@ -10,10 +10,9 @@ import pyarrow as pa
 from hypothesis import strategies as st
 from pyspark.sql import DataFrame, SparkSession
 
-from jobs.bases import ItemVectors
 from jobs.engine.calendar import EPOCH, day_number
-from jobs.engine.packing import Catalogue
-from lte_model.windows import lte_window
+from jobs.engine.items import ItemIndex, ItemVectors
+from lte_model.domain.windows import lte_window
 
 FIRST_DAY = datetime.date(2024, 2, 1)
 ITEMS = tuple("abcde")
@@ -70,7 +69,7 @@ def item_vectors(dimensions: int = 3, known: dict[str, datetime.date] | None = N
     units = np.random.default_rng(0).integers(-(2**14), 2**14, (len(ITEMS), dimensions), endpoint=True, dtype=np.int32)
     units[0], units[1] = 2**14, -(2**14)
     known_day = [day_number((known or {}).get(item, EPOCH)) for item in ITEMS]
-    return ItemVectors("basis", Catalogue(pa.array(ITEMS), np.array(known_day, dtype=np.int32)), units)
+    return ItemVectors("basis", ItemIndex(pa.array(ITEMS), np.array(known_day, dtype=np.int32)), units)
 
 
 Rows = dict[tuple[datetime.date, str], tuple[tuple[int, ...], int, datetime.date]]

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from jobs.tables import Warehouse
+from jobs.spark.warehouse import Warehouse
 
 EVENT_COLUMNS = ("user_id", "item_id", "event_ts", "event_type", "price", "known_date")
 

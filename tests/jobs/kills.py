@@ -40,17 +40,19 @@ from pyspark.sql import SparkSession
 
 from jobs.demo_shop import ShopSpec, write_demo_shop
 from jobs.embed_items import embed_items
+from jobs.feeds.accounts import days_known, with_missing_days
 from jobs.fit_basis import fit_basis, register
-from jobs.ingest import days_known, with_missing_days
 from jobs.ingest_events import FEED, ingest_events
 from jobs.ingest_items import ingest_items
 from jobs.publish_lte import publish_lte
-from jobs.session import spark_session
 from jobs.snapshot_lte import snapshot_lte
-from jobs.tables import SEMANTIC_BASES, Warehouse
-from lte_model.errors import LTEError, run
+from jobs.spark.session import spark_session
+from jobs.spark.warehouse import Warehouse
+from lte_model.command_line import run
+from lte_model.domain.windows import ONE_DAY
+from lte_model.errors import LTEError
 from lte_model.settings import Settings, load_settings
-from lte_model.windows import ONE_DAY
+from lte_model.warehouse.tables import SEMANTIC_BASES
 from tests.jobs.conftest import REPOSITORY, small_settings
 
 FIRST = datetime.date(2024, 7, 1)

@@ -7,7 +7,7 @@ import pyarrow as pa
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
-from lte_model.windows import ONE_DAY
+from lte_model.domain.windows import ONE_DAY
 
 DAY = datetime.date(2024, 3, 1)
 

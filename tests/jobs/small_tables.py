@@ -5,8 +5,8 @@ import random
 
 from pyspark.sql import functions as F
 
-from jobs.tables import EVENTS, INGESTED_DAYS, ITEM_EMBEDDINGS, ITEMS, SEMANTIC_BASES
-from lte_model.windows import ONE_DAY
+from lte_model.domain.windows import ONE_DAY
+from lte_model.warehouse.tables import EVENTS, INGESTED_DAYS, ITEM_EMBEDDINGS, ITEMS, SEMANTIC_BASES
 from tests.jobs import events as made
 from tests.jobs.events import Event, events_frame, item_vectors
 

@@ -7,19 +7,20 @@ import pytest
 from pyspark.sql import functions as F
 
 from jobs.audit_lte import Audit, audit_lte, compared, recomputed, record, require_clean, sampled
-from jobs.bases import basis_in_force
 from jobs.demo_shop import ShopSpec, write_demo_shop
 from jobs.embed_items import embed_items
+from jobs.feeds.accounts import days_known
 from jobs.fit_basis import fit_basis, register
-from jobs.ingest import days_known
 from jobs.ingest_events import ingest_events
 from jobs.ingest_items import ingest_items
 from jobs.publish_lte import publish_lte
-from jobs.recipes import recipe
+from jobs.recipes.bases import basis_in_force
+from jobs.recipes.recipe import recipe
 from jobs.snapshot_lte import snapshot_lte
-from jobs.tables import EVENTS, LTE_AUDITS, LTE_LIVE, LTE_SNAPSHOTS, SEMANTIC_BASES, Warehouse
+from jobs.spark.warehouse import Warehouse
+from lte_model.domain.windows import ONE_DAY, lte_window
 from lte_model.errors import LTEError
-from lte_model.windows import ONE_DAY, lte_window
+from lte_model.warehouse.tables import EVENTS, LTE_AUDITS, LTE_LIVE, LTE_SNAPSHOTS, SEMANTIC_BASES
 from tests.jobs.conftest import small_settings
 from tests.jobs.events import ITEMS, Event, events_frame
 from tests.jobs.feeds import reads
@@ -112,7 +113,8 @@ def test_each_planted_fault_is_found_and_named(warehouse, monkeypatch):
         + [f"user '{user_of['removed']}' missing", f"user '{user_of['doubled']}' extra", "user 'zz nobody' extra"]
     )
     with pytest.raises(
-        LTEError, match=f"of lte_snapshots, uniform, basis [0-9a-f]{{16}}, of {DATE} audited: 4 mismatched.* first: {found.first[0]}"
+        LTEError,
+        match=f"of lte_snapshots, uniform, basis [0-9a-f]{{16}}, of {DATE} audited: 4 mismatched.* first: {found.first[0]}",
     ):
         require_clean(found)
     kept = warehouse.read(LTE_AUDITS).first()

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bases import basis_in_force, load_basis, load_vectors
 from jobs.embed_items import embed_items
 from jobs.fit_basis import fit_basis, register, registered_twin, require_new
 from jobs.ingest_items import ingest_items
 from jobs.quality.check import check
-from jobs.quality.suites import SUITES
-from jobs.tables import ITEM_EMBEDDINGS, SEMANTIC_BASES, Warehouse
+from jobs.quality.suites.by_table import SUITES
+from jobs.recipes.bases import basis_in_force, load_basis, load_vectors
+from jobs.spark.warehouse import Warehouse
+from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
 from lte_model.settings import with_make
-from lte_model.windows import ONE_DAY
+from lte_model.warehouse.tables import ITEM_EMBEDDINGS, SEMANTIC_BASES
 from tests.jobs.conftest import small_settings
 from tests.jobs.feeds import reads, write_parquet
 
@@ -108,7 +109,9 @@ def test_a_new_basis_is_embedded_beside_the_old_whose_vectors_stay(shop):
     settings = shop.settings
     beside = settings.basis.model_copy(update={"beside": (basis.basis_id,)})
     shop.settings = settings = settings.model_copy(update={"basis": beside})
-    with pytest.raises(LTEError, match=f"before {DATE} give basis {basis.basis_id} again, which is in force already; take"):
+    with pytest.raises(
+        LTEError, match=f"before {DATE} give basis {basis.basis_id} again, which is in force already; take"
+    ):
         require_new(shop, basis, DATE)
     check(settings, "item_embeddings", SUITES["item_embeddings"](settings, DATE), DATE)
     with pytest.raises(LTEError, match="--dimensions 0 are none"):

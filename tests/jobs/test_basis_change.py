@@ -10,26 +10,27 @@ import pytest
 import torch
 
 from jobs.audit_lte import audit_lte
-from jobs.bases import basis_in_force
 from jobs.build_training_set import build_training_set
-from jobs.command_line import JobParser, asked_bases
 from jobs.count_popularity import count_popularity
 from jobs.fit_basis import require_choice
 from jobs.monitor_lte import monitor
 from jobs.publish_lte import publish_lte
 from jobs.quality.check import check
-from jobs.quality.suites import SUITES
+from jobs.quality.suites.by_table import SUITES
+from jobs.recipes.bases import basis_in_force
 from jobs.retire_basis import TABLES, retire_from_table
 from jobs.score_users import read_champion, score_users
 from jobs.snapshot_lte import due_of_training, snapshot_lte
-from jobs.tables import ITEM_EMBEDDINGS, LTE_LIVE, LTE_SNAPSHOTS, RECOMMENDATIONS, SEMANTIC_BASES
-from lte_model import promotion, registry
-from lte_model.basis_change import change, require_released
+from lte_model.command_line import JobParser, asked_bases
+from lte_model.domain.kind import LTEKind
+from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
-from lte_model.lineage import CHAMPION
-from lte_model.model import LTEKind
+from lte_model.registry import promotion, versions
+from lte_model.registry.basis_change import change, require_released
+from lte_model.registry.gate import gate
 from lte_model.settings import Basis
-from lte_model.windows import ONE_DAY, training_dates
+from lte_model.tracking.lineage import CHAMPION
+from lte_model.warehouse.tables import ITEM_EMBEDDINGS, LTE_LIVE, LTE_SNAPSHOTS, RECOMMENDATIONS, SEMANTIC_BASES
 from tests.jobs import events as made
 from tests.jobs.events import collected, oracle
 from tests.jobs.small_tables import DATE, FEED, LAG, VECTORS, WINDOW
@@ -150,12 +151,12 @@ def register(settings, basis_id, scale, seed):
     with torch.no_grad():
         ranker.popularity_scale.fill_(20.0 * scale)
     evaluated(settings, TRAINING, ranker)
-    return str(registry.register(settings, TRAINING).version)
+    return str(versions.register(settings, TRAINING).version)
 
 
 def scored(warehouse, folder):
     """(basis, {user: list and scores}) of the champion's recommendations for DATE."""
-    version = registry.find(warehouse.settings, CHAMPION)
+    version = versions.find(warehouse.settings, CHAMPION)
     score_users(warehouse, DATE, read_champion(warehouse.settings, version, Path(folder, str(version.version))))
     rows = warehouse.read(RECOMMENDATIONS).where(f"date = DATE'{DATE}'").collect()
     ((basis_id, number),) = {(row.basis_id, row.model_version) for row in rows}
@@ -166,11 +167,11 @@ def scored(warehouse, folder):
 def test_a_basis_beside_that_nobody_reads_stops_no_training(shop):
     """It may lack what the settings read: with the autoencoder, an encoder of a day before it was fitted."""
     both = shop.settings.model.model_copy(update={"representations": ("uniform", "autoencoder")})
-    dates = training_dates(TRAINING, shop.settings.training_set)
+    dates = shop.settings.training_set.dates(TRAINING)
     names = both.representations
     assert due_of_training(shop.settings, TRAINING, names) == [(OLD, dates.snapshot_dates, names)]
     with pytest.raises(
-        LTEError, match=f"no encoder of basis {NEW} fitted on {DATE} or before, .* run python -m lte_model.autoencoder --date "
+        LTEError, match=f"no encoder of basis {NEW} fitted on {DATE} or before, .* run python -m lte_model.training.autoencoder --date "
                         f"{DATE} --basis {NEW}, then python -m jobs.encode_items --date {DATE} --basis {NEW}"
     ):  # fmt: skip
         snapshot_lte(shop, [DATE], representations=names, basis_id=NEW)
@@ -196,14 +197,14 @@ def test_the_whole_change_there_back_and_there_again(shop, tmp_path):
     in_force(shop, OLD)
     make(shop)
     first = register(shop.settings, OLD, -1, 0)
-    promotion.gate(shop.settings, first).require()
+    gate(shop.settings, first).require()
     promotion.promote(shop.settings, first, None)
     assert state() == "settled"
     by_old = scored(shop, tmp_path)
     assert by_old[0] == OLD
 
     # The new one is fitted, and published for the first time.
-    dates = training_dates(TRAINING, shop.settings.training_set)
+    dates = shop.settings.training_set.dates(TRAINING)
     snapshot_lte(shop, dates.snapshot_dates, basis_id=NEW)
     publish_lte(shop, DATE, basis_id=NEW)
     assert change(shop.settings).next_step == f'put it in force: basis_id = "{OLD}", beside = ["{NEW}"]'
@@ -220,10 +221,10 @@ def test_the_whole_change_there_back_and_there_again(shop, tmp_path):
     in_force(shop, NEW)
     with pytest.raises(LTEError, match=f"version 1, champion, reads basis {OLD}, which isn't in force .* add it to"):
         state()
-    refused = promotion.gate(shop.settings, second)
+    refused = gate(shop.settings, second)
     assert any(f"version 1 reads basis {OLD}, and in force is {NEW}" in line for line in refused.broken)
     in_force(shop, NEW, OLD)
-    found = promotion.gate(shop.settings, second)
+    found = gate(shop.settings, second)
     found.require()
     said = {check.rule: check.found for check in found.checks}
     assert "over version 1, " in said["not below the champion"]
@@ -246,7 +247,7 @@ def test_the_whole_change_there_back_and_there_again(shop, tmp_path):
 
     # Another promotion, and nobody reads the old basis any more.
     third = register(shop.settings, NEW, 1, 2)
-    promotion.gate(shop.settings, third).require()
+    gate(shop.settings, third).require()
     promotion.promote(shop.settings, third, second)
     assert state() == "released"
     with pytest.raises(LTEError, match=f"basis {OLD} can't be retired: it is in force; take it out of"):

@@ -10,17 +10,17 @@ from pyspark.sql import functions as F
 
 from jobs.build_training_set import TIE, build_training_set, in_order, training_set
 from jobs.engine.packing import BUCKETS, buckets_of
-from jobs.tables import TRAINING_SET
-from lte_model.settings import TrainingSet, Window
-from lte_model.windows import ONE_DAY, lte_window, target_window, training_dates
+from lte_model.domain.windows import ONE_DAY, lte_window, target_window
+from lte_model.settings import TrainingSetSettings, Window
+from lte_model.warehouse.tables import TRAINING_SET
 from tests.jobs import events as made
 from tests.jobs.events import events_frame
 from tests.jobs.small_tables import DATE as FILLED_UNTIL
 
 WINDOW = Window(lag_days=3, window_days=10)
-TRAINING = TrainingSet(anchors=3, anchor_every_days=3, test_days=4, max_length=4)
+TRAINING = TrainingSetSettings(anchors=3, anchor_every_days=3, test_days=4, max_length=4)
 DATE = made.FIRST_DAY + datetime.timedelta(days=30)
-DATES = training_dates(DATE, TRAINING)
+DATES = TRAINING.dates(DATE)
 KNOWN = {"e": DATES.test.start}
 
 

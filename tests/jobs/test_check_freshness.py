@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.check_freshness import check_freshness, days_missed, stale_because
-from jobs.tables import PUBLICATIONS, SNAPSHOT_ACCOUNTS
+from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
-from lte_model.windows import ONE_DAY
+from lte_model.warehouse.tables import PUBLICATIONS, SNAPSHOT_ACCOUNTS
 from tests.jobs.conftest import DAY
 
 dates = st.dates(DAY - 12 * ONE_DAY, DAY + 2 * ONE_DAY)

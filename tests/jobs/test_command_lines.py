@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lte_model import errors
+from lte_model import command_line, errors
 from tests.jobs.conftest import REPOSITORY, small_settings
 from tests.jobs.feeds import event, write_parquet
 
@@ -63,7 +63,7 @@ def refusal(tmp_path, capsys, monkeypatch) -> Callable[[str], str]:
         small_settings(tmp_path)
         monkeypatch.setattr("sys.argv", [module, *options, "--settings", str(tmp_path / "settings.toml")])
         with pytest.raises(SystemExit) as end:
-            errors.run(importlib.import_module(module).main)
+            command_line.run(importlib.import_module(module).main)
         return error_of(subprocess.CompletedProcess(command, end.value.code, *capsys.readouterr()))
 
     return of
@@ -143,7 +143,7 @@ def test_a_basis_is_asked_for_where_there_is_one_to_choose(refusal):
     error = refusal("jobs.quality.check events --date 2024-03-01 --basis b")
     assert "--basis is for item_embeddings, item_encodings, lte_snapshots; the gate of events has no" in error
     assert "table semantic_bases does not exist" in refusal("jobs.retire_basis --basis b")
-    assert "table semantic_bases does not exist" in refusal("lte_model.basis_change status")
+    assert "table semantic_bases does not exist" in refusal("lte_model.registry.basis_change status")
 
 
 @pytest.mark.parametrize("share", ["0", "nan"])

@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.count_popularity import count_popularity, item_popularity
-from jobs.tables import EVENTS, ITEM_POPULARITY
+from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
-from lte_model.windows import ONE_DAY
+from lte_model.warehouse.tables import EVENTS, ITEM_POPULARITY
 from tests.jobs import events as made
 from tests.jobs.events import events_frame
 

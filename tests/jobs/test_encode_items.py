@@ -13,12 +13,12 @@ from safetensors.numpy import save_file
 
 from jobs.audit_lte import audit_lte
 from jobs.encode_items import encode_items, encoder_directory, read_encoder
-from jobs.encoders import Encoder, encoder_of
 from jobs.publish_lte import publish_lte
+from jobs.recipes.encoders import EncoderRecord, encoder_of
 from jobs.snapshot_lte import snapshot_lte
-from jobs.tables import ITEM_ENCODINGS, LTE_LIVE, LTE_SNAPSHOTS, SNAPSHOT_ACCOUNTS
+from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
-from lte_model.windows import ONE_DAY
+from lte_model.warehouse.tables import ITEM_ENCODINGS, LTE_LIVE, LTE_SNAPSHOTS, SNAPSHOT_ACCOUNTS
 from tests.jobs import events as made
 from tests.jobs.events import collected, oracle
 from tests.jobs.small_tables import DATE, FEED, LAG, VECTORS, WINDOW
@@ -99,7 +99,8 @@ def test_another_encoder_takes_the_place_of_all_that_is_live_and_the_audit_knows
 
 def test_a_date_without_an_encoder_is_named_before_anything_is_made(filled):
     both = ", then ".join(
-        f"python -m {module} --date {DATE} --basis basis" for module in ("lte_model.autoencoder", "jobs.encode_items")
+        f"python -m {module} --date {DATE} --basis basis"
+        for module in ("lte_model.training.autoencoder", "jobs.encode_items")
     )
     with pytest.raises(LTEError, match=f"no encoder of basis basis fitted on {DATE} or before.*{both}"):
         snapshot_lte(filled, [DATE], representations=["uniform", "autoencoder"])
@@ -130,7 +131,7 @@ def test_an_encoder_is_written_once_and_never_replaced(filled):
 
 
 def test_files_that_are_no_encoder_are_refused(settings):
-    again = f"run python -m lte_model.autoencoder --date {DATE} --basis basis"
+    again = f"run python -m lte_model.training.autoencoder --date {DATE} --basis basis"
     with pytest.raises(LTEError, match=f"no encoder of {DATE}: .*encoder.safetensors does not exist; {again}"):
         read_encoder(settings, "basis", DATE)
     for described, said in (
@@ -153,7 +154,7 @@ def test_files_that_are_no_encoder_are_refused(settings):
 
 @given(days=st.sets(st.integers(0, 40)), day=st.integers(0, 40))
 def test_a_date_uses_the_newest_encoder_that_is_not_later(days, day):
-    encoders = [Encoder(str(number), DATE + ONE_DAY * number) for number in days]
+    encoders = [EncoderRecord(str(number), DATE + ONE_DAY * number) for number in days]
     found = encoder_of(encoders, DATE + ONE_DAY * day)
     earlier = [number for number in days if number <= day]
     assert (found and found.encoder_id) == (str(max(earlier)) if earlier else None)

@@ -16,8 +16,12 @@ from jobs import erase_users as job
 from jobs.erase_users import TABLES_WITH_USERS, describe, erase_from_table, read_users
 from jobs.quality.check import check
 from jobs.quality.erasure import erase_from_gates
-from jobs.quality.suites import Batch
-from jobs.tables import (
+from jobs.quality.suites.rules import Batch
+from jobs.spark.warehouse import Warehouse
+from lte_model.domain.windows import ONE_DAY
+from lte_model.errors import LTEError
+from lte_model.tracking.lineage import ERASED_TAG, UNREADABLE_TAG, RegisteredVersion
+from lte_model.warehouse.tables import (
     EVENTS,
     INGESTED_DAYS,
     LTE_LIVE,
@@ -26,11 +30,7 @@ from jobs.tables import (
     RECOMMENDATIONS,
     TABLES,
     TRAINING_SET,
-    Warehouse,
 )
-from lte_model.errors import LTEError
-from lte_model.lineage import ERASED_TAG, UNREADABLE_TAG, RegisteredVersion
-from lte_model.windows import ONE_DAY
 from tests.jobs.conftest import small_settings
 from tests.jobs.rows import DAY, account, case, event, frame, lte, recommendation
 

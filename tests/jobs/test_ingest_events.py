@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.ingest import COPIES, RAW_ROW, REASON, Account, days_known, with_missing_days
+from jobs.feeds.accounts import COPIES, RAW_ROW, REASON, FeedAccount, days_known, with_missing_days
+from jobs.feeds.sources import CORRUPT, SOURCE_FILE
 from jobs.ingest_events import FEED, classify, ingest_events, rows_of
-from jobs.sources import CORRUPT, SOURCE_FILE
-from jobs.tables import EVENTS, INGESTED_DAYS, QUARANTINE
+from lte_model.domain.windows import ONE_DAY, Interval
 from lte_model.errors import LTEError
-from lte_model.windows import ONE_DAY, Interval
+from lte_model.warehouse.tables import EVENTS, INGESTED_DAYS, QUARANTINE
 from tests.jobs.feeds import EVENT_COLUMNS, event, reads, write_csv, write_json_lines, write_parquet
 
 DATE = datetime.date(2024, 3, 1)
@@ -90,7 +90,7 @@ def test_each_kind_of_broken_row_is_quarantined_with_its_reason_and_source(wareh
     }
     feed = write_parquet(tmp_path / "events.parquet", [event(), event(), *broken.values()])
     reads(warehouse, events=feed)
-    assert ingest(warehouse) == Account(7, 1, 5, 1)
+    assert ingest(warehouse) == FeedAccount(7, 1, 5, 1)
     quarantined = {row.reason: row for row in warehouse.read(QUARANTINE).collect()}
     assert set(quarantined) == set(broken)
     for row in quarantined.values():
@@ -126,7 +126,7 @@ def test_a_line_that_cannot_be_taken_apart_is_quarantined_as_it_is(warehouse, tm
     with lines.open("a") as file:
         file.write('{"user_id": "u9", "item\n')
     reads(warehouse, events=lines)
-    assert ingest(warehouse) == Account(2, 1, 1, 0)
+    assert ingest(warehouse) == FeedAccount(2, 1, 1, 0)
     assert warehouse.read(QUARANTINE).first().row == '{"user_id": "u9", "item'
 
 
@@ -135,10 +135,12 @@ def test_a_broken_line_counts_on_the_last_day_whatever_date_can_be_read_of_it(wa
     write_json_lines(lines, [event() | {"known_date": "2024-02-29", "title": "linen"}])
     with lines.open("ab") as file:
         for before, after in (("2023-01-01", "2024-02-29"), ("2024-02-29", "2025-01-01")):
-            said = f'{{"event_ts": "{before}", "user_id": "u", "item_id": "i", "title": "caf?", "known_date": "{after}"}}'
+            said = (
+                f'{{"event_ts": "{before}", "user_id": "u", "item_id": "i", "title": "caf?", "known_date": "{after}"}}'
+            )
             file.write(said.encode().replace(b"?", b"\xe9") + b"\n")
     reads(warehouse, events=lines)
-    assert ingest(warehouse) == Account(3, 1, 2, 0)
+    assert ingest(warehouse) == FeedAccount(3, 1, 2, 0)
     assert {row.known_date for row in warehouse.read(QUARANTINE).collect()} == {DAY.start}
 
 
@@ -146,7 +148,7 @@ def test_a_line_of_a_csv_with_a_field_too_many_is_quarantined(warehouse, tmp_pat
     lines = tmp_path / "events.csv"
     lines.write_text("user_id,item_id,event_ts\nu1,i1,2024-02-29T12:00:00Z\nu2,i2,2024-02-29T12:00:00Z,surprise\n")
     reads(warehouse, events=lines)
-    assert ingest(warehouse) == Account(2, 1, 1, 0)
+    assert ingest(warehouse) == FeedAccount(2, 1, 1, 0)
 
 
 def test_a_feed_of_a_file_a_day_is_read_by_its_day(warehouse, tmp_path):

@@ -3,10 +3,10 @@
 import datetime
 from itertools import permutations
 
-from jobs.ingest import Account
+from jobs.feeds.accounts import FeedAccount
 from jobs.ingest_items import ALWAYS, ingest_items
-from jobs.tables import ITEMS, QUARANTINE
-from lte_model.windows import ONE_DAY
+from lte_model.domain.windows import ONE_DAY
+from lte_model.warehouse.tables import ITEMS, QUARANTINE
 from tests.jobs.feeds import reads, write_json_lines, write_parquet
 
 DATE = datetime.date(2024, 3, 1)
@@ -24,7 +24,7 @@ def catalogue(warehouse):
 def test_only_items_known_before_the_date_are_there(warehouse, tmp_path):
     rows = [item("a"), item("b", known="2024-02-29"), item("c", known="2024-03-01")]
     reads(warehouse, items=write_parquet(tmp_path / "items.parquet", rows, DATED))
-    assert ingest_items(warehouse, warehouse.settings, DATE) == Account(2, 2, 0, 0)
+    assert ingest_items(warehouse, warehouse.settings, DATE) == FeedAccount(2, 2, 0, 0)
     assert set(catalogue(warehouse)) == {"a", "b"}
 
 
@@ -39,7 +39,7 @@ def test_broken_items_are_quarantined_and_none_is_lost(warehouse, tmp_path):
         item("d", "Red"),
     ]
     reads(warehouse, items=write_parquet(tmp_path / "items.parquet", rows, DATED))
-    assert ingest_items(warehouse, warehouse.settings, DATE) == Account(7, 1, 5, 1)
+    assert ingest_items(warehouse, warehouse.settings, DATE) == FeedAccount(7, 1, 5, 1)
     assert sorted(row.reason for row in warehouse.read(QUARANTINE).collect()) == [
         "item_id is missing",
         "item_id stands more than once with different content",
@@ -55,7 +55,7 @@ def test_a_broken_line_takes_no_item_along_whose_id_can_be_read_of_it(warehouse,
     with lines.open("ab") as file:
         file.write(b'{"item_id": "i1", "title": "caf\xe9"}\n')
     reads(warehouse, items=lines)
-    assert ingest_items(warehouse, warehouse.settings, DATE) == Account(2, 1, 1, 0)
+    assert ingest_items(warehouse, warehouse.settings, DATE) == FeedAccount(2, 1, 1, 0)
     assert [row.item_id for row in warehouse.read(ITEMS).collect()] == ["i1"]
 
 

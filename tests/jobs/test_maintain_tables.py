@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from jobs import maintain_tables as job
 from jobs.maintain_tables import crowded_partitions, dates_to_thin, describe, maintain
-from jobs.tables import EVENTS, LTE_SNAPSHOTS, RECOMMENDATIONS, SNAPSHOT_ACCOUNTS, TRAINING_SET
-from lte_model.lineage import RegisteredVersion
-from lte_model.windows import ONE_DAY, training_dates
+from lte_model.domain.windows import ONE_DAY
+from lte_model.tracking.lineage import RegisteredVersion
+from lte_model.warehouse.tables import EVENTS, LTE_SNAPSHOTS, RECOMMENDATIONS, SNAPSHOT_ACCOUNTS, TRAINING_SET
 from tests.jobs.rows import DAY, case, event, frame, lte, recommendation
 
 days = st.dates(DAY - 100 * ONE_DAY, DAY + 5 * ONE_DAY)
@@ -96,7 +96,7 @@ def test_without_a_name_the_past_goes_and_its_loss_is_said(used):
 
 def test_snapshots_are_thinned_to_the_dates_that_trainings_read(warehouse):
     training_date = DAY - ONE_DAY * 60
-    of_model = set(training_dates(training_date, warehouse.settings.training_set).snapshot_dates)
+    of_model = set(warehouse.settings.training_set.dates(training_date).snapshot_dates)
     recent = {DAY - ONE_DAY * back for back in (0, 1, 30)}
     old = {DAY - ONE_DAY * back for back in (31, 40)}
     anchor = DAY - ONE_DAY * 45

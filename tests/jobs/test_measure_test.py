@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jobs.feeds.sources import CORRUPT, SOURCE_FILE
 from jobs.measure_test import (
     EXPOSURES,
     FATE,
@@ -24,13 +25,12 @@ from jobs.measure_test import (
     rehearsed_exposures,
 )
 from jobs.quality.check import check
-from jobs.quality.suites import SUITES
-from jobs.sources import CORRUPT, SOURCE_FILE
-from jobs.tables import TEST_ACCOUNTS, TEST_MEASUREMENTS
+from jobs.quality.suites.by_table import SUITES
+from lte_model.domain.windows import ONE_DAY, Interval, every
 from lte_model.errors import LTEError
-from lte_model.online_test import REHEARSED, SUMS, UNIT, Moments, uplift
-from lte_model.read_out import content_of, read_measurements
-from lte_model.windows import ONE_DAY, Interval, every
+from lte_model.online_test.read_out import content_of, read_measurements
+from lte_model.online_test.statistics import REHEARSED, SUMS, UNIT, Moments, uplift
+from lte_model.warehouse.tables import TEST_ACCOUNTS, TEST_MEASUREMENTS
 
 PERIOD = Interval(datetime.date(2024, 2, 10), datetime.date(2024, 2, 14))
 DATE = datetime.date(2024, 3, 1)

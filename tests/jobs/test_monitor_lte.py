@@ -30,13 +30,15 @@ from jobs.monitor_lte import (
     require_publishable,
 )
 from jobs.snapshot_lte import snapshot_lte
-from jobs.tables import EVENTS, LTE_MONITORING, LTE_SNAPSHOTS, SEMANTIC_BASES
-from lte_model import lineage, monitoring, tracking
-from lte_model.basis import GRID
-from lte_model.errors import LTEError, run
-from lte_model.monitoring import FEWEST_USERS, Level
+from lte_model.command_line import run
+from lte_model.domain.basis import GRID
+from lte_model.domain.windows import ONE_DAY, lte_window, target_window
+from lte_model.errors import LTEError
+from lte_model.monitoring.measures import FEWEST_USERS, MEASURES, Level
+from lte_model.monitoring.page import page_path
 from lte_model.settings import Settings, Window
-from lte_model.windows import ONE_DAY, lte_window, target_window, training_dates
+from lte_model.tracking import lineage, runs
+from lte_model.warehouse.tables import EVENTS, LTE_MONITORING, LTE_SNAPSHOTS, SEMANTIC_BASES
 from tests.jobs.events import FIRST_DAY, events, events_table
 from tests.jobs.small_tables import DATE as SMALL_DATE
 
@@ -106,7 +108,7 @@ def earlier():
 def test_a_good_snapshot_passes(settings):
     write_shop(settings, *earlier(), snapshot())
     _, readings = measure(settings, DATE)
-    assert [reading.measure.name for reading in readings] == list(monitoring.MEASURES)
+    assert [reading.measure.name for reading in readings] == list(MEASURES)
     assert {reading.level for reading in readings} == {Level.OK}
     require_publishable(settings, DATE, readings)
 
@@ -179,10 +181,10 @@ def test_rows_in_another_order_and_in_other_files_have_the_same_bits():
 
 def test_a_first_snapshot_has_nothing_to_be_compared_with(settings):
     write_shop(settings, snapshot())
-    assert set(figures(settings)) == set(monitoring.MEASURES) - NEEDS_ANOTHER
+    assert set(figures(settings)) == set(MEASURES) - NEEDS_ANOTHER
     few = snapshot(DATE - WEEK).head(FEWEST_USERS - 1)
     write(settings, LTE_SNAPSHOTS, few)
-    assert set(monitoring.MEASURES) - set(figures(settings)) == {"psi_norm", "psi_events", "psi_age"}
+    assert set(MEASURES) - set(figures(settings)) == {"psi_norm", "psi_events", "psi_age"}
 
 
 def plain(frame, date):
@@ -288,12 +290,12 @@ def test_a_date_that_is_measured_again_leaves_the_same_rows_and_no_others(record
     monitor(recorded, DATE)
     later, client = kept(recorded), MlflowClient(recorded.mlflow.tracking_uri)
     readings = monitor(recorded, DATE - WEEK)
-    both, page = kept(recorded), monitoring.page_path(recorded).read_bytes()
+    both, page = kept(recorded), page_path(recorded).read_bytes()
     assert set(later) < set(both) and len(both) == len(later) + len(readings)
     for date in (DATE, DATE - WEEK):
         monitor(recorded, date)
-    assert kept(recorded) == both and monitoring.page_path(recorded).read_bytes() == page
-    (run_of,) = client.search_runs([tracking.configure(recorded).experiment_id])
+    assert kept(recorded) == both and page_path(recorded).read_bytes() == page
+    (run_of,) = client.search_runs([runs.configure(recorded).experiment_id])
     history = client.get_metric_history(run_of.info.run_id, "uniform/inertia")
     assert sorted(metric.step for metric in history) == [day_number(DATE - WEEK), day_number(DATE)]
     # A figure that is no longer there is no longer a row.
@@ -316,8 +318,8 @@ def test_the_command_warns_records_and_stops(recorded, monkeypatch, capsys):
     assert f"error: the snapshot of {DATE} must not go live: uniform missing 83.3 %, stops above 10.0 %." in said.err
     assert "WARN uniform coverage 16.7 %, warns below 20.0 %: Many new users" in said.out
     assert "ok   uniform inertia 0.99" in said.out
-    assert {row[3] for row in kept(recorded)} == set(monitoring.MEASURES)
-    assert "Stopped." in monitoring.page_path(recorded).read_text()
+    assert {row[3] for row in kept(recorded)} == set(MEASURES)
+    assert "Stopped." in page_path(recorded).read_text()
     monkeypatch.setenv("LTE_MONITORING__MISSING__STOP_ABOVE", "0.9")
     run(monitor_lte.main)
 
@@ -332,14 +334,14 @@ def test_what_is_compared_with_what(recorded):
     there.remove(DATE - ONE_DAY * 8)
     assert compared() == [5, 29]
     assert compared(DATE - ONE_DAY * 70) == [None, None]
-    tracking.configure(recorded)
+    runs.configure(recorded)
     client = MlflowClient(recorded.mlflow.tracking_uri)
     client.create_registered_model(recorded.mlflow.model_name)
     options = recorded.training_set
     trained = next(
         date
         for date in (DATE - ONE_DAY * day for day in range(70))
-        if DATE - ONE_DAY * 40 == training_dates(date, options).anchors[-1]
+        if DATE - ONE_DAY * 40 == options.dates(date).anchors[-1]
     )
     client.create_model_version(recorded.mlflow.model_name, "nowhere", tags={"training_date": str(trained)})
     assert lineage.model_on(recorded, DATE).training_date == trained

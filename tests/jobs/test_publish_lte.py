@@ -6,9 +6,9 @@ import pytest
 
 from jobs.publish_lte import publish_lte
 from jobs.snapshot_lte import snapshot_lte
-from jobs.tables import LTE_LIVE
+from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
-from lte_model.windows import ONE_DAY
+from lte_model.warehouse.tables import LTE_LIVE
 from tests.jobs import events as made
 from tests.jobs.events import oracle
 from tests.jobs.small_tables import DATE, FEED, LAG, VECTORS, WINDOW, ingest

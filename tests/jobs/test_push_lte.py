@@ -19,12 +19,12 @@ from jobs.engine.packing import buckets_of
 from jobs.publish_lte import publish_lte
 from jobs.push_lte import users_who_left
 from jobs.snapshot_lte import snapshot_lte
-from jobs.tables import LTE_LIVE
-from lte_model.basis import to_vector
+from lte_model.domain.basis import to_vector
+from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
-from lte_model.online_store import erase_from_online_store
+from lte_model.serving.online_store import erase_from_online_store
 from lte_model.settings import load_settings
-from lte_model.windows import ONE_DAY
+from lte_model.warehouse.tables import LTE_LIVE
 from tests import feast_side
 from tests.jobs.conftest import REPOSITORY
 from tests.jobs.small_tables import DATE
@@ -298,7 +298,9 @@ def test_two_bases_have_rows_of_their_own_and_a_reader_says_which_it_reads(in_fe
         lte, other = in_feast("read", both, [USERS[0], USERS[1]], basis_id=basis_id)
         assert lte["basis_id"] == basis_id and lte["vector_sum"] == np.array(sum_, np.int32).tobytes()
         assert (other is None) == (basis_id == "new")
-    with pytest.raises(LTEError, match="2 bases are in force .basis, new.; give OnlineReader the basis_id of the model"):
+    with pytest.raises(
+        LTEError, match="2 bases are in force .basis, new.; give OnlineReader the basis_id of the model"
+    ):
         in_feast("read", both, [USERS[0]])
     with pytest.raises(LTEError, match="holds no uniform LTE of basis third; run jobs.push_lte"):
         in_feast("read", both, [USERS[0]], basis_id="third")

@@ -10,7 +10,6 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from jobs.bases import basis_in_force, load_vectors
 from jobs.embed_items import embed_items
 from jobs.engine.calendar import Calendar
 from jobs.engine.files import list_files, read_pieces
@@ -20,11 +19,13 @@ from jobs.engine.sums import ROWS, snapshot_rows
 from jobs.fit_basis import fit_basis, register
 from jobs.ingest_events import ingest_events
 from jobs.ingest_items import ingest_items
+from jobs.recipes.bases import basis_in_force, load_vectors
 from jobs.snapshot_lte import snapshot_lte
-from jobs.table_files import configured
-from jobs.tables import EVENTS, LTE_SNAPSHOTS, SEMANTIC_BASES, Warehouse
+from jobs.spark.table_files import configured
+from jobs.spark.warehouse import Warehouse
+from lte_model.domain.windows import ONE_DAY, Interval, every, lte_window
 from lte_model.settings import Window
-from lte_model.windows import ONE_DAY, Interval, every, lte_window
+from lte_model.warehouse.tables import EVENTS, LTE_SNAPSHOTS, SEMANTIC_BASES
 from tests.jobs.conftest import REPOSITORY, small_settings
 from tests.jobs.feeds import reads
 

@@ -11,16 +11,18 @@ from deltalake import DeltaTable
 
 from jobs.build_training_set import build_training_set
 from jobs.quality.check import check
-from jobs.quality.suites import SUITES
+from jobs.quality.suites.by_table import SUITES
 from jobs.score_users import Champion, known_items, recommended, score_users, ship
 from jobs.snapshot_lte import snapshot_lte
-from jobs.tables import RECOMMENDATIONS
-from lte_model.data import open_training_set
+from lte_model.domain.kind import LTEKind
+from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
-from lte_model.model import LTEKind, Ranker, RankerConfig, save_ranker
-from lte_model.ranking import open_recommender
+from lte_model.ranker.model import Ranker, RankerConfig
+from lte_model.ranker.recommender import open_recommender
+from lte_model.ranker.saved import save_ranker
 from lte_model.settings import Scoring
-from lte_model.windows import ONE_DAY
+from lte_model.training.training_set import open_training_set
+from lte_model.warehouse.tables import RECOMMENDATIONS
 from tests.jobs import events as made
 from tests.jobs.events import Event
 from tests.jobs.rows import frame, recommendation

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.snapshot_lte import snapshot_lte
-from jobs.tables import EVENTS, INGESTED_DAYS, LTE_SNAPSHOTS, SNAPSHOT_ACCOUNTS
-from lte_model.basis import to_vector
+from lte_model.domain.basis import to_vector
+from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
-from lte_model.windows import ONE_DAY
+from lte_model.warehouse.tables import EVENTS, INGESTED_DAYS, LTE_SNAPSHOTS, SNAPSHOT_ACCOUNTS
 from tests.jobs import events as made
 from tests.jobs.events import collected, oracle
 from tests.jobs.small_tables import DATE, FEED, LAG, VECTORS, WINDOW, ingest, random_feed

@@ -12,10 +12,11 @@ from jobs.audit_lte import audit_lte
 from jobs.monitor_lte import keep
 from jobs.publish_lte import publish_lte
 from jobs.snapshot_lte import snapshot_lte
-from jobs.tables import LTE_LIVE, LTE_MONITORING, LTE_SNAPSHOTS, SEMANTIC_BASES, SNAPSHOT_ACCOUNTS, Warehouse
+from jobs.spark.warehouse import Warehouse
+from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
-from lte_model.monitoring import MEASURES, Level, Reading
-from lte_model.windows import ONE_DAY
+from lte_model.monitoring.measures import MEASURES, Level, Reading
+from lte_model.warehouse.tables import LTE_LIVE, LTE_MONITORING, LTE_SNAPSHOTS, SEMANTIC_BASES, SNAPSHOT_ACCOUNTS
 from tests.jobs.small_tables import DATE, LAG
 
 pytestmark = pytest.mark.spark

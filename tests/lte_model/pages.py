@@ -3,7 +3,7 @@
 import re
 from xml.etree import ElementTree
 
-from lte_model import report_charts
+from lte_model.pages import drawing
 
 
 def require_charts(page: str, number: int) -> None:
@@ -15,4 +15,4 @@ def require_charts(page: str, number: int) -> None:
     for chart in charts:
         ElementTree.fromstring(chart.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
         assert set(re.findall(r"#[0-9a-f]{6}\b", chart)) == set()
-        assert set(re.findall(r"var\(--([\w-]+)\)", chart)) <= set(report_charts.PALETTE)
+        assert set(re.findall(r"var\(--([\w-]+)\)", chart)) <= set(drawing.PALETTE)

@@ -8,11 +8,15 @@ import polars as pl
 import torch
 from mlflow.tracking import MlflowClient
 
-from lte_model import promotion, registry, tracking, verdict
-from lte_model.basis import GRID
-from lte_model.data import open_training_set
-from lte_model.model import LTEKind, Ranker, RankerConfig, save_ranker
-from lte_model.training import MODEL_DIRECTORY, side_directory
+from lte_model.domain.basis import GRID
+from lte_model.domain.kind import LTEKind
+from lte_model.evaluation import results
+from lte_model.ranker.model import Ranker, RankerConfig
+from lte_model.ranker.saved import save_ranker
+from lte_model.registry import gate, promotion, versions
+from lte_model.tracking import runs
+from lte_model.training.checkpoints import MODEL_DIRECTORY, side_directory
+from lte_model.training.training_set import open_training_set
 from tests.lte_model.small_shop import TRAINING_DATE
 
 JANUARY, FEBRUARY = datetime.date(2026, 1, 1), datetime.date(2026, 2, 1)
@@ -52,16 +56,16 @@ def evaluated(settings, date, ranker, over_none=0.2, over_popularity=0.3, with_l
         "test_users": 1045,
         "test_users_with_lte": with_lte,
         "sides": {
-            "prefix": {"run_id": tracking.find_or_create_run(settings, date, "prefix"), "metrics": metrics},
+            "prefix": {"run_id": runs.find_or_create_run(settings, date, "prefix"), "metrics": metrics},
             **{side: {"metrics": metrics} for side in ("none", "popularity_all", "popularity_30d", "popularity_7d")},
         },
         "uplift": {
-            verdict.OVER_NONE: {"ndcg@500": figure(over_none, 0.1)},
-            verdict.OVER_POPULARITY: {"ndcg@500": figure(over_popularity, 0.1)},
+            results.OVER_NONE: {"ndcg@500": figure(over_none, 0.1)},
+            results.OVER_POPULARITY: {"ndcg@500": figure(over_popularity, 0.1)},
         },
         "tables": {"training_set": {"version": 6}, "events": {"version": 41}},
     }
-    path = verdict.evaluation_path(settings, date)
+    path = results.evaluation_path(settings, date)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(evaluation), encoding="utf-8")
     return ranker
@@ -92,11 +96,11 @@ def registered_of_shop(settings, scale, seed=0, **options):
     with torch.no_grad():
         ranker.popularity_scale.fill_(50.0 * scale)  # what the random weights say is little beside it
     evaluated(settings, TRAINING_DATE, ranker, **figures)
-    return str(registry.register(settings, TRAINING_DATE).version)
+    return str(versions.register(settings, TRAINING_DATE).version)
 
 
 def promoted(settings, number, over=None):
-    promotion.gate(settings, number)
+    gate.gate(settings, number)
     return promotion.promote(settings, number, over)
 
 
@@ -126,7 +130,7 @@ def settings_file(settings, folder):
 
 def register_again(settings, number):
     """The files and figures of a version as a new one, which is made challenger."""
-    tracking.configure(settings)
+    runs.configure(settings)
     client, name = MlflowClient(), settings.mlflow.model_name
     first = client.get_model_version(name, number)
     tags = {tag: value for tag, value in first.tags.items() if not tag.startswith(("gate", "approv", "promot"))}

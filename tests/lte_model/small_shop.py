@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from lte_model.basis import GRID, SemanticBasis
-from lte_model.settings import Settings, TrainingSet, Window
-from lte_model.windows import Interval, TrainingDates, lte_window, target_window, training_dates
+from lte_model.domain.basis import GRID, SemanticBasis
+from lte_model.domain.windows import Interval, TrainingDates, lte_window, target_window
+from lte_model.settings import Settings, TrainingSetSettings, Window
 
 TRAINING_DATE = datetime.date(2024, 12, 1)
 REPRESENTATION = "uniform"
@@ -111,7 +111,7 @@ def write_warehouse(
     )
     write_table(settings, "events", events, partition_by=["known_date"])
     in_basis = {item: vector for item, vector, has in zip(items["item_id"], vectors, known, strict=True) if has}
-    dates = training_dates(training_date, settings.training_set)
+    dates = settings.training_set.dates(training_date)
     same_in_all = {
         "lag_days": pl.lit(settings.window.lag_days, pl.Int32),
         "window_days": pl.lit(settings.window.window_days, pl.Int32),
@@ -215,11 +215,11 @@ def training_rows(
     events: pl.DataFrame,
     vectors: dict[str, np.ndarray],
     window: Window,
-    options: TrainingSet,
+    options: TrainingSetSettings,
     training_date: datetime.date,
 ) -> list[dict]:
     """The rows of the training set, user by user."""
-    dates = training_dates(training_date, options)
+    dates = options.dates(training_date)
     rows = []
     for split, cut, targets in (
         *(("train", anchor, None) for anchor in dates.anchors),

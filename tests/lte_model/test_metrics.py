@@ -6,17 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lte_model.metrics import (
-    bootstrap_means,
-    count_ranks,
-    interval,
-    measures,
-    mrr,
-    ndcg,
-    ranks_of,
-    recall,
-    relative_difference,
-)
+from lte_model.metrics import bootstrap_means, interval, measures, mrr, ndcg, recall, relative_difference
+from lte_model.ranker.ranks import count_ranks, ranks_of
 
 few_scores = st.lists(st.integers(-2, 2), min_size=1, max_size=12)
 

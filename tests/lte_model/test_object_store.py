@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from jobs.session import _configuration
+from jobs.spark.session import _configuration
 from lte_model import object_store
 from lte_model.errors import LTEError
 from lte_model.settings import load_settings

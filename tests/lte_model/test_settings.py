@@ -7,8 +7,8 @@ from typing import get_args
 import pytest
 
 from lte_model.errors import LTEError
-from lte_model.integrations import INTEGRATIONS
-from lte_model.model import RankerConfig
+from lte_model.ranker.integrations import INTEGRATIONS
+from lte_model.ranker.model import RankerConfig
 from lte_model.settings import Model, load_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -112,7 +112,7 @@ def test_settings_are_never_evaluated(tmp_path, monkeypatch, place, form):
         ("[windows]\nlag_days = 7\n", "unknown key 'windows'"),
         ("[window]\nlag_days = 0\n", "window.lag_days = 0: input should be greater than or equal to 1"),
         ("[window\n", "is not TOML"),
-        ("[mlflow]\nmodel_name = \"l'ranker\"\n", "mlflow.model_name = \"l'ranker\": string should match pattern"),
+        ('[mlflow]\nmodel_name = "l\'ranker"\n', 'mlflow.model_name = "l\'ranker": string should match pattern'),
         ('[model]\nrepresentations = ["unifrom"]\n', "there is no representation 'unifrom'; take some of uniform, rec"),
         ('[model]\nrepresentations = ["uniform", "uniform"]\n', "'uniform' is named 2 times; once is enough"),
         ('[basis]\nbeside = ["b"]\n', "with bases beside it, basis_id must name the one that models are trained in"),

@@ -19,9 +19,9 @@ import polars as pl
 from mlflow.tracking import MlflowClient
 
 from jobs.demo_shop import ShopSpec, write_demo_shop
-from lte_model.lineage import CHAMPION
+from lte_model.domain.windows import ONE_DAY
 from lte_model.settings import load_settings
-from lte_model.windows import ONE_DAY
+from lte_model.tracking.lineage import CHAMPION
 
 FIRST = datetime.date(2024, 7, 1)
 SECOND = FIRST + ONE_DAY
@@ -29,11 +29,11 @@ SINCE = FIRST - 60 * ONE_DAY
 SHOP = ShopSpec(users=120, items=150, events_per_user=150, bot_weight=5)
 
 TRAINING = (
-    "lte_model.training --date {first} --integration prefix",
-    "lte_model.training --date {first} --integration none",
-    "lte_model.evaluation --date {first}",
-    "lte_model.report --date {first}",
-    "lte_model.registry register --date {first}",
+    "lte_model.training.train --date {first} --integration prefix",
+    "lte_model.training.train --date {first} --integration none",
+    "lte_model.evaluation.evaluate --date {first}",
+    "lte_model.evaluation.report --date {first}",
+    "lte_model.registry.versions register --date {first}",
 )
 BOOTSTRAP = (
     "jobs.ingest_items --date {first}",
@@ -51,7 +51,7 @@ DAILY = (
 )
 COMMANDS = (
     *BOOTSTRAP,
-    "lte_model.autoencoder --date {first}",
+    "lte_model.training.autoencoder --date {first}",
     "jobs.encode_items --date {first}",
     "jobs.snapshot_lte --date {first} --anchors",
     "jobs.snapshot_lte --date {first} --representation uniform --representation recency --representation autoencoder",
@@ -94,7 +94,7 @@ def make_champion(settings_file: str) -> None:
 def main() -> None:
     settings, *of_scoring = (argument for argument in sys.argv[1:] if argument != "--dags")
     for command in (*BOOTSTRAP, *DAILY) if "--dags" in sys.argv else COMMANDS:
-        if of_scoring and command.startswith(("lte_model.autoencoder", *TRAINING)):
+        if of_scoring and command.startswith(("lte_model.training.autoencoder", *TRAINING)):
             continue
         line = command.format(first=FIRST, second=SECOND, since=SINCE, home=Path(settings).parent)
         scores = of_scoring and command.startswith("jobs.score_users")

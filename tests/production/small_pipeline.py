@@ -9,20 +9,21 @@ from pathlib import Path
 from mlflow.tracking import MlflowClient
 
 from jobs.audit_lte import audit_lte, require_clean
-from jobs.command_line import JobParser
 from jobs.maintain_tables import maintain
 from jobs.monitor_lte import monitor
 from jobs.prepare import run_all_jobs
 from jobs.quality.check import check
-from jobs.quality.suites import SUITES
+from jobs.quality.suites.by_table import SUITES
 from jobs.score_users import read_champion, score_users
-from jobs.session import spark_session
-from jobs.tables import TABLES, Warehouse
-from lte_model import lineage, registry
-from lte_model.errors import run
-from lte_model.evaluation import evaluate
-from lte_model.training import train
-from lte_model.windows import parse_date
+from jobs.spark.session import spark_session
+from jobs.spark.warehouse import Warehouse
+from lte_model.command_line import JobParser, run
+from lte_model.domain.windows import parse_date
+from lte_model.evaluation.evaluate import evaluate
+from lte_model.registry import versions
+from lte_model.tracking import lineage
+from lte_model.training.train import train
+from lte_model.warehouse.tables import TABLES
 
 
 def main() -> None:
@@ -41,11 +42,11 @@ def main() -> None:
         for side in ("prefix", "none"):
             train(settings, date, side)
         evaluate(settings, date)
-        version = registry.register(settings, date)
+        version = versions.register(settings, date)
         MlflowClient().set_registered_model_alias(version.name, lineage.CHAMPION, version.version)
         with tempfile.TemporaryDirectory() as folder:
             score_users(
-                warehouse, date, read_champion(settings, registry.find(settings, lineage.CHAMPION), Path(folder))
+                warehouse, date, read_champion(settings, versions.find(settings, lineage.CHAMPION), Path(folder))
             )
         for table in TABLES.values():
             maintain(warehouse, table, date, lineage.registered_versions(settings))

@@ -10,7 +10,6 @@ import pytest
 import torch
 from pyspark.sql import functions as F
 
-from jobs.bases import load_vectors
 from jobs.build_training_set import build_training_set
 from jobs.count_popularity import count_popularity
 from jobs.embed_items import embed_items
@@ -20,14 +19,23 @@ from jobs.ingest_events import ingest_events
 from jobs.ingest_items import ingest_items
 from jobs.publish_lte import publish_lte
 from jobs.quality.check import check
-from jobs.quality.suites import SUITES
+from jobs.quality.suites.by_table import SUITES
+from jobs.recipes.bases import load_vectors
 from jobs.score_users import score_users
 from jobs.snapshot_lte import snapshot_lte
-from jobs.tables import EVENTS, ITEM_EMBEDDINGS, ITEMS, LTE_LIVE, LTE_SNAPSHOTS, QUARANTINE, SEMANTIC_BASES
-from lte_model.data import open_training_set
+from lte_model.domain.kind import LTEKind
+from lte_model.domain.windows import ONE_DAY, Interval
 from lte_model.errors import LTEError
-from lte_model.model import LTEKind
-from lte_model.windows import ONE_DAY, Interval, training_dates
+from lte_model.training.training_set import open_training_set
+from lte_model.warehouse.tables import (
+    EVENTS,
+    ITEM_EMBEDDINGS,
+    ITEMS,
+    LTE_LIVE,
+    LTE_SNAPSHOTS,
+    QUARANTINE,
+    SEMANTIC_BASES,
+)
 from tests.jobs import bad_feeds as bad
 from tests.jobs.conftest import settings, spark, warehouse  # noqa: F401
 from tests.jobs.feeds import reads, write_csv
@@ -97,7 +105,7 @@ def test_an_id_that_looks_like_sql_or_a_path_is_an_id_and_is_erased_alone(wareho
     register(warehouse, basis, DATE, count)
     assert embed_items(warehouse, DATE)[1:] == (len(items), [])
     assert {row.item_id for row in warehouse.read(ITEM_EMBEDDINGS).collect()} == set(bad.ODD_IDS)
-    dates = training_dates(DATE, settings.training_set).snapshot_dates
+    dates = settings.training_set.dates(DATE).snapshot_dates
     snapshot_lte(warehouse, [*dates, DATE])
     publish_lte(warehouse, DATE)
     count_popularity(warehouse, dates)

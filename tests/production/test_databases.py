@@ -19,9 +19,11 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from infra.demo import Progress, demo_training, follow_promotion, make_shop, read_feed, run_once, settings_text
-from infra.local_stack import REPOSITORY, LocalStack
-from lte_model.windows import ONE_DAY
+from infra.local.airflow_config import REPOSITORY
+from infra.local.stack import LocalStack
+from infra.runs.airflow_runs import Progress, follow_promotion, run_once
+from infra.runs.installation import demo_training, make_shop, read_feed, settings_text
+from lte_model.domain.windows import ONE_DAY
 from tests import redis_server as redis
 from tests.environment_files import environment_of
 from tests.lte_model.registered import register_again

@@ -10,9 +10,9 @@ import subprocess
 import pytest
 from deltalake import DeltaTable
 
-from infra.demo import Progress
 from infra.environments import FOLDER, make
-from infra.local_stack import LocalStack
+from infra.local.stack import LocalStack
+from infra.runs.airflow_runs import Progress
 from tests.jobs.conftest import REPOSITORY
 from tests.jobs.kills import difference, rows_of
 from tests.production.every_table import FIRST, SECOND, SINCE

@@ -8,8 +8,8 @@ import socket
 import psutil
 import pytest
 
-from infra.airflow_api import AirflowAPI
-from infra.local_stack import LocalStack
+from infra.local.airflow_api import AirflowAPI
+from infra.local.stack import LocalStack
 from lte_model.errors import LTEError
 
 pytestmark = [pytest.mark.production, pytest.mark.timeout(600)]

@@ -15,11 +15,12 @@ import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from infra.check_files import COMPOSE
-from infra.local_stack import LOOPBACK, Ports
-from lte_model import promotion, registry
-from lte_model.lineage import CHAMPION
+from infra.checks.files import COMPOSE
+from infra.local.ports import Ports
+from infra.local.stack import LOOPBACK
+from lte_model.registry import promotion, versions
 from lte_model.settings import load_settings
+from lte_model.tracking.lineage import CHAMPION
 from tests.environment_files import REPOSITORY
 from tests.lte_model.registered import aliases, promoted, registered_of_shop
 from tests.lte_model.small_shop import SETTINGS, TRAINING_DATE, make_shop, write_warehouse
@@ -103,7 +104,7 @@ def test_a_model_is_promoted_and_rolled_back_by_the_server_and_by_nobody_else(tm
             promoted(settings, second, over=first)
             assert aliases(settings) == {"challenger": 2, "champion": 2, "previous": 1}
             assert str(promotion.rollback(settings, "clicks fell").version) == first
-            model = registry.load(settings, CHAMPION)
+            model = versions.load(settings, CHAMPION)
             assert len(model.predict(model.input_example)) == 2
         log = (tmp_path / "server.log").read_text()
         assert password not in log and postgres.password not in log

@@ -19,14 +19,15 @@ import pytest
 from deltalake import DeltaTable
 from pandas.testing import assert_frame_equal
 
-from infra.demo import Progress
-from infra.local_stack import LocalStack
+from infra.local.stack import LocalStack
+from infra.runs.airflow_runs import Progress
 from jobs.demo_shop import ShopSpec, write_demo_shop
 from jobs.erase_users import TABLES_WITH_USERS
-from jobs.tables import TABLES
-from lte_model import registry, tracking
+from lte_model.domain.windows import ONE_DAY
+from lte_model.registry import versions
 from lte_model.settings import Settings, load_settings
-from lte_model.windows import ONE_DAY
+from lte_model.tracking.runs import configure
+from lte_model.warehouse.tables import TABLES
 from tests.production import s3_server
 from tests.production.s3_weather import s3_weather
 
@@ -190,8 +191,8 @@ def test_the_registered_model_is_loaded_from_s3_and_ranks_as_the_one_on_a_disk(o
     assert any(key.startswith("mlartifacts/") for key in s3.objects("lte", "mlartifacts/"))
     ranked = []
     for pipeline in (on_s3, on_disk):
-        tracking.configure(pipeline.settings)
-        model = registry.load(pipeline.settings, "champion")
+        configure(pipeline.settings)
+        model = versions.load(pipeline.settings, "champion")
         ranked.append(model.predict(model.input_example))
     assert len(ranked[0]) > 0
     assert_frame_equal(*ranked)

@@ -7,10 +7,11 @@ import pytest
 from deltalake import write_deltalake
 
 from jobs.engine.files import list_files, read_pieces
-from jobs.quality.suites import scan
-from lte_model.data import Tables, open_training_set
-from lte_model.live import with_live_ltes
+from jobs.quality.suites.rules import scan
+from lte_model.serving.live import with_live_ltes
 from lte_model.settings import Settings, load_settings
+from lte_model.training.training_set import open_training_set
+from lte_model.warehouse.reading import Tables
 from tests.lte_model.small_shop import SETTINGS, TRAINING_DATE, make_shop, write_warehouse
 from tests.production import s3_server
 

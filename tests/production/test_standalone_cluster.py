@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 
 from infra.environments import FOLDER, pack
-from jobs.tables import TABLES
+from lte_model.warehouse.tables import TABLES
 from tests.jobs.conftest import REPOSITORY, small_settings
 from tests.jobs.kills import difference, rows_of
 from tests.production.every_table import write_feeds

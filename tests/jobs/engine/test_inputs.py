@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from jobs.engine.calendar import day_number
 from jobs.engine.files import Listing
 from jobs.engine.inputs import Inputs
-from jobs.engine.packing import Catalogue
+from jobs.engine.items import ItemIndex
+from lte_model.domain.windows import ONE_DAY, Interval
 from lte_model.errors import LTEError
-from lte_model.windows import ONE_DAY, Interval
 
 FIRST = datetime.date(2024, 2, 1)
 DATE = FIRST + 20 * ONE_DAY
@@ -28,7 +28,7 @@ cuts = st.sets(st.integers(1, 19), max_size=6)
 def inputs_of(rows, known=(0, 0)):
     days = [FIRST + number * ONE_DAY for number in range(len(rows))]
     accounts = pl.DataFrame({"known_date": days, "rows": rows, "content_hash": [7 * count for count in rows]})
-    return Inputs("basis", accounts, Catalogue(pa.array(["a", "b"]), np.array(known, dtype=np.int32)))
+    return Inputs("basis", accounts, ItemIndex(pa.array(["a", "b"]), np.array(known, dtype=np.int32)))
 
 
 def files_of(rows, cuts):

@@ -11,7 +11,13 @@ from jobs.engine.run import _rows_of_base
 def test_a_task_opens_only_the_files_that_may_hold_its_users(tmp_path):
     """A file of other users isn't even there; one without statistics may hold any."""
     for name in ("mine", "unknown"):
-        rows = {"user_id": [name], "user_bucket": [7], "vector_sum": [[1]], "event_count": [1], "newest_event_date": [1]}
+        rows = {
+            "user_id": [name],
+            "user_bucket": [7],
+            "vector_sum": [[1]],
+            "event_count": [1],
+            "newest_event_date": [1],
+        }
         table = pl.DataFrame(rows).with_columns(pl.col("newest_event_date").cast(pl.Date)).to_arrow()
         pq.write_table(table, tmp_path / name)
     files = {

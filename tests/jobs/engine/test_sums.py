@@ -18,9 +18,9 @@ from jobs.engine.files import Listing
 from jobs.engine.packing import BUCKETS, COLUMNS, buckets_of, group_buckets, group_of, pack, unpack
 from jobs.engine.plan import needed
 from jobs.engine.sums import ROWS, snapshot_rows
-from lte_model.basis import MAX_EVENTS
+from lte_model.domain.basis import MAX_EVENTS
+from lte_model.domain.windows import ONE_DAY, lte_window
 from lte_model.errors import LTEError
-from lte_model.windows import ONE_DAY, lte_window
 from tests.jobs import events as made
 from tests.jobs.events import Event, events_table, in_oracles_form, item_vectors, oracle
 

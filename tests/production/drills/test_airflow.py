@@ -17,16 +17,17 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from infra.airflow_api import FINISHED
-from infra.demo import ANSWER_AFTER
-from infra.local_stack import REPOSITORY, LocalStack
-from lte_model.promotion import APPROVAL_TAG
+from infra.local.airflow_api import FINISHED
+from infra.local.airflow_config import REPOSITORY
+from infra.local.stack import LocalStack
+from infra.runs.airflow_runs import ANSWER_AFTER
+from lte_model.domain.windows import ONE_DAY
+from lte_model.registry.promotion import APPROVAL_TAG
 from lte_model.settings import load_settings
-from lte_model.windows import ONE_DAY
 from tests.jobs.kills import STEPS, difference, rows_of, run_undisturbed
 from tests.lte_model.conftest import write_shop
+from tests.lte_model.registry.test_promotion import registered_of_shop
 from tests.lte_model.small_shop import TRAINING_DATE
-from tests.lte_model.test_promotion import registered_of_shop
 from tests.mailbox import mailbox
 
 pytestmark = [pytest.mark.production, pytest.mark.e2e, pytest.mark.timeout(1800)]
@@ -237,7 +238,7 @@ def test_a_task_whose_worker_is_killed_is_told_of(tmp_path, monkeypatch, outcome
             monkeypatch.setenv(name, value)
         with BreakableStack(tmp_path / "settings.toml", mlflow_ui=False) as stack:
             run_id = stack.api.trigger("lte_promotion", TRAINING_DATE)
-            stack.kill_worker_of("lte_model.promotion challenger")
+            stack.kill_worker_of("lte_model.registry.promotion challenger")
             assert stack.wait_for_run("lte_promotion", run_id) == "failed"
             deadline = time.monotonic() + 60
             while not (told := [message["Subject"] for message in box.messages if run_id in message["Subject"]]):

@@ -10,7 +10,7 @@ import pytest
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 
-from jobs.tables import Warehouse
+from jobs.spark.warehouse import Warehouse
 from lte_model.errors import LTEError
 from lte_model.settings import load_settings
 from tests.jobs.conftest import REPOSITORY

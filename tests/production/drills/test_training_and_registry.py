@@ -12,15 +12,17 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from lte_model import promotion, registry, tracking
-from lte_model.lineage import CHAMPION
-from lte_model.model import WEIGHTS_FILE
-from lte_model.registry import CHALLENGER, PREVIOUS
-from lte_model.training import CHECKPOINT_FILE, MODEL_DIRECTORY, read_result, side_directory, train
+from lte_model.ranker.saved import WEIGHTS_FILE
+from lte_model.registry import gate, promotion
+from lte_model.registry.versions import CHALLENGER, PREVIOUS, register
+from lte_model.tracking import runs
+from lte_model.tracking.lineage import CHAMPION
+from lte_model.training.checkpoints import CHECKPOINT_FILE, MODEL_DIRECTORY, read_result, side_directory
+from lte_model.training.train import train
 from tests.jobs.conftest import REPOSITORY
 from tests.lte_model.registered import FEBRUARY, JANUARY, aliases, trained
 from tests.lte_model.small_shop import TRAINING_DATE
-from tests.lte_model.test_training import same_weights
+from tests.lte_model.training.test_training import same_weights
 from tests.production.drills.unreliable import Fault, resize, small_disk
 
 pytestmark = [pytest.mark.production, pytest.mark.timeout(900)]
@@ -42,7 +44,7 @@ def start_training(settings, **environment):
         "LTE_MLFLOW__EXPERIMENT": settings.mlflow.experiment,
         "LTE_MLFLOW__ARTIFACTS": settings.mlflow.artifacts,
     }
-    command = [sys.executable, "-u", "-m", "lte_model.training", "--date", str(TRAINING_DATE)]
+    command = [sys.executable, "-u", "-m", "lte_model.training.train", "--date", str(TRAINING_DATE)]
     command += ["--integration", "prefix", "--settings", str(Path(settings.home) / "settings.toml")]
     return subprocess.Popen(
         command,
@@ -56,7 +58,7 @@ def start_training(settings, **environment):
 
 def the_run(settings):
     """The one MLflow run of the training, whose tries all went on with it."""
-    (run,) = tracking.find_runs(tracking.configure(settings).experiment_id, TRAINING_DATE, "prefix")
+    (run,) = runs.find_runs(runs.configure(settings).experiment_id, TRAINING_DATE, "prefix")
     return run
 
 
@@ -145,9 +147,9 @@ def test_mlflow_goes_down_at_any_request_of_a_promotion(on_server, trackable, ou
     name = on_server.mlflow.model_name
     for date, seed in ((JANUARY, 0), (FEBRUARY, 1)):
         trained(on_server, date, seed=seed)
-        registry.register(on_server, date)
+        register(on_server, date)
     for number in ("1", "2"):
-        promotion.gate(on_server, number)
+        gate.gate(on_server, number)
     promotion.promote(on_server, "1", None)
     client = MlflowClient()
 
@@ -188,7 +190,7 @@ def test_mlflow_goes_down_at_requests_of_a_registration(on_server, trackable, ou
     while True:
         trackable.fail_after(answered, fault)
         try:
-            registry.register(on_server, JANUARY)
+            register(on_server, JANUARY)
             break
         except Exception as error:  # noqa: BLE001 - MLflow's, or that of the library that it uploads with
             assert not isinstance(error, AssertionError)
@@ -200,6 +202,6 @@ def test_mlflow_goes_down_at_requests_of_a_registration(on_server, trackable, ou
     versions = MlflowClient().search_model_versions(f"name = '{name}'")
     outcome("MLflow down during a registration", times=times, lost=len(versions) - 1, of="versions too many")
     assert [str(version.version) for version in versions] == ["1"] and aliases(on_server) == {CHALLENGER: 1}
-    promotion.gate(on_server, "1").require()
+    gate.gate(on_server, "1").require()
     assert (Path(on_server.checkpoints) / str(JANUARY) / "prefix" / MODEL_DIRECTORY / WEIGHTS_FILE).is_file()
     assert times > 4

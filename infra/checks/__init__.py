@@ -1,0 +1,1 @@
+"""Checks of installed versions and of infrastructure files."""

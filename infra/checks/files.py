@@ -1,0 +1,117 @@
+"""Validates the files of infra/ by the tools that know their kind, as far as they are there: `make check-infra`.
+
+    python -m infra.checks.files [--tools .cache/checks] [--chart FOLDER|TGZ]
+
+A line for each check: ok, what is wrong, or which tool is missing. Ends with 1 where something is wrong. What no tool
+knows, that every part runs without rights and within limits, tests/infra/test_production_files.py holds.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COMPOSE = "infra/compose.yaml"
+VALUES = "infra/helm/airflow.yaml"
+KUBERNETES_VERSION = "1.33.0"
+"""Which Kubernetes the chart is rendered for."""
+
+SECRETS = (
+    "POSTGRES_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_SECRET_KEY", "AIRFLOW_JWT_SECRET", "MLFLOW_SECRET_KEY",
+    "UI_PASSWORD", "REDIS_PASSWORD",
+)  # fmt: skip
+"""What compose.yaml takes from its environment."""
+
+CUSTOM = ("kueue.yaml", "kustomization.yaml")
+"""Files of kinds that aren't Kubernetes' own."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One command. Where `missing` says why, it isn't run."""
+
+    name: str
+    command: list[str]
+    missing: str = ""
+    environment: dict[str, str] | None = None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tools", default=".cache/checks", help="the environment of infra/checks/requirements.txt")
+    parser.add_argument("--chart", default="", help="Airflow's official Helm chart, a folder or .tgz")
+    arguments = parser.parse_args()
+    tools = str(REPOSITORY / arguments.tools / "bin")
+    wrong = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for check in checks(tools, arguments.chart, Path(folder)):
+            if check.missing:
+                print(f"skipped  {check.name}: {check.missing}", flush=True)
+                continue
+            environment = os.environ | (check.environment or {})
+            done = subprocess.run(
+                check.command, cwd=REPOSITORY, env=environment, check=False, capture_output=True, text=True
+            )
+            print(f"{'WRONG' if done.returncode else 'ok':<8} {check.name}", flush=True)
+            if done.returncode:
+                wrong += 1
+                print((done.stdout + done.stderr).strip(), flush=True)
+    sys.exit(1 if wrong else 0)
+
+
+def checks(tools: str, chart: str, folder: Path) -> Iterator[Check]:
+    """All checks; those of a rendered chart read what the one before wrote into `folder`."""
+    path = os.pathsep.join((tools, os.environ.get("PATH", "")))
+
+    def found(tool: str, how: str) -> tuple[str, str]:
+        program = shutil.which(tool, path=path)
+        return program or tool, "" if program else f"no {tool}; {how}"
+
+    packages = "make check-infra brings it"
+    hadolint, missing = found("hadolint", packages)
+    yield Check("Dockerfile, hadolint", [hadolint, "infra/images/Dockerfile"], missing)
+
+    schema, missing = found("check-jsonschema", packages)
+    by_schema = [schema, "--builtin-schema", "vendor.compose-spec", COMPOSE]
+    yield Check("compose.yaml, schema of the Compose specification", by_schema, missing)
+    yield _compose_config(path)
+
+    validate, missing = found("kubernetes-validate", packages)
+    files = [*(REPOSITORY / "infra/kubernetes").glob("*.yaml"), REPOSITORY / "infra/airflow/worker_pod.yaml"]
+    files += [*(REPOSITORY / "infra/airflow/pods").glob("*.yaml"), *(REPOSITORY / "infra/settings").glob("*.yaml")]
+    manifests = sorted(str(file.relative_to(REPOSITORY)) for file in files if file.name not in CUSTOM)
+    yield Check("Kubernetes manifests, its own schemas", [validate, "--strict", "--quiet", *manifests], missing)
+
+    helm, missing_helm = found("helm", "make check-infra builds it where there is Go")
+    if not chart:
+        missing_helm = missing_helm or "no chart; CHART=FOLDER|TGZ: helm pull airflow --version 1.22.0"
+    rendered = folder / "airflow.yaml"
+    render = (
+        f'"{helm}" template airflow "{chart}" --namespace lte --kube-version {KUBERNETES_VERSION} --values {VALUES}'
+    )
+    yield Check("Helm values, the chart's schema", ["bash", "-c", f'{render} > "{rendered}"'], missing_helm)
+    validated = [validate, "--strict", "--quiet", str(rendered)]
+    yield Check("what the chart makes of them, Kubernetes' schemas", validated, missing or missing_helm)
+
+
+def _compose_config(path: str) -> Check:
+    """Interpolation, anchors, dependencies: what a schema doesn't see. Values stand in for the secrets."""
+    name = "compose.yaml, docker compose config"
+    values = {key: "x" for key in SECRETS}
+    docker, compose = (shutil.which(program, path=path) for program in ("docker", "docker-compose"))
+    options = ["-f", COMPOSE, "--profile", "redis", "config", "--quiet"]
+    if compose:
+        return Check(name, [compose, *options], environment=values)
+    if docker and subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0:
+        return Check(name, [docker, "compose", *options], environment=values)
+    return Check(name, [], "no docker compose")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The local stack: Airflow, MLflow and the pages on one machine."""

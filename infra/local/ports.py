@@ -1,0 +1,53 @@
+"""The ports of the local stack: which are asked for, which are free, which answer."""
+
+import os
+import socket
+from dataclasses import dataclass
+
+from infra.local.pages import LOOPBACK
+from lte_model.errors import LTEError
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The three ports of a stack."""
+
+    airflow: int
+    mlflow: int
+    pages: int
+
+    @classmethod
+    def from_environment(cls, host: str = LOOPBACK) -> "Ports":
+        """AIRFLOW_PORT, MLFLOW_PORT and PAGES_PORT; 8080, 5000 and 8090 where they aren't set."""
+        names = {"AIRFLOW_PORT": 8080, "MLFLOW_PORT": 5000, "PAGES_PORT": 8090}
+        try:
+            ports = cls(*(int(os.environ.get(name) or default) for name, default in names.items()))
+        except ValueError as error:
+            raise LTEError(f"a port in {', '.join(names)} is not a number: {error}") from None
+        for name, port in zip(names, (ports.airflow, ports.mlflow, ports.pages), strict=True):
+            if not is_free(host, port):
+                raise LTEError(f"port {port} is taken on {host}; stop what listens there, or set {name} to another")
+        return ports
+
+    @classmethod
+    def free(cls) -> "Ports":
+        """Three ports that nobody listens on now."""
+        with socket.socket() as first, socket.socket() as second, socket.socket() as third:
+            for sock in (first, second, third):
+                sock.bind((LOOPBACK, 0))
+            return cls(*(sock.getsockname()[1] for sock in (first, second, third)))
+
+
+def reached_at(host: str) -> str:
+    """The address by which this machine reaches what listens on `host`."""
+    return LOOPBACK if host == "0.0.0.0" else host
+
+
+def is_free(host: str, port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+        except OSError:
+            return False
+        return True

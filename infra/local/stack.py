@@ -1,0 +1,447 @@
+"""Airflow, MLflow's UI and the pages (Data Docs, reports) of one installation, on loopback, as one thing.
+
+    make up                                            # or: python -m infra.local.stack --settings FILE [--host ADDRESS]
+
+1. `<home>/airflow` becomes the AIRFLOW_HOME: airflow.cfg, keys and password are written there, for their owner's eyes
+   alone, and SQLite is migrated. What the environment gives (AIRFLOW__DATABASE__SQL_ALCHEMY_CONN, keys, an executor)
+   counts more, and is written nowhere.
+2. api-server, scheduler and DAG processor start; no triggerer, for no task here defers. Then pools and DAGs are in.
+3. Ctrl-C stops every process that came of it, the commands of running tasks too. Tasks that were stopped start
+   again with the next `make up`.
+
+On another address than 127.0.0.1 all three ask for user `admin` and the password in UI_PASSWORD, and nothing starts
+without one: MLflow by its basic-auth app, Airflow by FAB, which keeps a hash of it where the simple auth manager keeps
+the password itself.
+
+The demo and the end-to-end test use the same class as a context manager.
+"""
+
+import argparse
+import base64
+import configparser
+import datetime
+import fcntl
+import http.client
+import http.server
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import IO, Self
+
+import psutil
+
+from infra.local.airflow_api import AirflowAPI
+from infra.local.airflow_config import KEYS, REPOSITORY, is_given, private_file
+from infra.local.pages import LOOPBACK, USER, pages_server, required_password
+from infra.local.ports import Ports, reached_at
+from infra.local.processes import MARK, is_spark_driver, send_signal, session_of, stop_on_signals
+from lte_model.command_line import run
+from lte_model.errors import LTEError
+from lte_model.settings import SETTINGS_VARIABLE, load_settings
+
+DAG_IDS = (
+    "lte_bootstrap", "lte_daily", "lte_backfill", "lte_audit", "lte_training", "lte_promotion", "lte_rollback",
+    "lte_maintenance", "lte_erasure", "lte_read_out", "lte_ablation", "lte_basis_change", "lte_basis_retirement",
+    "lte_watch",
+)  # fmt: skip
+
+START_TIMEOUT = 120.0
+STOP_TIMEOUT = 10.0
+
+
+class LocalStack:
+    """The running stack of the installation that `settings_file` describes; a context manager.
+
+    `mlflow_ui` leaves MLflow's server out where nobody looks at it. `feed_end` is the last logical date of a shop
+    whose feed has ended; it stays in airflow.cfg until another is given. `python` is that of Airflow's environment, where
+    it isn't this one, and `lte` what `[lte]` of airflow.cfg says of where commands run (infra/airflow/README.md). `host`
+    is the address that it listens on.
+
+    Raises `LTEError` for a host other than 127.0.0.1 without UI_PASSWORD; entering it, when another stack holds the same
+    home, and when a component doesn't come up.
+    """
+
+    def __init__(
+        self,
+        settings_file: str | os.PathLike,
+        ports: Ports | None = None,
+        mlflow_ui: bool = True,
+        feed_end: datetime.date | None = None,
+        python: str | os.PathLike = sys.executable,
+        lte: Mapping[str, str] = MappingProxyType({}),
+        host: str = LOOPBACK,
+    ):
+        self._password = required_password(host, "Airflow, MLflow and the pages")
+        self.host = host
+        self.settings_file = Path(settings_file).resolve()
+        self.settings = load_settings(self.settings_file)
+        self.ports = ports or Ports.free()
+        self.mlflow_ui = mlflow_ui
+        self.feed_end = feed_end
+        self.python = str(python)
+        self.lte = lte
+        self.airflow_home = Path(self.settings.home) / "airflow"
+        self.logs = self.airflow_home / "logs"
+        self.airflow_url = f"http://{reached_at(host)}:{self.ports.airflow}"
+        self.mlflow_url = f"http://{reached_at(host)}:{self.ports.mlflow}"
+        self.pages_url = f"http://{reached_at(host)}:{self.ports.pages}"
+        self.api: AirflowAPI
+        self._mark = uuid.uuid4().hex
+        self._components: dict[str, subprocess.Popen] = {}
+        self._lock: IO | None = None
+        self._pages: http.server.ThreadingHTTPServer | None = None
+
+    @property
+    def password(self) -> str:
+        return self._password or json.loads(self._password_file.read_text())[USER]
+
+    def __enter__(self) -> Self:
+        self._take_lock()
+        try:
+            self._configure()
+            self._migrate()
+            if self._password:
+                self._create_user()
+            for component in ("api-server", "scheduler", "dag-processor"):
+                # Task logs are read from disk; the scheduler need not serve them on another port.
+                options = ["--skip-serve-logs"] if component == "scheduler" else []
+                self._start(component, [self.python, "-m", "airflow", component, *options])
+            self._serve_pages()
+            self._await(self.airflow_url + "/api/v2/version", "api-server")
+            self.api = AirflowAPI(self.airflow_url, USER, self.password)
+            self.api.import_pools(json.loads((REPOSITORY / "infra/airflow/pools.json").read_text()))
+            self.api.wait_for_dags(DAG_IDS, START_TIMEOUT)
+            if self.mlflow_ui:
+                self._start_mlflow()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def check(self) -> None:
+        """Raises `LTEError` if a component has ended on its own."""
+        for name, process in self._components.items():
+            if process.poll() is not None:
+                raise LTEError(f"{name} ended with code {process.returncode}; see {self._log_file(name)}")
+
+    def spark_drivers(self) -> set[int]:
+        """The process ids of the JVMs of Spark that run now."""
+        return {process.pid for process in self._processes() if is_spark_driver(process)}
+
+    def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int = -1) -> Path:
+        """The file that Airflow logs one try of a task, or of one of a mapped task, to."""
+        mapped = f"map_index={map_index}/" if map_index >= 0 else ""
+        return self.logs / f"dag_id={dag_id}/run_id={run_id}/task_id={task_id}/{mapped}attempt={try_number}.log"
+
+    def stop(self) -> None:
+        """Stops all of it and returns when no process is left. Does nothing the second time."""
+        # Workers go first, and at once: asked kindly they would finish their tasks, and told by a dying command
+        # they would book the task as failed. A worker that is gone leaves its task to the next scheduler.
+        components = {process.pid for process in self._components.values()}
+        for process in self._processes():
+            if process.pid not in components and session_of(process) in components:
+                send_signal(process, signal.SIGKILL)
+        for process in self._processes():
+            send_signal(process, signal.SIGTERM)
+        _, alive = psutil.wait_procs(self._processes(), timeout=STOP_TIMEOUT)
+        for process in (*alive, *self._processes()):
+            send_signal(process, signal.SIGKILL)
+        for process in self._components.values():
+            process.wait()
+        self._components.clear()
+        if self._pages:
+            self._pages.shutdown()
+            self._pages.server_close()
+            self._pages = None
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def _take_lock(self) -> None:
+        """One stack per home: two schedulers on one SQLite would start every task twice."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        file = open(self.airflow_home / "stack.lock", "a+")  # noqa: SIM115 – held until stop()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip()
+            file.close()
+            raise LTEError(f"process {owner} runs a stack on {self.settings.home} already; stop it first") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        self._lock = file
+
+    def _configure(self) -> None:
+        """Writes airflow.cfg. Keys and the section `[lte]` are kept from the last time."""
+        file = self.airflow_home / "airflow.cfg"
+        config = configparser.RawConfigParser()
+        config.read(file)
+        old = {section: dict(config[section]) for section in config.sections()}
+        config.clear()
+        config.read_dict(self._configuration())
+        config.read_dict(
+            {
+                "core": {"fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()},
+                "api": {"secret_key": secrets.token_hex(32)},
+                "api_auth": {"jwt_secret": secrets.token_hex(32)},
+                "lte": {"feed_end": ""}
+                | old.get("lte", {})
+                | {"reports_url": f"{self.pages_url}/reports/", **self.lte},
+            }
+        )
+        if self.feed_end:
+            config["lte"]["feed_end"] = self.feed_end.isoformat()
+        for section, key in KEYS:
+            if is_given(section, key):
+                del config[section][key]
+            elif key in old.get(section, {}):
+                config[section][key] = old[section][key]
+        with private_file(file) as stream:
+            config.write(stream)
+        if not self._password and not self._password_file.exists():
+            with private_file(self._password_file) as stream:
+                json.dump({USER: secrets.token_urlsafe(9)}, stream)
+
+    def _configuration(self) -> dict[str, dict[str, object]]:
+        return {
+            "core": {
+                "dags_folder": REPOSITORY / "dags",
+                "load_examples": False,
+                "executor": "LocalExecutor",
+                "parallelism": max(2, os.cpu_count() or 2),
+                "dags_are_paused_at_creation": True,
+                **(
+                    {"auth_manager": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"}
+                    if self._password
+                    else {
+                        "simple_auth_manager_users": f"{USER}:admin",
+                        "simple_auth_manager_passwords_file": self._password_file,
+                    }
+                ),
+                "execution_api_server_url": f"{self.airflow_url}/execution/",
+                # The default asks the name server for this machine's full name.
+                "hostname_callable": "socket.gethostname",
+            },
+            "database": {"sql_alchemy_conn": f"sqlite:///{self.airflow_home / 'airflow.db'}"},
+            "api": {"host": self.host, "port": self.ports.airflow, "base_url": self.airflow_url, "workers": 1},
+            "api_auth": {},
+            "logging": {"base_log_folder": self.logs, "colored_console_log": False},
+            # One person waits for one chain of tasks: look often, and don't read unchanged DAGs again and again.
+            # A killed scheduler's tasks start again once the next one has found them: the default looks every 300 s.
+            "scheduler": {"scheduler_idle_sleep_time": 0.25, "orphaned_tasks_check_interval": 30},
+            "dag_processor": {
+                "parsing_processes": 1,
+                "refresh_interval": 5,
+                "bundle_refresh_check_interval": 2,
+                "min_file_process_interval": 60,
+                "dag_bundle_storage_path": self.airflow_home / "bundles",
+            },
+            # An API server that shares the cores with a JVM is busy, not dead: the default gives it five seconds.
+            "workers": {"execution_api_timeout": 60},
+        }
+
+    @property
+    def _password_file(self) -> Path:
+        return self.airflow_home / "passwords.json"
+
+    def _log_file(self, component: str) -> Path:
+        return self.logs / f"{component}.log"
+
+    def _environment(self) -> dict[str, str]:
+        path = os.pathsep.join((str(Path(self.python).parent), os.environ.get("PATH", "")))
+        return {
+            **os.environ,
+            "AIRFLOW_HOME": str(self.airflow_home),
+            SETTINGS_VARIABLE: str(self.settings_file),
+            "PATH": path,
+            # A first shell with a socket as its input believes that it was called by ssh, reads ~/.bashrc, and may
+            # find another python there; the shells of Airflow's tasks have such an input.
+            "SHLVL": "1",
+            "PYTHONUNBUFFERED": "1",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            MARK: self._mark,
+        }
+
+    def _migrate(self) -> None:
+        """Brings Airflow's database to this version. Takes seconds, so that a stamp saves the second time."""
+        from importlib.metadata import version
+
+        kept_elsewhere = is_given("database", "sql_alchemy_conn")  # and may be another each time
+        users = "-users" if self._password else ""
+        stamp = self.airflow_home / f"migrated-{version('apache-airflow')}{users}"
+        if stamp.exists() and not kept_elsewhere:
+            return
+        self._start("migration", [self.python, "-m", "airflow", "db", "migrate"])
+        if self._components.pop("migration").wait() != 0:
+            raise LTEError(f"Airflow's database was not migrated; see {self._log_file('migration')}")
+        if not kept_elsewhere:
+            stamp.touch()
+
+    def _create_user(self) -> None:
+        """Gives Airflow its user, or the user of before the password of now."""
+        names = ["--firstname", USER, "--lastname", USER, "--email", f"{USER}@localhost"]
+        if "already exist" in self._airflow_users("create", "--role", "Admin", *names):
+            self._airflow_users("reset-password")
+
+    def _airflow_users(self, *command: str) -> str:
+        """What `airflow users` prints. The password is typed, for `ps` shows options."""
+        done = subprocess.run(
+            [self.python, "-m", "airflow", "users", *command, "--username", USER],
+            cwd=REPOSITORY,
+            env=self._environment(),
+            input=f"{self._password}\n" * 2,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # without a terminal the password is read from the input
+            check=False,
+        )
+        if done.returncode != 0:
+            raise LTEError(f"airflow users {command[0]} failed: {done.stdout.strip()[-500:]}")
+        return done.stdout
+
+    def _start_mlflow(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.ports.mlflow)]
+        command += ["--workers", "1", "--default-artifact-root", self.settings.mlflow.artifacts]
+        # Not an option: `ps` shows them, and the address of a database has a password.
+        environment = {"MLFLOW_BACKEND_STORE_URI": self.settings.mlflow.tracking_uri}
+        if self._password:
+            command += ["--app-name", "basic-auth"]
+            names = {self.host, reached_at(self.host), socket.gethostname(), "localhost"}
+            environment["MLFLOW_SERVER_ALLOWED_HOSTS"] = ",".join(f"{name}:{self.ports.mlflow}" for name in names)
+            environment |= self._mlflow_users()
+        self._start("mlflow", command, environment)
+        self._await(self.mlflow_url + "/health", "mlflow")
+
+    def _mlflow_users(self) -> dict[str, str]:
+        """What basic-auth needs. Its users begin anew with each stack: they are one, with the password of now."""
+        users, file = self.airflow_home / "mlflow_users.db", self.airflow_home / "mlflow_users.ini"
+        users.unlink(missing_ok=True)
+        private_file(users).close()
+        options = {
+            "database_uri": f"sqlite:///{users}",
+            "default_permission": "NO_PERMISSIONS",
+            "auth_cache_ttl_seconds": 60,
+        }
+        file.write_text("[mlflow]\n" + "".join(f"{key} = {value}\n" for key, value in options.items()))
+        return {
+            "MLFLOW_AUTH_CONFIG_PATH": str(file),
+            "MLFLOW_AUTH_ADMIN_USERNAME": USER,
+            "MLFLOW_AUTH_ADMIN_PASSWORD": self._password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
+        }
+
+    def _start(self, name: str, command: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> None:
+        with open(self._log_file(name), "ab") as log:
+            self._components[name] = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                env={**self._environment(), **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C in the terminal is for this process alone, which then stops the others in order.
+                start_new_session=True,
+            )
+
+    def _await(self, url: str, component: str) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        address = urllib.parse.urlsplit(url)
+        while True:
+            self.check()
+            connection = http.client.HTTPConnection(address.hostname, address.port, timeout=5)
+            try:
+                connection.request("GET", address.path)
+                if connection.getresponse().status == 200:
+                    return
+            except OSError:
+                pass
+            finally:
+                connection.close()
+            if time.monotonic() > deadline:
+                raise LTEError(f"{component} doesn't answer at {url}; see {self._log_file(component)}")
+            time.sleep(0.1)
+
+    def _serve_pages(self) -> None:
+        self._pages = pages_server(self.settings, self.host, self.ports.pages, self._password)
+        threading.Thread(target=self._pages.serve_forever, name="pages", daemon=True).start()
+
+    def _processes(self) -> list[psutil.Process]:
+        """Every process that came of this stack: by parent, by session, and by the mark in its environment.
+
+        Airflow starts a task's command in a session of its own, and its workers overwrite their environment with
+        their title; so that no one of the three finds all.
+        """
+        sessions = {process.pid for process in self._components.values()}
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter():
+            try:
+                if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if session_of(process) in sessions or process.environ().get(MARK) == self._mark:
+                    found[process.pid] = process
+                    found.update((child.pid, child) for child in process.children(recursive=True))
+            except psutil.Error:
+                continue
+        return list(found.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", default=os.environ.get(SETTINGS_VARIABLE))
+    parser.add_argument(
+        "--host", default=LOOPBACK, help="the address to listen on; another than loopback takes UI_PASSWORD"
+    )
+    arguments = parser.parse_args()
+    if not arguments.settings:
+        raise LTEError(f"no settings; give --settings FILE or set {SETTINGS_VARIABLE}")
+
+    stack = LocalStack(arguments.settings, Ports.from_environment(arguments.host), host=arguments.host)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    started = time.monotonic()
+    try:
+        with stack:
+            password = "in UI_PASSWORD" if arguments.host != LOOPBACK else stack.password
+            print(
+                f"""{stack.settings.home}, up after {time.monotonic() - started:.0f} s
+
+  Airflow     {stack.airflow_url}            user {USER}, password {password}
+  MLflow      {stack.mlflow_url}
+  Gates       {stack.pages_url}/data_docs/gates.html
+  Data Docs   {stack.pages_url}/data_docs/
+  Reports     {stack.pages_url}/reports/
+  logs        {stack.logs}
+
+Ctrl-C stops all of it.""",
+                flush=True,
+            )
+            stopped = stop_on_signals()
+            while not stopped.wait(1):
+                stack.check()
+            print("stopping …", flush=True)
+    except KeyboardInterrupt:
+        pass
+    print("stopped", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Whole runs over a feed: the demo, the ablation, the drill."""

@@ -1,0 +1,144 @@
+"""The ablation of a feed on one machine, without Airflow: `make ablation DATA=folder`.
+
+1. An installation for the feed under `.lte/`, as the demo writes one; its trainings run until two epochs bring nothing better.
+2. The jobs that make the tables, one after another, for the representations that the chosen variants read.
+3. The trainings, as many at once as there are cores up to `TRAININGS_AT_ONCE`, each with a thread of its own.
+4. The report, and a table of what came out.
+
+A command that succeeded before isn't run again: a second call goes on where the first one stopped, and one with more
+variants or seeds adds what is new.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from infra.local.airflow_config import REPOSITORY
+from infra.runs.commands import SEEDS, TRAINING, TRAININGS_AT_ONCE, Commands
+from infra.runs.installation import add_installation, read_feed, settle
+from lte_model.command_line import run
+from lte_model.domain.windows import ONE_DAY, parse_date
+from lte_model.errors import LTEError
+from lte_model.figures import interval, number, percent, percent_interval
+from lte_model.settings import Settings
+from lte_model.studies.results import Ablation, ablation_path, read_ablation
+from lte_model.studies.variants import Variant, chosen_variants
+
+
+def table_commands(
+    date: datetime.date, since: datetime.date, variants: Sequence[Variant], settings: Settings
+) -> list[str]:
+    """The command lines that make the tables which `variants` read, in order."""
+    read = {name for variant in variants for name in variant.settings(settings, 0).model.representations}
+    encoders = [
+        f"lte_model.training.autoencoder --date {date} --anchors",
+        f"jobs.encode_items --date {date} --anchors",
+    ]
+    return [
+        f"jobs.ingest_items --date {date}",
+        f"jobs.ingest_events --date {date} --since {since}",
+        f"jobs.fit_basis --date {date}",
+        f"jobs.embed_items --date {date}",
+        f"jobs.count_popularity --date {date} --anchors",
+        *(encoders if "autoencoder" in read else []),
+        f"jobs.snapshot_lte --date {date} --anchors " + " ".join(f"--representation {name}" for name in sorted(read)),
+        f"jobs.build_training_set --date {date}",
+    ]
+
+
+def measures_of(ablation: Ablation) -> list[dict[str, Any]]:
+    """The figures in the form of every measuring command: a list of measure, side, value, unit."""
+    headline, sides = ablation["headline"], ablation["sides"]
+    rows = [(headline, side, of_side["metrics"][headline]["value"], "ndcg") for side, of_side in sides.items()]
+    best = ablation["best"]["variant"]
+    if best:
+        rows.append((headline, "best", sides[best]["metrics"][headline]["value"], "ndcg"))
+    for key, measure, unit in (
+        ("validation", f"validation_{headline}", "ndcg"),
+        ("targets_per_second", "training_targets_per_second", "targets/s"),
+        ("milliseconds_per_query", "query", "ms"),
+    ):
+        rows += [(measure, side, of_side[key], unit) for side, of_side in sides.items() if key in of_side]
+    for side, of_side in ablation["recency"].items():
+        rows += [(measure, side, figure["value"], "ratio") for measure, figure in of_side.items() if "users" in figure]
+    return [dict(zip(("measure", "side", "value", "unit"), row, strict=True)) for row in rows]
+
+
+def print_outcome(ablation: Ablation) -> None:
+    """The closing table."""
+    headline = ablation["headline"]
+    print(
+        f"\n{headline}, 95 % intervals, means over {ablation['seeds']} seeds: {ablation['test_users']:,} users, "
+        f"{ablation['catalogue_items']:,} items, test days [{ablation['test'][0]}, {ablation['test'][1]})"
+    )
+    for side, of_side in ablation["sides"].items():
+        figure = of_side["metrics"][headline]
+        cost = f"{of_side['milliseconds_per_query']:8.3f} ms a query" if "milliseconds_per_query" in of_side else ""
+        print(f"  {side:<42} {number(figure['value'])}  {interval(figure)}  {cost}")
+    print(f"  validation chose {ablation['best']['variant']} of {len(ablation['best']['candidates'])} variants\n")
+    for answer in ablation["questions"]:
+        uplift = answer["uplift"]
+        print(f"  {answer['text']:<72} {percent(uplift['value']):>8}  {percent_interval(uplift)}")
+
+
+Rank = Callable[[Settings, datetime.date], Mapping[str, Path]]
+"""Ranks the test users by models of another making, once the tables are there: their names, and the files of ranks."""
+
+
+def ablate(arguments: argparse.Namespace, rank: Rank | None = None) -> Ablation:
+    """The ablation, for the options of the command line; returns what was found."""
+    source = Path(arguments.data).resolve()
+    home = Path(arguments.home).resolve() if arguments.home else REPOSITORY / ".lte" / f"{source.name}-ablation"
+    variants = chosen_variants(arguments.variants)
+    feed = read_feed(source / "events.parquet")
+    date = parse_date(arguments.date) if arguments.date else feed.last + ONE_DAY
+    settings = settle(arguments, home, source, feed, date, TRAINING)
+    commands = Commands(home)
+    for command in table_commands(date, feed.first, variants, settings):
+        commands.run(command)
+
+    chosen = f"--variants {','.join(variant.name for variant in variants)} --seeds {arguments.seeds}"
+    trainings = json.loads(commands.output(f"lte_model.studies.ablation list --date {date} {chosen}"))
+    commands.run_all(
+        [
+            f"lte_model.studies.ablation train --date {date} --variant {training['variant']} --seed {training['seed']}"
+            for training in trainings
+        ],
+        at_once=min(TRAININGS_AT_ONCE, os.cpu_count() or 1),
+    )
+    rivals = rank(settings, date) if rank else {}
+    chosen += "".join(f" --rival {name}={file}" for name, file in rivals.items())
+    commands.output(f"lte_model.studies.ablation report --date {date} {chosen}")
+    ablation = read_ablation(settings, date)
+    print_outcome(ablation)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(measures_of(ablation), indent=1) + "\n", encoding="utf-8")
+    print(f"\nreport  {os.path.relpath(ablation_path(settings, date).with_suffix('.html'))}")
+    return ablation
+
+
+def options(values: Iterable[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="FOLDER", required=True, help="a feed: events.parquet and items.parquet")
+    parser.add_argument("--variants", default="", help="names, with commas (default: all)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds of each variant (default: %(default)s)")
+    add_installation(parser, "from the feed's span", ".lte/<name of the feed>-ablation")
+    return parser.parse_args(values)
+
+
+def main() -> None:
+    # Both ways to be stopped end the commands that are running.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        ablate(options())
+    except KeyboardInterrupt:
+        raise LTEError("stopped; run it again to go on from here") from None
+
+
+if __name__ == "__main__":
+    run(main)

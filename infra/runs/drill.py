@@ -1,0 +1,187 @@
+"""The drill of a feed on one machine, without Airflow: `make drill [DATA=folder]`.
+
+1. An installation for the feed under `.lte/`, as the ablation writes one; without a feed that of the demo shop. Where a
+   feed doesn't say since when an item is known, that is the day of its first event: a shop that goes on has new items.
+2. The jobs that make the tables: the basis is fitted on the items of version 1, and those that are new by version 2 are
+   embedded in it.
+3. The trainings of both versions in every space, as many at once as an ablation's, then the report, and a table.
+
+Version 2 is of `--date`, version 1 of `--gap` days before. A command that succeeded before isn't run again.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from infra.local.airflow_config import REPOSITORY
+from infra.runs.commands import SEEDS, TRAINING, TRAININGS_AT_ONCE, Commands
+from infra.runs.installation import (
+    SHOP_ITEMS,
+    SHOP_LAG,
+    SHOP_USERS,
+    Feed,
+    add_installation,
+    make_shop,
+    past_events,
+    read_feed,
+    sensible_lag,
+    settle,
+)
+from lte_model.command_line import run
+from lte_model.domain.windows import ONE_DAY, parse_date
+from lte_model.errors import LTEError
+from lte_model.figures import interval, number, percent, percent_interval
+from lte_model.settings import Settings
+from lte_model.studies.drill_page import judged
+from lte_model.studies.results import Drill, drill_path, read_drill
+from lte_model.studies.spaces import MATRIX, SKEWED, SPACES
+
+ENCODER_LAGS = 2
+"""So many lags of days, and one more, lie before the oldest anchor of version 1: its encoder is fitted on them."""
+
+
+def dated_feed(source: Path, folder: Path) -> Path:
+    """The feed with a `known_date` of every item: `source` itself, or a copy in `folder` where it has none."""
+    items, events = source / "items.parquet", source / "events.parquet"
+    if not items.is_file():
+        raise LTEError(f"there is no file {items}; give a folder with events.parquet and items.parquet")
+    if "known_date" in pl.read_parquet_schema(items):
+        return source
+    folder.mkdir(parents=True, exist_ok=True)
+    since = (
+        past_events(events).group_by(pl.col("item_id").cast(pl.String)).agg(known_date=pl.col("time").min().dt.date())
+    )
+    frame = pl.scan_parquet(items).with_columns(pl.col("item_id").cast(pl.String)).join(since, on="item_id", how="left")
+    frame.collect().write_parquet(folder / "items.parquet")
+    copy = folder / "events.parquet"
+    copy.unlink(missing_ok=True)
+    copy.symlink_to(events.resolve())
+    return folder
+
+
+def with_room(feed: Feed, gap_days: int, lag_days: int) -> Feed:
+    """The feed as if it began later, so that the anchors which `settle` finds leave the encoder of version 1 its days."""
+    return dataclasses.replace(feed, first=feed.first + ONE_DAY * (gap_days + ENCODER_LAGS * lag_days))
+
+
+def table_commands(earlier: datetime.date, later: datetime.date, since: datetime.date) -> list[str]:
+    """The command lines that make the tables of both versions, in order. The LTEs are the drill's own."""
+    return [
+        f"jobs.ingest_items --date {later}",
+        f"jobs.ingest_events --date {later} --since {since}",
+        f"jobs.fit_basis --date {earlier}",
+        f"jobs.embed_items --date {later}",
+        f"jobs.build_training_set --date {earlier}",
+        f"jobs.build_training_set --date {later}",
+    ]
+
+
+def training_commands(earlier: datetime.date, later: datetime.date, seeds: int) -> list[str]:
+    """Both versions in every space, seed by seed."""
+    return [
+        f"lte_model.studies.drill train --date {date} --space {space} --seed {seed}"
+        for seed in range(seeds)
+        for space in SPACES
+        for date in (earlier, later)
+    ]
+
+
+def measures_of(drill: Drill) -> list[dict[str, Any]]:
+    """The figures in the form of every measuring command: a list of measure, side, value, unit."""
+    headline = drill["headline"]
+    return [
+        {
+            "measure": f"drill_{space}",
+            "side": cell,
+            "value": of_space["cells"][cell]["metrics"][headline]["value"],
+            "unit": "ndcg",
+        }
+        for space, of_space in drill["spaces"].items()
+        for cell in MATRIX
+    ]
+
+
+def print_outcome(drill: Drill) -> None:
+    """The closing table."""
+    headline = drill["headline"]
+    print(
+        f"\n{headline}, 95 % intervals, means over {drill['seeds']} seeds: {drill['test_users']:,} users, "
+        f"{drill['catalogue_items']:,} items, {drill['new_items']:,} of them new; v1 of {drill['earlier_date']}, "
+        f"v2 of {drill['training_date']}"
+    )
+    for space, of_space in drill["spaces"].items():
+        for cell, of_cell in of_space["cells"].items():
+            figure = of_cell["metrics"][headline]
+            lte = "no LTE" if cell.endswith("none") else f"LTE {cell[2:]}"
+            print(f"  {space:<9} ranker {cell[:2]}, {lte:<7} {number(figure['value'])}  {interval(figure)}")
+    print()
+    for space in drill["spaces"]:
+        for name, change in SKEWED.items():
+            found = judged(drill, space, name)
+            uplift = f"{percent(found['uplift']['value'], digits=2):>9}  {percent_interval(found['uplift'], 2):<24}"
+            print(f"  {space:<9} {change.text:<20} {uplift} {found['finding']}")
+
+
+def make_tables(arguments: argparse.Namespace) -> tuple[Commands, Settings, datetime.date, datetime.date]:
+    """Settles the installation and makes its tables; returns what runs its commands, its settings, and the training dates
+    of both versions."""
+    source = Path(arguments.data).resolve() if arguments.data else None
+    name = f"{source.name}-drill" if source else "demo-drill"
+    home = Path(arguments.home).resolve() if arguments.home else REPOSITORY / ".lte" / name
+    if not source:
+        source = home / "shop"
+        make_shop(source, SHOP_USERS, SHOP_ITEMS)
+    feed = read_feed(source / "events.parquet")
+    later = parse_date(arguments.date) if arguments.date else feed.last + ONE_DAY
+    lag_days = arguments.lag or (sensible_lag(feed) if arguments.data else SHOP_LAG)
+    room = with_room(feed, arguments.gap or lag_days, lag_days)
+    settings = settle(arguments, home, dated_feed(source, home / "source"), room, later, TRAINING)
+    earlier = later - ONE_DAY * (arguments.gap or settings.window.lag_days)
+    commands = Commands(home)
+    for command in table_commands(earlier, later, feed.first):
+        commands.run(command)
+    return commands, settings, earlier, later
+
+
+def drill(arguments: argparse.Namespace) -> Drill:
+    """The drill, for the options of the command line; returns what was found."""
+    commands, settings, earlier, later = make_tables(arguments)
+    at_once = min(TRAININGS_AT_ONCE, os.cpu_count() or 1)
+    commands.run_all(training_commands(earlier, later, arguments.seeds), at_once)
+    commands.output(f"lte_model.studies.drill report --date {later} --earlier {earlier} --seeds {arguments.seeds}")
+    found = read_drill(settings, later)
+    print_outcome(found)
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(measures_of(found), indent=1) + "\n", encoding="utf-8")
+    print(f"\nreport  {os.path.relpath(drill_path(settings, later).with_suffix('.html'))}")
+    return found
+
+
+def options(values: Iterable[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", metavar="FOLDER", help="your feed; without it the demo shop is made")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds of each training (default: %(default)s)")
+    parser.add_argument("--gap", type=int, help="days from version 1 to version 2 (default: the lag)")
+    add_installation(parser, f"from the feed's span; the demo shop: {SHOP_LAG}", ".lte/<name of the feed>-drill")
+    return parser.parse_args(values)
+
+
+def main() -> None:
+    # Both ways to be stopped end the commands that are running.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        drill(options())
+    except KeyboardInterrupt:
+        raise LTEError("stopped; run it again to go on from here") from None
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,31 @@
+"""The items with a vector, as the engine reads them: ids, known days, vectors in grid units."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class ItemIndex:
+    """The items with a vector: row i of the matrix is of the item `item_ids[i]`, known from day `known_day[i]` on."""
+
+    item_ids: pa.Array
+    known_day: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.known_day)
+
+
+@dataclass(frozen=True)
+class ItemVectors:
+    """The vectors of one basis: row i of `units` (items, dimensions), int32 in grid units, is that of the catalogue's
+    item i."""
+
+    basis_id: str
+    catalogue: ItemIndex
+    units: np.ndarray
+
+    @property
+    def dimensions(self) -> int:
+        return self.units.shape[1]

@@ -1,0 +1,1 @@
+"""The shop's feeds as they are read, and the account of their rows."""

@@ -1,0 +1,222 @@
+"""Reading a shop's feed: Parquet, CSV, JSON lines or Delta; a path, any Hadoop URL, or a table of the catalogue.
+
+A source in the settings is `table:shop.events`, or a path or URL. `{date}` in a path stands for the day on which the
+rows became known, for feeds that are delivered as a file or folder a day: every day that is asked for must be there.
+A folder is read as Delta where it holds a Delta log, else by the ending of its name, else as Parquet. A column of ours
+may be written in upper or lower case; the others are read as they are, and an exact duplicate has them equal too.
+"""
+
+import re
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import reduce
+
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from jobs.spark.session import hadoop_files
+from lte_model.domain.windows import Interval, every
+from lte_model.errors import LTEError
+
+CATALOGUE = "table:"
+DATE = "{date}"
+SOURCE_FILE = "_source_file"
+CORRUPT = "_corrupt_row"
+FILE_DAY = "_file_day"
+OURS = (SOURCE_FILE, FILE_DAY, "_day", "_known", "_reason", "_copies", "_raw_row", "_metadata")
+"""Names that a feed's columns can't have."""
+
+LONGEST_ID = 1024
+"""Characters. An item's id stands in the list of every user whom it is recommended to."""
+NOT_IN_AN_ID = "[\\x00-\\x1F\\x7F\\uFEFF]"
+"""Control characters and the byte order mark: no list of ids, a line each, could name such an id."""
+REPLACED = "\N{REPLACEMENT CHARACTER}"
+"""What stands where bytes were no UTF-8. Different ids may have become the same one by it."""
+
+FULL_DATE = r"^\s*\d{4}-\d{1,2}-\d{1,2}([T\s].*)?$"
+"""Text that can be a time. Spark would also read 2024 as New Year's Day, and 12:00 and now as of the run's own day."""
+TIMES = ("1678-01-01", "2262-01-01")
+"""Times lie in between: readers of a Parquet file may count nanoseconds in 64 bits."""
+
+TEXT = (T.StringType, T.IntegerType, T.LongType, T.ShortType)
+NUMBER = (T.StringType, T.DoubleType, T.FloatType, T.IntegerType, T.LongType, T.ShortType, T.DecimalType)
+TIME = (T.StringType, T.TimestampType, T.TimestampNTZType, T.DateType)
+
+
+def read_source(spark: SparkSession, source: str, days: Interval, columns: Iterable[str]) -> DataFrame:
+    """The feed's rows as they are, of the files of `days` where it has files a day, and columns of ours.
+
+    `_source_file` is the file of the row; `_corrupt_row` is the text of a CSV or JSON line that could not be taken
+    apart, of which the feed's columns are null, else null; a feed with files a day has `_file_day`, the day of the row's
+    file. Of `columns` those that the feed writes in another case come under these names. Raises `LTEError` where the
+    source isn't there or can't be read.
+    """
+    if DATE in source:
+        places = [source.replace(DATE, day.isoformat()) for day in every(1, days.start, days.end)]
+    else:
+        places = [source]
+    with reading(source):
+        if source.startswith(CATALOGUE):
+            return _with_ours(spark.table(source.removeprefix(CATALOGUE)), source, columns, F.lit(source))
+        file = F.col("_metadata.file_path")
+        frames = [_with_ours(frame, source, columns, file) for frame in _read_files(spark, places)]
+    return reduce(lambda one, other: one.unionByName(other, allowMissingColumns=True), frames)
+
+
+def _with_ours(frame: DataFrame, source: str, columns: Iterable[str], file: Column) -> DataFrame:
+    """The frame with our case of our columns, and the columns that we add."""
+    written = {name.lower(): name for name in frame.columns}
+    reserved = [written[name] for name in OURS if name in written]
+    if reserved:
+        raise LTEError(f"column {reserved[0]!r} of source {source} has a name that ingesting needs; rename it")
+    frame = frame.withColumnsRenamed({written[name]: name for name in columns if name in written})
+    ours = {SOURCE_FILE: file}
+    if CORRUPT in frame.columns:
+        # Half of a broken line says nothing: no date on which it counts, and no id of another row.
+        whole = F.col(CORRUPT).isNull()
+        ours |= {name: F.when(whole, quoted(name)) for name in frame.columns if name != CORRUPT}
+    else:
+        ours[CORRUPT] = F.lit(None).cast("string")
+    if DATE in source:
+        ours[FILE_DAY] = _day_of_file(source)
+    return frame.withColumns(ours)
+
+
+def _day_of_file(source: str) -> Column:
+    """The day that stands in the row's path where the source has {date}."""
+    segment = next(part for part in source.split("/") if DATE in part)
+    escaped = re.escape(urllib.parse.quote(segment, safe="!$&'()*+,;=:@{}"))
+    place = "/" + escaped.replace(re.escape(DATE), r"(\d{4}-\d{2}-\d{2})") + "(/|$)"
+    return F.regexp_extract("_metadata.file_path", place, 1).try_cast("date")
+
+
+def _read_files(spark: SparkSession, places: list[str]) -> list[DataFrame]:
+    name = places[0].rstrip("/").removesuffix(".gz")
+    if _holds_delta_log(spark, places[0]):
+        return [spark.read.format("delta").load(place) for place in places]
+    if name.endswith(".csv"):
+        return [_read_csv(spark, alike, header) for header, alike in _by_header(spark, places).items()]
+    if name.endswith((".json", ".jsonl")):
+        # Numbers as text too: an id such as 007 must not lose its zeros to a guess.
+        lines = spark.read.options(columnNameOfCorruptRecord=CORRUPT, primitivesAsString=True).json(places)
+        # Of a line Spark looks at those columns alone that a query reads, and finds only there that it is broken. This
+        # reads all of them, so that a line is the same to every query.
+        return [lines.where(F.to_json(F.struct("*")).isNotNull())]
+    return [spark.read.option("mergeSchema", len(places) > 1).parquet(*places)]
+
+
+def _read_csv(spark: SparkSession, places: list[str], header: tuple[str, ...]) -> DataFrame:
+    # Only a schema that has the column keeps the lines that don't fit the header.
+    schema = T.StructType([T.StructField(name, T.StringType()) for name in (*header, CORRUPT)])
+    # Of a folder's files each has a header of its own, and none may differ. That of a single file is this one, also
+    # where Spark had to make up a name.
+    one_file_each = all(_is_file(spark, place) for place in places)
+    return _csv_lines(spark).options(enforceSchema=one_file_each).schema(schema).csv(places)
+
+
+def _by_header(spark: SparkSession, places: list[str]) -> dict[tuple[str, ...], list[str]]:
+    """The files by the names of their columns: those of different days may differ, also in their order."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for place in places:
+        found.setdefault(tuple(_csv_lines(spark).csv(place).columns), []).append(place)
+    return found
+
+
+def _csv_lines(spark: SparkSession) -> DataFrameReader:
+    # As RFC 4180 has it: a quote inside quotes is doubled, and a quoted field may run over lines.
+    return spark.read.options(header=True, escape='"', multiLine=True, columnNameOfCorruptRecord=CORRUPT)
+
+
+def _holds_delta_log(spark: SparkSession, place: str) -> bool:
+    files, log = hadoop_files(spark, f"{place.rstrip('/')}/_delta_log")
+    return files.exists(log)
+
+
+def _is_file(spark: SparkSession, place: str) -> bool:
+    files, path = hadoop_files(spark, place)
+    return files.isFile(path)
+
+
+@contextmanager
+def reading(place: str) -> Iterator[None]:
+    """Turns what Spark says of an unreadable source into one line that names it."""
+    try:
+        yield
+    except (PySparkException, Py4JError) as error:
+        causes = [line for line in str(error).splitlines() if line.strip()]
+        detail = next((line for line in causes if "Exception" in line or "[" in line), causes[0])
+        advice = "write times in microseconds" if "NANOS" in detail else "check the path and the file"
+        raise LTEError(f"source {place} cannot be read: {detail[:300]}; {advice}") from None
+
+
+def require_columns(
+    frame: DataFrame, source: str, types: Mapping[str, Sequence[type]], required: Sequence[str]
+) -> None:
+    """Raises `LTEError` where a required column is missing, or a column has a type that can't hold its values."""
+    present = {field.name: field.dataType for field in frame.schema}
+    for column in required:
+        if column not in present:
+            ours = [name for name in present if name not in (SOURCE_FILE, CORRUPT, FILE_DAY)]
+            raise LTEError(f"source {source} has no column {column!r}; it has {', '.join(ours)}")
+    for column, accepted in types.items():
+        if column in present and not isinstance(present[column], tuple(accepted)):
+            raise LTEError(
+                f"column {column!r} of source {source} has type {present[column].simpleString()}; "
+                f"give {' or '.join(sorted({kind.typeName() for kind in accepted}))}"
+            )
+
+
+def quoted(column: str) -> Column:
+    """The column of a feed, whatever its name: a dot in it is no way into a struct."""
+    return F.col(f"`{column.replace('`', '``')}`")
+
+
+def optional(frame: DataFrame, column: str) -> Column:
+    """The column, or null where the source has none."""
+    return F.col(column) if column in frame.columns else F.lit(None).cast("string")
+
+
+def text(frame: DataFrame, column: str) -> Column:
+    """The column as text without surrounding space; null where that leaves nothing."""
+    return F.nullif(F.trim(F.make_valid_utf8(optional(frame, column).cast("string"))), F.lit(""))
+
+
+def unfit_id(frame: DataFrame, column: str) -> list[tuple[Column, str]]:
+    """Why a value of the column is no id, with the condition of each reason."""
+    value = text(frame, column)
+    return [
+        (value.isNull(), f"{column} is missing"),
+        (F.contains(value, F.lit(REPLACED)), f"{column} is not UTF-8"),
+        (value.rlike(NOT_IN_AN_ID), f"{column} holds a control character"),
+        (F.length(value) > LONGEST_ID, f"{column} is longer than {LONGEST_ID:,} characters"),
+    ]
+
+
+def number(frame: DataFrame, column: str) -> Column:
+    """The column as a double; null where it isn't a number, and where it is infinite."""
+    value = optional(frame, column).try_cast("double")
+    return F.when(F.abs(value) < float("inf"), value)  # NaN is greater than any number
+
+
+def not_a(what: str, value: Column, frame: DataFrame, column: str) -> tuple[Column, str]:
+    """The condition that the column says something of which `value` could not be made, and the reason."""
+    return text(frame, column).isNotNull() & value.isNull(), f"{column} is not a {what}"
+
+
+def time(frame: DataFrame, column: str) -> Column:
+    """The column as a timestamp, read as UTC where it names no zone; null where it isn't one."""
+    value = optional(frame, column)
+    if isinstance(frame.select(value).schema[0].dataType, T.StringType):
+        value = F.when(value.rlike(FULL_DATE), value)
+    value = value.try_cast("timestamp")
+    first, end = (F.lit(date).cast("timestamp") for date in TIMES)
+    return F.when((value >= first) & (value < end), value)
+
+
+def day(frame: DataFrame, column: str) -> Column:
+    """The column as a date of UTC; null where it isn't one."""
+    return time(frame, column).cast("date")

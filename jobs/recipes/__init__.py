@@ -1,0 +1,1 @@
+"""How the LTE of each representation is made for a date: bases, encoders, weights."""

@@ -1,0 +1,71 @@
+"""How the LTE of one representation is made for a date: its lag, its encoder, and what else decides its bits."""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jobs.engine.inputs import Inputs
+from jobs.recipes.encoders import EncoderRecord, encoders_there, made_with, require_encoder
+from jobs.spark.warehouse import Warehouse, sql_text
+from lte_model.domain.representations import AUTOENCODER, RECENCY, Representation, representation
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the snapshots of one representation have in common, and `encoder`, which only dates near each other do.
+
+    `choices` enters the hash of the inputs: two LTEs of different choices are never made from each other.
+    """
+
+    kind: Representation
+    basis_id: str
+    lag_days: int
+    window_days: int
+    choices: str = ""
+    encoder: EncoderRecord | None = None
+
+    @property
+    def condition(self) -> str:
+        """The SQL condition that an LTE is of this basis and representation."""
+        return lte_of(self.basis_id, self.kind.name)
+
+    def partition(self, date: datetime.date) -> dict[str, str]:
+        """The partition of `lte_snapshots` that holds the rows of `date`."""
+        return {"basis_id": self.basis_id, "representation": self.kind.name, "snapshot_date": str(date)}
+
+    def hash(self, inputs: Inputs, date: datetime.date) -> str:
+        return inputs.hash(date, self.lag_days, self.window_days, self.choices)
+
+
+def lte_of(basis_id: str, name: str) -> str:
+    """The SQL condition that an LTE is of a basis and of a representation."""
+    return f"basis_id = {sql_text(basis_id)} AND representation = {sql_text(name)}"
+
+
+def recipes(
+    warehouse: Warehouse, basis_id: str, name: str, dates: Sequence[datetime.date]
+) -> dict[Recipe, list[datetime.date]]:
+    """The recipes of a representation for `dates`, ascending, and the dates of each: one, or one for each encoder.
+
+    Raises `LTEError` for a date without an encoder.
+    """
+    kind, settings = representation(name), warehouse.settings
+    lag_days, window_days = kind.lag_days(settings.window.lag_days), settings.window.window_days
+    if name != AUTOENCODER:
+        choices = "" if kind.exact else name
+        if name == RECENCY:
+            choices += f" half-life {settings.representations.half_life_days}"
+        return {Recipe(kind, basis_id, lag_days, window_days, choices): list(dates)}
+    encoders, kept = encoders_there(warehouse, basis_id), made_with(warehouse, basis_id)
+    by_id = {encoder.encoder_id: encoder for encoder in encoders}
+    found: dict[Recipe, list[datetime.date]] = {}
+    for date in dates:
+        encoder = by_id.get(kept.get(date, "")) or require_encoder(encoders, date, basis_id)
+        choices = f"encoder {encoder.encoder_id}"
+        found.setdefault(Recipe(kind, basis_id, lag_days, window_days, choices, encoder), []).append(date)
+    return found
+
+
+def recipe(warehouse: Warehouse, basis_id: str, name: str, date: datetime.date) -> Recipe:
+    """The recipe of a representation for one date. Raises `LTEError` where the date has no encoder."""
+    return next(iter(recipes(warehouse, basis_id, name, [date])))

@@ -1,0 +1,1 @@
+"""What an LTE is: its dates, its kind, its representation, and the semantic basis."""

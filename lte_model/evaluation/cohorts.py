@@ -1,0 +1,29 @@
+"""The cohorts of test users that an evaluation tells apart."""
+
+import numpy as np
+
+from lte_model.ranker.cases import Cases, target_counts_of
+from lte_model.training.training_set import TrainingSet
+
+LONG_SEQUENCE = 10
+"""Events from which on a short-term sequence counts as long."""
+
+
+def cohorts(training_set: TrainingSet, cases: Cases, max_events: int) -> dict[str, np.ndarray]:
+    """Which test users (N,) bool belong to each cohort; a user may belong to several. Empty cohorts are left out."""
+    short = np.minimum(cases.target_counts, max_events)  # dated in [D−L, D), whatever the policy reads
+    splits = ("train", "refit") if training_set.tables.settings.training.refit else ("train",)
+    trained_on = target_counts_of(training_set.cases(*splits), len(training_set.catalogue)) > 0
+    members = {
+        "no short sequence": short == 0,
+        "short sequence": (short > 0) & (short < LONG_SEQUENCE),
+        "long sequence": short >= LONG_SEQUENCE,
+        "history longer than the sequence": history_is_longer(cases, max_events),
+        "new target items": ~trained_on[cases.targets],
+    }
+    return {name: of_cohort for name, of_cohort in members.items() if of_cohort.any()}
+
+
+def history_is_longer(cases: Cases, max_events: int) -> np.ndarray:
+    """Which users (N,) bool have events that a sequence of `max_events` leaves out."""
+    return cases.history_counts > np.minimum(cases.lengths, max_events)

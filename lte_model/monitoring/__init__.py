@@ -1,0 +1,1 @@
+"""The measures of a snapshot before it goes live, and their page."""

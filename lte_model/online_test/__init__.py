@@ -1,0 +1,1 @@
+"""The read-out of an online A/B test: statistics, verdict, page."""

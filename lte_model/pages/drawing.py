@@ -1,0 +1,169 @@
+"""What our charts have in common: colours, scales, axes, and how a figure becomes SVG."""
+
+import datetime
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from lte_model.domain.windows import Interval
+from lte_model.figures import Figure, is_defined
+from lte_model.settings import Bounds
+
+PALETTE = {
+    name: f"#0000{number:02x}"
+    for number, name in enumerate(
+        ("ink", "soft", "line", "prefix", "none", "popularity-all", "popularity-30d", "popularity-7d")
+        + ("window", "target", "validation", "test", "better", "worse", "undecided"),
+        start=1,
+    )
+}
+"""CSS variable → the colour that stands for it while matplotlib draws."""
+
+SIDES = {
+    "prefix": "with LTE",
+    "none": "without LTE",
+    "popularity_all": "popularity, all time",
+    "popularity_30d": "popularity, 30 days",
+    "popularity_7d": "popularity, 7 days",
+}
+MARKERS = {"prefix": "o", "none": "s", "popularity_all": "^", "popularity_30d": "D", "popularity_7d": "v"}
+WIDTH = 9.0  # inches; the page scales every chart to the width of its column
+STYLE = {
+    "font.size": 8,
+    "svg.fonttype": "none",
+    "text.color": PALETTE["ink"],
+    "axes.labelcolor": PALETTE["soft"],
+    "axes.edgecolor": PALETTE["line"],
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": PALETTE["ink"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": PALETTE["line"],
+    "grid.linewidth": 0.6,
+    "xtick.color": PALETTE["line"],
+    "ytick.color": PALETTE["line"],
+    "xtick.labelcolor": PALETTE["soft"],
+    "ytick.labelcolor": PALETTE["soft"],
+    "legend.frameon": False,
+    "legend.labelcolor": PALETTE["ink"],
+}
+
+LINES = ("prefix", "target", "validation", "test", "none")
+"""The colours of the lines of one chart by date, in their order."""
+
+_XLINK = 'xmlns:xlink="http://www.w3.org/1999/xlink"'
+
+
+def by_date(
+    name: str,
+    title: str,
+    lines: Mapping[str, Sequence[tuple[datetime.date, float]]],
+    bounds: Bounds,
+    written: Callable[[float], str],
+) -> Markup:
+    """A small chart: a line (dates and values) for each name, and what lies beyond the bounds shaded.
+
+    The bounds of a warning are always in view, those of a stop once a value is beyond the warning.
+    """
+    values = [value for line in lines.values() for _, value in line]
+    view = values + [bound for bound in (bounds.warn_below, bounds.warn_above) if math.isfinite(bound)]
+    view += [bounds.stop_below] if math.isfinite(bounds.stop_below) and min(values) < bounds.warn_below else []
+    view += [bounds.stop_above] if math.isfinite(bounds.stop_above) and max(values) > bounds.warn_above else []
+    margin = 0.06 * (max(view) - min(view) or abs(max(view)) or 1)
+    low, high = min(view) - margin, max(view) + (margin if any(view) else 1)
+    with rc_context(STYLE | {"axes.grid.axis": "y"}):
+        figure = Drawing(figsize=(WIDTH / 3, 1.45), layout="constrained")
+        axes = figure.subplots()
+        for begin, end, line, colour in (
+            (bounds.stop_below, bounds.warn_below, bounds.warn_below, "undecided"),
+            (bounds.warn_above, bounds.stop_above, bounds.warn_above, "undecided"),
+            (-math.inf, bounds.stop_below, bounds.stop_below, "worse"),
+            (bounds.stop_above, math.inf, bounds.stop_above, "worse"),
+        ):
+            begin, end = max(begin, low), min(end, high)
+            if begin < end:
+                axes.axhspan(begin, end, color=PALETTE[colour], alpha=0.14, linewidth=0)
+                axes.axhline(line, color=PALETTE[colour], linewidth=0.8)
+        for line, colour in zip(lines.values(), LINES, strict=False):
+            dates = [date for date, _ in line]
+            axes.plot(
+                dates, [value for _, value in line], color=PALETTE[colour], linewidth=1.2, marker="o",
+                markersize=3 if len(dates) < 40 else 0,
+            )  # fmt: skip
+        axes.set_ylim(low, high)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=all(float(value).is_integer() for value in view)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
+        date_axis(axes, ticks=(2, 5))
+        return as_svg(figure, name, f"{title} by date")
+
+
+def colour_of(side: str) -> str:
+    return side.replace("_", "-") if side in SIDES else "soft"
+
+
+def draw_bar(axes: Axes, line: int, interval: Interval, colour: str) -> None:
+    axes.barh(
+        line, datetime.timedelta(days=interval.days), left=interval.start, height=0.62, color=PALETTE[colour],
+        linewidth=0,
+    )  # fmt: skip
+
+
+def draw_point(axes: Axes, measured: Figure | None, y: float, side: str, label: bool = False) -> None:
+    if not is_defined(measured):
+        return
+    colour = PALETTE[colour_of(side)]
+    axes.plot((measured["low"], measured["high"]), (y, y), color=colour, linewidth=1.4, solid_capstyle="butt")
+    axes.plot(
+        measured["value"], y, marker=MARKERS.get(side, "o"), markersize=4, color=colour, linestyle="none",
+        label=SIDES.get(side, side) if label else None,
+    )  # fmt: skip
+
+
+def scaled(figure: Figure | None, factor: float) -> Figure | None:
+    return {end: value * factor for end, value in figure.items()} if is_defined(figure) else None
+
+
+def from_the_top(axes: Axes) -> None:
+    """Lists the rows from the top down, without an axis line beside their names."""
+    axes.tick_params(axis="y", length=0, labelcolor=PALETTE["ink"])
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, high), min(low, high))
+
+
+def date_axis(axes: Axes, ticks: tuple[int, int] = (4, 10)) -> None:
+    locator = AutoDateLocator(minticks=ticks[0], maxticks=ticks[1])
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+def as_svg(figure: Drawing, name: str, description: str) -> Markup:
+    """The drawing as an inline `<svg>`: placeholder colours become CSS variables, and ids are the chart's own."""
+    written = io.StringIO()
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(
+            written, format="svg", transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )  # fmt: skip
+    svg = written.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = svg.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
+    for variable, colour in PALETTE.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    # Width and height in points would hold the chart at its drawn size; the page scales it by its viewBox.
+    view = re.search(r'viewBox="[^"]*"', svg).group()
+    svg = re.sub(r"^<svg [^>]*>", f'<svg {view} {_XLINK} role="img" aria-label="{description}">', svg)
+    return Markup(svg)

@@ -1,0 +1,47 @@
+"""What our pages have in common: one look (page.html.jinja), one way to write figures, and one way to put them in place.
+
+A page asks for nothing beyond itself: no script, no font, no picture from elsewhere, and its own content security
+policy forbids them. Templates escape every value; the charts (report_charts.py) alone are markup of our own.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from lte_model import figures
+
+_ROOMS = Path(__file__).parents[1]
+"""A template is named by its path from here: it lies beside the code that fills it."""
+
+
+def render(template: str, **values: Any) -> str:
+    """The page as one string of HTML."""
+    return _environment().get_template(template).render(values)
+
+
+def duration(seconds: float) -> str:
+    """1.4 s, 48 s, 3 min 20 s."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_ROOMS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=figures.number,
+        interval=figures.interval,
+        percent=figures.percent,
+        percent_interval=figures.percent_interval,
+        metric=figures.metric_label,
+        duration=duration,
+    )
+    return environment

@@ -1,0 +1,54 @@
+"""A trained ranker on disk: weights and content vectors as safetensors, the rest as JSON."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lte_model.domain.kind import LTEKind
+from lte_model.errors import LTEError
+from lte_model.ranker.model import Ranker, RankerConfig
+
+WEIGHTS_FILE = "model.safetensors"
+DESCRIPTION_FILE = "model.json"
+
+
+def save_ranker(ranker: Ranker, directory: str | os.PathLike) -> None:
+    """Writes the ranker to `directory`: weights and content vectors as safetensors, the rest as JSON.
+
+    The directory appears whole or not at all; one that is there is replaced.
+    """
+    directory = Path(directory)
+    beside = directory.with_name(directory.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    save_file({name: tensor.contiguous().cpu() for name, tensor in ranker.state_dict().items()}, beside / WEIGHTS_FILE)
+    description = {
+        **dataclasses.asdict(ranker.kind),
+        "config": dataclasses.asdict(ranker.config),
+        "item_ids": list(ranker.item_ids),
+    }
+    (beside / DESCRIPTION_FILE).write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
+    shutil.rmtree(directory, ignore_errors=True)
+    beside.rename(directory)
+
+
+def load_ranker(directory: str | os.PathLike, device: str | torch.device = "cpu") -> Ranker:
+    """The ranker that `save_ranker` wrote to `directory`, in evaluation mode. Raises `LTEError` where there is none."""
+    directory = Path(directory)
+    try:
+        description = json.loads((directory / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        weights = load_file(directory / WEIGHTS_FILE, device=str(device))
+    except FileNotFoundError as error:
+        raise LTEError(
+            f"there is no trained model in {directory} ({Path(error.filename or '').name or WEIGHTS_FILE} is missing); "
+            "run lte_model.training.train for its date and side"
+        ) from None
+    kind = LTEKind(**{field.name: description[field.name] for field in dataclasses.fields(LTEKind)})
+    ranker = Ranker(RankerConfig(**description["config"]), kind, description["item_ids"], weights["content"])
+    ranker.load_state_dict(weights)
+    return ranker.to(device).eval()

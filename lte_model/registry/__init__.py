@@ -1,0 +1,1 @@
+"""Registered versions of the ranker: gate, promotion, rollback, change of basis."""

@@ -1,0 +1,237 @@
+"""Which bases are in force, which models read them, and how one basis takes the place of another.
+
+    python -m lte_model.registry.basis_change status                every basis, who reads it, and what comes next
+    python -m lte_model.registry.basis_change fitted --date D       the basis that was fitted as of D and isn't in force yet, as JSON
+    python -m lte_model.registry.basis_change release --basis ID    exits with 2 while an alias, or the settings, keep the basis
+
+A change from basis A to basis B goes through these states. They are read off the settings, the registry and what is
+published; nothing else remembers them, so that nothing else can be wrong.
+
+    state        [basis]                       aliases read        what ends it
+    settled      basis_id A                    A                   lte_basis_change fits B and publishes its first date
+    warming up   basis_id A, beside [B]        A                   lte_daily has published B as long as A; then the
+                                                                   settings are turned round
+    training     basis_id B, beside [A]        A                   lte_training registers a challenger of B
+    challenged   basis_id B, beside [A]        A; challenger B     lte_promotion: the gate, and a person
+    promoted     basis_id B, beside [A]        champion B, A       the next promotion: `previous` reads B too
+    rolled back  basis_id B, beside [A]        champion A, B       lte_promotion again, or the settings turned back
+    released     basis_id B, beside [A]        B                   A leaves beside; lte_basis_retirement removes it
+
+A model reads the LTEs of its own basis in every state, for it asks for them by name; what is refused is a state in
+which they would be missing: an alias on a basis that is not in force, and more than two bases at a time.
+"""
+
+import argparse
+import datetime
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import polars as pl
+from deltalake import DeltaTable
+
+from lte_model.command_line import run
+from lte_model.domain.basis import chosen_basis
+from lte_model.domain.windows import parse_run_date
+from lte_model.errors import LTEError
+from lte_model.registry.in_force import DAYS_BEHIND, named_bases, out_of_force, publications, readers
+from lte_model.registry.versions import CHALLENGER, PREVIOUS
+from lte_model.settings import Settings, load_settings, with_make
+from lte_model.tracking import lineage
+from lte_model.tracking.lineage import CHAMPION
+
+
+@dataclass(frozen=True)
+class RegisteredBasis:
+    """A basis with what is known of it: the newest date on which an LTE of it went live, and {alias: version} of those
+    that read it, among so many registered versions. `is_in_force`: the settings name it."""
+
+    basis_id: str
+    dimensions: int
+    is_in_force: bool
+    live_date: datetime.date | None
+    users: int
+    readers: Mapping[str, str]
+    versions: int
+
+    def __str__(self) -> str:
+        published = f"{self.users:,} users live of {self.live_date}" if self.live_date else "nothing live"
+        read_by = ", ".join(f"{alias} (version {number})" for alias, number in self.readers.items())
+        force = "in force" if self.is_in_force else "not in force"
+        return (
+            f"basis {self.basis_id}: {self.dimensions} dimensions, {named_bases}, {published}, {read_by or 'no alias'}"
+        )
+
+
+@dataclass(frozen=True)
+class Change:
+    """Where a change of basis stands: `state` is one of those above, `next_step` what a person does now."""
+
+    state: str
+    bases: tuple[RegisteredBasis, ...]
+    next_step: str
+
+
+def registered_bases(settings: Settings) -> tuple[RegisteredBasis, ...]:
+    """Every basis of table semantic_bases. Raises `LTEError` where there is none, and where the settings name one that
+    isn't there, or leave a choice open."""
+    path = settings.table_path("semantic_bases")
+    if not DeltaTable.is_deltatable(path):
+        raise LTEError(f"table semantic_bases does not exist at {path}; run jobs.fit_basis first")
+    rows = pl.scan_delta(path).select("basis_id", "dimensions").sort("basis_id").collect()
+    in_force = [chosen_basis(rows["basis_id"].to_list(), wanted, path) for wanted in settings.basis.in_force]
+    published, read_by = publications(settings), readers(settings)
+    trained_in = [version.tags.get("basis_id") for version in lineage.registered_versions(settings)]
+
+    def described(basis_id: str, dimensions: int) -> RegisteredBasis:
+        of_basis = [row for row in published if row["basis_id"] == basis_id]
+        return RegisteredBasis(
+            basis_id,
+            dimensions,
+            basis_id in in_force,
+            max((row["snapshot_date"] for row in of_basis), default=None),
+            max((row["users"] for row in of_basis), default=0),
+            {alias: number for alias, (number, of_alias) in read_by.items() if of_alias == basis_id},
+            trained_in.count(basis_id),
+        )
+
+    return tuple(described(*row) for row in rows.iter_rows())
+
+
+def change(settings: Settings) -> Change:
+    """Where the change stands. Raises `LTEError` for a state that must not be: an alias that reads a basis which isn't
+    in force or isn't registered, or more than two bases in force."""
+    bases = registered_bases(settings)
+    known = {basis.basis_id for basis in bases}
+    for alias, (number, basis_id) in readers(settings).items():
+        if basis_id not in known:
+            raise LTEError(
+                f"version {number}, {alias}, reads basis {basis_id}, which is not registered in semantic_bases; "
+                "restore the table, or give the alias to another version"
+            )
+    for problem in out_of_force(settings).values():
+        raise LTEError(problem)
+    in_force = {basis.basis_id: basis for basis in bases if basis.is_in_force}
+    if len(in_force) > 2:
+        raise LTEError(
+            f"{len(in_force)} bases are in force ({', '.join(in_force)}); one change at a time: take one out of "
+            "basis.beside and run lte_basis_retirement for it"
+        )
+    if len(in_force) == 1:
+        (basis_id,) = in_force
+        fitted = [basis.basis_id for basis in bases if basis.live_date and not basis.is_in_force and not basis.versions]
+        if fitted:
+            return Change("settled", bases, f'put it in force: basis_id = "{basis_id}", beside = ["{fitted[0]}"]')
+        return Change("settled", bases, f"nothing to do; lte_basis_change fits a basis beside {basis_id}")
+    ours = in_force[settings.basis.basis_id]
+    (beside,) = (basis for basis in in_force.values() if basis is not ours)
+    state, next_step = _state(ours, beside)
+    return Change(state, bases, next_step)
+
+
+def _state(ours: RegisteredBasis, beside: RegisteredBasis) -> tuple[str, str]:
+    """The state of two bases in force, of which `ours` is the one that models are trained in; and what to do."""
+    turned = f'basis_id = "{beside.basis_id}", beside = ["{ours.basis_id}"]'
+    of = {alias: basis for basis in (ours, beside) for alias in basis.readers}
+    champion, challenger, previous = (of.get(alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS))
+    # After a rollback the version that was rolled back has both aliases.
+    was_champion = challenger and challenger.readers[CHALLENGER] == challenger.readers.get(PREVIOUS)
+    if challenger and champion is not challenger and not was_champion:
+        return "challenged", "approve or reject the challenger in lte_promotion"
+    if champion is beside and previous is ours:
+        return "rolled back", f"promote another version of {ours.basis_id}, or turn the settings back: {turned}"
+    if champion is beside:
+        return "training", f"run lte_training: it registers a challenger of {ours.basis_id}"
+    if previous is beside:
+        return (
+            "promoted",
+            f"leave {beside.basis_id} in basis.beside: a rollback reads it, until `previous` is of {ours.basis_id}",
+        )
+    if beside.versions:
+        return "released", f"take {beside.basis_id} out of basis.beside, then run lte_basis_retirement for it"
+    if ours.live_date and (not beside.live_date or (ours.live_date - beside.live_date).days > DAYS_BEHIND):
+        return "warming up", f"wait for lte_daily, or backfill it, until {beside.basis_id} is live of {ours.live_date}"
+    return "warming up", f"let lte_daily measure it for some days, then turn the settings round: {turned}"
+
+
+def fitted(settings: Settings, date: datetime.date) -> str:
+    """The newest basis of the settings' make that was fitted on `date` or before and isn't in force. Raises `LTEError`
+    where there is none."""
+    wanted = settings.basis
+    registered_bases(settings)  # it names what is wrong with the table
+    rows = pl.scan_delta(settings.table_path("semantic_bases")).filter(
+        pl.col("fitted_on") <= date, ~pl.col("basis_id").is_in(named_bases(settings)),
+        encoder=wanted.encoder, dimensions=wanted.dimensions, text_template=wanted.text_template,
+    )  # fmt: skip
+    found = rows.select("fitted_on", "basis_id").sort(pl.all()).collect()["basis_id"].to_list()
+    if not found:
+        raise LTEError(
+            f"no basis of {wanted.dimensions} dimensions and template {wanted.text_template!r} was fitted on {date} or "
+            f"before beside {', '.join(named_bases(settings))}; run jobs.fit_basis --date {date} --refit"
+        )
+    return found[-1]
+
+
+def require_released(settings: Settings, basis_id: str) -> None:
+    """Raises `LTEError` while the settings name the basis, or the version of an alias reads it: then it can't go."""
+    if basis_id not in {basis.basis_id for basis in registered_bases(settings)}:
+        raise LTEError(
+            f"basis {basis_id} is not registered; python -m lte_model.registry.basis_change status lists those that are"
+        )
+    if not named_bases(settings):
+        raise LTEError(
+            f"the settings name no basis, so that {basis_id} may be the one in force; set basis.basis_id first"
+        )
+    for alias, (number, of_alias) in readers(settings).items():
+        if of_alias == basis_id:
+            raise LTEError(
+                f"basis {basis_id} can't be retired: version {number} is {alias} and reads it. {_MOVES[alias]}"
+            )
+    if basis_id in named_bases(settings):
+        raise LTEError(
+            f"basis {basis_id} can't be retired: it is in force; take it out of [basis] of the settings first"
+        )
+
+
+_MOVES = {
+    CHAMPION: "Promote a model of another basis first",
+    PREVIOUS: "A rollback would need it: promote another model of the new basis, or remove the alias in MLflow",
+    CHALLENGER: "Register another challenger with lte_training, or remove the alias in MLflow",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lte_model.registry.basis_change",
+        description="Says which bases are in force and who reads them.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, description in (
+        ("status", "every basis, who reads it, the state of a change and what comes next"),
+        ("fitted", "prints the basis that was fitted last and isn't in force, as JSON"),
+        ("release", "checks that nothing keeps a basis from being retired"),
+    ):
+        command = commands.add_parser(name, help=description, description=description)
+        if name == "fitted":
+            command.add_argument("--date", type=parse_run_date, required=True, help="as of this day")
+            command.add_argument("--dimensions", type=int, help="of the basis (default: those of the settings)")
+            command.add_argument("--text-template", help="of the basis (default: that of the settings)")
+        if name == "release":
+            command.add_argument("--basis", required=True, metavar="ID")
+        command.add_argument("--settings", help="settings file (default: the one that LTE_SETTINGS names)")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.settings)
+    if arguments.command == "fitted":
+        made = with_make(settings, arguments.dimensions, arguments.text_template)
+        print(json.dumps([{"basis": fitted(made, arguments.date)}]))
+        return
+    if arguments.command == "release":
+        require_released(settings, arguments.basis)
+        print(f"basis {arguments.basis} is neither in force nor read by an alias: it may be retired")
+        return
+    found = change(settings)
+    print(*found.bases, f"{found.state}: {found.next_step}", sep="\n")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,342 @@
+"""The map from one basis to another, and what is lost on the way: orthogonal Procrustes over the items that both have.
+
+    python -m lte_model.registry.basis_map [--from A] --to B [--date D] [--version V --training-date T]
+
+1. Of the items with a vector in both bases one in `HELD_OUT` is held out, by a hash of its id. R minimises
+   ‖X R − Y‖ over the others, for their vectors X in A and Y in B, among the maps that turn and mirror alone (Schönemann
+   1966). Where the bases have other dimensions the narrower one is filled up with zeros.
+2. The loss is measured on the items held out: the cosine of x R and y, ‖X R − Y‖/‖Y‖, and how many of the ten items
+   nearest to x R in B are those nearest to y. With `--date` also the cosine of the users' LTEs of that day, mapped from
+   A, and of B: an LTE is a mean of item vectors, and the map of a mean is the mean of the maps.
+3. With `--version` the registered model V, of basis B, ranks the test users of training T three times: with the LTEs
+   that it reads, with those of A mapped to B, and with none. The difference is what the map costs, with its interval.
+
+What it is for: to see before a change how far two bases say the same; and to compare a model of one basis where only
+LTEs of the other can be had, as in the first weeks of a new one, or after an old one was retired. Nothing serves a mapped
+LTE. It carries neither basis' id but the name of its map, `A->B`, which no model was trained on, so that every reader
+refuses it by name; and it lies on no grid, so that no table takes it for one of its rows.
+
+The map is kept in `<checkpoints>/basis_maps/<A>-<B>/` as `map.safetensors` and, written last, `map.json`, and both, with
+the measures as metrics, in MLflow's run `basis map A->B`.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import polars as pl
+import scipy.linalg
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from safetensors.numpy import save as save_tensors
+
+from lte_model.command_line import run
+from lte_model.domain.basis import to_vector
+from lte_model.domain.windows import parse_run_date
+from lte_model.errors import LTEError
+from lte_model.evaluation.comparison import Comparison
+from lte_model.evaluation.ranked import ranks_of_cases, read_by
+from lte_model.files import write_atomically
+from lte_model.metrics import mean_cosine
+from lte_model.ranker.cases import Cases
+from lte_model.ranker.model import Ranker
+from lte_model.ranker.saved import load_ranker
+from lte_model.registry import versions
+from lte_model.settings import Settings, load_settings
+from lte_model.tracking import runs
+from lte_model.training.training_set import TrainingSet
+from lte_model.warehouse.catalogue import basis_in_force
+from lte_model.warehouse.reading import Tables
+
+HELD_OUT = 5
+"""One item in so many is held out."""
+
+FEWEST_ITEMS = 10
+NEIGHBOURS = 10
+
+MAP_FILE, DESCRIPTION_FILE = "map.safetensors", "map.json"
+
+OWN, MAPPED, NONE = "own", "mapped", "none"
+"""The sides of a ranker's comparison: the LTEs that it was trained on, those of the other basis mapped, and no LTE."""
+
+
+@dataclass(frozen=True)
+class BasisMap:
+    """`rotation` (dimensions of the source, of the target) float64: its rows or its columns are orthonormal."""
+
+    source: str
+    target: str
+    rotation: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """What a mapped LTE has in the place of a basis_id."""
+        return f"{self.source}->{self.target}"
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        """Vectors (…, dimensions of the source) in the coordinates of the target, float32. Raises `LTEError` for
+        vectors of other dimensions."""
+        if vectors.shape[-1] != len(self.rotation):
+            raise LTEError(
+                f"the map {self.name} takes vectors of {len(self.rotation)} dimensions, and these have "
+                f"{vectors.shape[-1]}; give it vectors of basis {self.source}"
+            )
+        return (vectors.astype(np.float64) @ self.rotation).astype(np.float32)
+
+    def reversed(self) -> "BasisMap":
+        """The way back; between bases of as many dimensions it undoes the map."""
+        return BasisMap(self.target, self.source, self.rotation.T)
+
+
+def fit_map(source: str, target: str, ours: np.ndarray, theirs: np.ndarray) -> BasisMap:
+    """The map that brings `ours` (items, dimensions of the source) nearest to `theirs` (items, dimensions of the target),
+    item by item. Raises `LTEError` for fewer items than say anything."""
+    if len(ours) < FEWEST_ITEMS:
+        raise LTEError(
+            f"bases {source} and {target} share {len(ours)} items to fit a map on, at least {FEWEST_ITEMS} are needed; "
+            "run jobs.embed_items for both"
+        )
+    width = max(ours.shape[1], theirs.shape[1])
+    padded = (np.pad(vectors.astype(np.float64), ((0, 0), (0, width - vectors.shape[1]))) for vectors in (ours, theirs))
+    rotation, _ = scipy.linalg.orthogonal_procrustes(*padded)
+    return BasisMap(source, target, rotation[: ours.shape[1], : theirs.shape[1]])
+
+
+def loss_of(basis_map: BasisMap, ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    """How far the mapped vectors of some items lie from their own: see the head of this file."""
+    mapped = basis_map.apply(ours)
+    near, found = (_nearest(vectors, theirs) for vectors in (theirs, mapped))
+    kept = [len({*one} & {*other}) / len(one) for one, other in zip(near, found, strict=True)]
+    return {
+        "cosine": mean_cosine(mapped, theirs),
+        "relative_residual": float(np.linalg.norm(mapped - theirs) / np.linalg.norm(theirs)),
+        "neighbours_kept": float(np.mean(kept)),
+    }
+
+
+def _nearest(vectors: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """The rows of the nearest items (vectors, NEIGHBOURS) by cosine, the item of the same row not among them."""
+    lengths = np.maximum(np.linalg.norm(items, axis=1), 1e-12)
+    cosines = vectors @ (items / lengths[:, None]).T
+    np.fill_diagonal(cosines, -np.inf)
+    count = min(NEIGHBOURS, len(items) - 1)
+    return np.argpartition(-cosines, count - 1, axis=1)[:, :count]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A map with its measures, over how many items it was fitted, and how many were held out."""
+
+    basis_map: BasisMap
+    fitted_items: int
+    held_out_items: int
+    loss: Mapping[str, float]
+
+
+def make_map(settings: Settings, source: str, target: str, date: datetime.date | None = None) -> Measured:
+    """Fits the map on the newest item vectors, and measures it; with a `date` on the users' LTEs of that day too.
+
+    Raises `LTEError` for bases that aren't registered, are the same, or share too few items.
+    """
+    if source == target:
+        raise LTEError(f"basis {source} needs no map to itself; give two bases")
+    tables = Tables(settings)
+    for basis_id in (source, target):
+        basis_in_force(tables, basis_id)  # it names one that isn't registered
+    item_ids, ours, theirs = shared_items(tables, source, target)
+    held_out = held_out_items(item_ids)
+    if min(held_out.sum(), (~held_out).sum()) < FEWEST_ITEMS:
+        raise LTEError(
+            f"bases {source} and {target} share {len(item_ids)} items: too few to fit a map and to measure it; run "
+            "jobs.embed_items for both"
+        )
+    basis_map = fit_map(source, target, ours[~held_out], theirs[~held_out])
+    loss = {f"items/{name}": value for name, value in loss_of(basis_map, ours[held_out], theirs[held_out]).items()}
+    if date is not None:
+        loss |= _loss_of_users(tables, basis_map, date)
+    return Measured(basis_map, int((~held_out).sum()), int(held_out.sum()), loss)
+
+
+def held_out_items(item_ids: Sequence[str]) -> np.ndarray:
+    """Which of the items (items,) bool the map isn't fitted on."""
+    return np.array([zlib.crc32(item.encode()) % HELD_OUT == 0 for item in item_ids], dtype=bool)
+
+
+def shared_items(tables: Tables, source: str, target: str) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The items with a vector in both bases, ascending, and their vectors (items, dimensions) in each."""
+    embeddings = tables.scan("item_embeddings")
+    of_source, of_target = (
+        embeddings.filter(pl.col("basis_id") == basis_id).select("item_id", vector.alias(name))
+        for basis_id, name, vector in ((source, "ours", pl.col("vector")), (target, "theirs", pl.col("vector")))
+    )
+    rows = of_source.join(of_target, "item_id").sort("item_id").collect()
+    return rows["item_id"].to_list(), _matrix(rows["ours"]), _matrix(rows["theirs"])
+
+
+def _loss_of_users(tables: Tables, basis_map: BasisMap, date: datetime.date) -> dict[str, float]:
+    """The mean cosine of the LTEs of `date`, mapped and own, of each representation that both bases have of it."""
+    rows = tables.scan("lte_snapshots").filter(snapshot_date=date)
+    of_basis = [
+        rows.filter(basis_id=basis).select("representation", "user_id", "vector_sum", "event_count")
+        for basis in (basis_map.source, basis_map.target)
+    ]
+    both = of_basis[0].join(of_basis[1], ["representation", "user_id"], suffix="_theirs").collect()
+    if both.is_empty():
+        raise LTEError(
+            f"table lte_snapshots holds no LTE of {date} in both {basis_map.source} and {basis_map.target}; run "
+            f"jobs.snapshot_lte --date {date} --basis {basis_map.source} --basis {basis_map.target}"
+        )
+    loss = {}
+    for (name,), of_name in both.partition_by("representation", as_dict=True).items():
+        ours, theirs = (
+            to_vector(_matrix(of_name[f"vector_sum{suffix}"]), of_name[f"event_count{suffix}"].to_numpy())
+            for suffix in ("", "_theirs")
+        )
+        loss |= {f"users/{name}/cosine": mean_cosine(basis_map.apply(ours), theirs), f"users/{name}/count": len(ours)}
+    return loss
+
+
+def _matrix(lists: pl.Series) -> np.ndarray:
+    return lists.explode().to_numpy().reshape(len(lists), -1) if len(lists) else np.zeros((0, 0))
+
+
+# What it costs the ranking.
+
+
+@dataclass(frozen=True)
+class MappedSet(TrainingSet):
+    """A training set whose LTEs are those of `source`, the same set in another basis, mapped to the basis of its
+    catalogue. Its kind names the map: no ranker takes it for its own."""
+
+    source: TrainingSet
+    basis_map: BasisMap
+
+    def ltes(self, cases: pl.DataFrame, needed: list[datetime.date]) -> tuple[np.ndarray, np.ndarray]:
+        lte, event_counts = self.source.ltes(cases, needed)
+        return self.basis_map.apply(lte), event_counts
+
+
+def mapped_set(training_set: TrainingSet, source: TrainingSet, basis_map: BasisMap) -> MappedSet:
+    """The training set, which is of the map's target, with the LTEs of `source`, which is of its source, mapped. Raises
+    `LTEError` for sets of other bases."""
+    found = (source.kind.basis_id, training_set.kind.basis_id)
+    if found != (basis_map.source, basis_map.target):
+        raise LTEError(
+            f"the map {basis_map.name} leads from basis {basis_map.source} to {basis_map.target}, and it is asked to lead "
+            f"from {found[0]} to {found[1]}, which the model reads; give the map between those two"
+        )
+    kind = dataclasses.replace(training_set.kind, basis_id=basis_map.name)
+    inside = {field.name: getattr(training_set, field.name) for field in dataclasses.fields(TrainingSet)}
+    return MappedSet(**inside | {"kind": kind}, source=source, basis_map=basis_map)
+
+
+def ranking_loss(training_set: TrainingSet, source: TrainingSet, ranker: Ranker, basis_map: BasisMap) -> Comparison:
+    """The ranks of the test users' targets by a ranker of the map's target: sides `own`, `mapped` and `none`.
+
+    `training_set` is what the ranker reads, `source` the same in the map's source. The same users, events and catalogue;
+    nothing but the LTE differs. Raises `LTEError` for sets of other bases, and where one lacks the LTEs.
+    """
+    ranker.require(training_set.kind, f"the training set of {training_set.training_date}")
+    mapped = mapped_set(training_set, source, basis_map).cases("test")
+    own = training_set.cases("test")
+    sides: dict[str, Cases] = {
+        OWN: own,
+        MAPPED: mapped,
+        NONE: dataclasses.replace(own, has_lte=np.zeros_like(own.has_lte)),
+    }
+    ranks = {side: ranks_of_cases(training_set, cases, ranker) for side, cases in sides.items()}
+    return Comparison.of(ranks, training_set.tables.settings)
+
+
+def ranking_figures(comparison: Comparison) -> dict[str, float]:
+    """The headline measure of each side, and how much is lost over the own LTEs, relative, with its interval."""
+    headline = comparison.headline
+    figures = {f"{side}/{headline}": found[headline]["value"] for side, found in comparison.metrics().items()}
+    for side in (MAPPED, NONE):
+        over = comparison.uplifts({side: (side, OWN)})[side][headline]
+        figures |= {f"{side} over own/{bound}": over[bound] for bound in ("value", "low", "high")}
+    return figures
+
+
+# Where it is kept.
+
+
+def map_directory(settings: Settings, source: str, target: str) -> Path:
+    return Path(settings.checkpoints, "basis_maps", f"{source}-{target}")
+
+
+def keep_map(settings: Settings, measured: Measured) -> Path:
+    """Writes the map in the place of the one before, and logs it; returns its directory."""
+    basis_map = measured.basis_map
+    directory = map_directory(settings, basis_map.source, basis_map.target)
+    described = {
+        "from": basis_map.source,
+        "to": basis_map.target,
+        "dimensions": list(basis_map.rotation.shape),
+        "fitted_items": measured.fitted_items,
+        "held_out_items": measured.held_out_items,
+        "loss": dict(measured.loss),
+    }
+    write_atomically(directory / MAP_FILE, save_tensors({"rotation": np.ascontiguousarray(basis_map.rotation)}))
+    write_atomically(directory / DESCRIPTION_FILE, json.dumps(described, indent=1).encode())
+    with runs.basis_map_run(settings, basis_map.name):
+        mlflow.set_tags({"basis_from": basis_map.source, "basis_to": basis_map.target})
+        mlflow.log_metrics(
+            {name.replace("@", "_at_").replace(" ", "_"): value for name, value in measured.loss.items()}
+        )
+        mlflow.log_artifacts(str(directory))
+    return directory
+
+
+def read_map(settings: Settings, source: str, target: str) -> BasisMap:
+    """The map that was kept. Raises `LTEError` where there is none, or its files are damaged or another map's."""
+    directory = map_directory(settings, source, target)
+    again = f"run python -m lte_model.registry.basis_map --from {source} --to {target}"
+    try:
+        described = json.loads((directory / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        rotation = load_file(directory / MAP_FILE)["rotation"]
+        if (described["from"], described["to"]) != (source, target) or list(rotation.shape) != described["dimensions"]:
+            raise LTEError(f"the files in {directory} are of map {described['from']}->{described['to']}; {again}")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise LTEError(f"there is no map from {source} to {target} in {directory} ({error!r}); {again}") from None
+    return BasisMap(source, target, rotation)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Maps one basis to another, and measures what is lost.")
+    parser.add_argument(
+        "--from", dest="source", default="", metavar="ID", help="from this basis (default: basis.basis_id)"
+    )
+    parser.add_argument("--to", dest="target", required=True, metavar="ID", help="the basis to map to")
+    parser.add_argument("--date", type=parse_run_date, help="measure on the LTEs of this day too")
+    parser.add_argument("--version", help="measure what the map costs this registered model, of basis --to")
+    parser.add_argument("--training-date", type=parse_run_date, help="on the test users of this training")
+    parser.add_argument("--settings", default=None, help="settings file (default: $LTE_SETTINGS)")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.settings)
+    if bool(arguments.version) != bool(arguments.training_date):
+        raise LTEError("give --version and --training-date together: a model, and the test users that it ranks")
+    source = basis_in_force(Tables(settings), arguments.source)
+    measured = make_map(settings, source, arguments.target, arguments.date)
+    if arguments.version:
+        version = versions.version_of(settings, arguments.version)
+        with tempfile.TemporaryDirectory() as folder:
+            ranker = load_ranker(versions.fetch(settings, version, Path(folder)))
+        training_set = read_by(settings, arguments.training_date, ranker)
+        comparison = ranking_loss(training_set, training_set.in_basis(source), ranker, measured.basis_map)
+        measured = dataclasses.replace(measured, loss={**measured.loss, **ranking_figures(comparison)})
+    directory = keep_map(settings, measured)
+    print(f"fitted on {measured.fitted_items:,} items, measured on {measured.held_out_items:,}")
+    print(*(f"{name}: {value:.4g}" for name, value in measured.loss.items()), directory, sep="\n")
+
+
+if __name__ == "__main__":
+    run(main)

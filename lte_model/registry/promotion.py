@@ -1,0 +1,261 @@
+"""From challenger to champion, and back. A reader follows the alias `champion`, and finds one version or the other.
+
+    python -m lte_model.registry.promotion challenger                 what is put before a person, as JSON
+    python -m lte_model.registry.promotion gate --version V           checks it; exits with 2 where it must not be promoted
+    python -m lte_model.registry.promotion answer --version V --answer A --by NAME --reason R   keeps what a person said
+    python -m lte_model.registry.promotion promote --version V --over C   champion in the place of version C ("" for none)
+    python -m lte_model.registry.promotion rollback --reason R [--version V]   the previous champion, or V, is champion again
+    python -m lte_model.registry.promotion watch                      checks a champion that was put there by hand
+
+The gate lets a challenger pass when each of these holds:
+
+1. it loads from the registry and ranks its own input example;
+2. its NDCG isn't significantly below that of the same model without LTE: the 95 % interval of the difference, paired
+   by user, doesn't lie below 0 as a whole;
+3. the same against the popularity of the last 30 days;
+4. the same against the champion, which ranks the targets of the same test users;
+5. enough of the test users have an LTE: `gates.min_lte_coverage`;
+6. it reads the LTEs that are live: those of the newest date in `publications` have its basis, representation, lag and
+   window;
+7. its basis and the champion's are in force, so that both go on being published: a rollback needs the other one;
+8. where they differ, enough of the users with a live LTE of the champion's basis have one in its own:
+   `gates.min_basis_coverage`. By 4 each then ranks by the LTEs of its own basis. The way from one basis to another is in
+   basis_change.py.
+
+What the gate and the person said stays on the version, as tags. Which version is champion is written down beside the
+alias (tag `champion_on_record` of the model), so that an alias that a person moved in MLflow's own pages is noticed.
+"""
+
+import argparse
+import contextlib
+import datetime
+import fcntl
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking import MlflowClient
+
+from lte_model.command_line import run
+from lte_model.errors import LTEError
+from lte_model.registry import versions
+from lte_model.registry.gate import GATE_PASSED, GATE_TAG, bases_stay_in_force, gate, loads, reads_live_ltes, run_gate
+from lte_model.registry.in_force import out_of_force
+from lte_model.registry.versions import CHALLENGER, PREVIOUS, champion_number, full_name, or_none
+from lte_model.settings import Settings, load_settings
+from lte_model.tracking.lineage import CHAMPION, registered_model
+
+APPROVAL_TAG = "approval"
+"""The tag of a version with what a person said of it."""
+
+APPROVE = "Approve"
+NOTHING_TO_DO = 99
+"""The exit code by which Airflow takes a task for skipped."""
+
+ON_RECORD = "champion_on_record"
+"""The tag of the model with the version that was promoted last by the commands of this file."""
+
+
+def challenger(settings: Settings) -> dict[str, str]:
+    """The version that is challenger now, the date of its training, and the champion it would replace ("" for none).
+
+    What follows names the version: another training may register a challenger while a person looks at this one.
+    Raises `LTEError` where there is no challenger.
+    """
+    version = versions.version_with(settings, CHALLENGER)
+    return {
+        "version": str(version.version),
+        "training_date": version.tags["training_date"],
+        "champion": champion_number(settings) or "",
+    }
+
+
+def promote(settings: Settings, number: str, over: str | None) -> ModelVersion:
+    """Makes version `number` champion in the place of version `over` (None: there was none), which becomes `previous`.
+
+    A second call changes nothing. Raises `LTEError` where the gate didn't let the version pass, and where after that
+    another version became champion, for it was compared with one that is gone, or the LTEs that it reads went.
+    """
+    with _one_at_a_time(settings):
+        version = versions.version_of(settings, number)
+        answer = version.tags.get(GATE_TAG, "not asked")
+        if answer != GATE_PASSED:
+            raise LTEError(f"the gate of {full_name(version)} says: {answer}; run lte_promotion for it")
+        champion = champion_number(settings)
+        if champion not in (over, number):
+            reason = f"lost: version {champion} became champion meanwhile, and it was compared with {or_none(over)}"
+            MlflowClient().set_model_version_tag(version.name, number, "promotion", reason)
+            raise LTEError(f"{full_name(version)} is not promoted. It {reason}; run lte_promotion for it again")
+        if champion != number:
+            for check in (reads_live_ltes(settings, version), bases_stay_in_force(settings, version, champion)):
+                if not check.holds:
+                    raise LTEError(
+                        f"{full_name(version)} is not promoted: since the gate {check.rule} no more: {check.found}"
+                    )
+            _tag(version, promoted_at=_now(), promoted_from=or_none(champion), promotion="won")
+        _move(version, champion)
+        return versions.version_of(settings, number)
+
+
+def answer(settings: Settings, number: str, given: str, by: str, reason: str) -> str:
+    """Keeps on the version what a person said of it. `by` is empty where nobody did before the deadline."""
+    version = versions.version_of(settings, number)
+    said = f"{given} by {by}" if by else f"{given}, for nobody answered in time"
+    said += f" at {_now()}" + (f": {reason}" if reason else "")
+    _tag(version, **{APPROVAL_TAG: said})
+    return said
+
+
+def rollback(settings: Settings, reason: str, number: str | None = None) -> ModelVersion:
+    """Makes the previous champion, or version `number`, champion again; the one that is now becomes `previous`.
+
+    The reason stays on both. Raises `LTEError` without a reason or a version to go back to, and for a version that
+    doesn't load or can't read the LTEs that are live: then the LTEs must go back first.
+    """
+    if not reason.strip():
+        raise LTEError("a rollback needs a reason, for those who ask later; give it with --reason")
+    with _one_at_a_time(settings):
+        version = versions.version_of(settings, number) if number else versions.version_with(settings, PREVIOUS)
+        champion = champion_number(settings)
+        if champion == str(version.version):
+            raise LTEError(f"{full_name(version)} is the champion already; give --version to go back to another")
+        checks = (
+            loads(settings, version),
+            reads_live_ltes(settings, version),
+            bases_stay_in_force(settings, version, None),
+        )
+        broken = [check for check in checks if not check.holds]
+        if broken:
+            raise LTEError(
+                f"{full_name(version)} can't be champion again: {broken[0].rule}: {broken[0].found}. The champion stays; "
+                "give --version to go back to another, or publish what this one reads"
+            )
+        if champion is not None:
+            _tag(versions.version_of(settings, champion), rolled_back_at=_now(), rolled_back_because=reason)
+        _tag(version, restored_at=_now(), restored_because=reason)
+        _move(version, champion)
+        return versions.version_of(settings, str(version.version))
+
+
+def watch(settings: Settings) -> str:
+    """Says who is champion; where a person moved the alias by hand, the same gate runs on what was promoted.
+
+    Passes the gate what is there now, it is on record from then on. Raises `LTEError` where it doesn't, each time
+    until somebody rolls back, where the alias was taken away, and where the champion reads a basis that isn't in force.
+    """
+    with _one_at_a_time(settings):
+        if problem := out_of_force(settings).get(CHAMPION):
+            raise LTEError(problem)
+        name, champion = settings.mlflow.model_name, champion_number(settings)
+        model = registered_model(MlflowClient(), name)
+        on_record = model.tags.get(ON_RECORD) if model else None
+        if champion == on_record:
+            return (
+                f"{name}: {'no champion yet' if champion is None else f'version {champion} is champion'}, as on record"
+            )
+        if champion is None:
+            raise LTEError(
+                f"{name} has no champion: its alias was removed by hand, it was version {on_record}; "
+                f"run python -m lte_model.registry.promotion rollback --version {on_record} --reason R"
+            )
+        version = versions.version_of(settings, champion)
+        _tag(version, moved_by_hand=f"found champion in the place of {or_none(on_record)} at {_now()}")
+        found = run_gate(settings, version, on_record)
+        moved = f"{full_name(version)} was made champion by hand, in the place of {or_none(on_record)}"
+        if found.broken:
+            raise LTEError(
+                f"{moved}, and does not pass the gate: {'; '.join(found.broken)}. "
+                + (
+                    f"Run python -m lte_model.registry.promotion rollback --version {on_record} --reason R"
+                    if on_record
+                    else "Remove the alias in MLflow, or promote another"
+                )
+            )
+        _move(version, on_record)
+        return f"{moved}; it passes the gate, and is on record now"
+
+
+def _move(version: ModelVersion, champion: str | None) -> None:
+    """Points `champion` at the version, and `previous` at the `champion` before it. The same again changes nothing.
+
+    The alias `champion` moves in one step, and after `previous`: whatever a kill leaves, the next call does the rest.
+    """
+    client, name, number = MlflowClient(), version.name, str(version.version)
+    if champion not in (None, number):
+        client.set_registered_model_alias(name, PREVIOUS, champion)
+    client.set_registered_model_alias(name, CHAMPION, number)
+    client.set_registered_model_tag(name, ON_RECORD, number)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(settings: Settings) -> Iterator[None]:
+    """Two promotions on one machine follow each other; between machines, Airflow's pool `model_registry` sees to it."""
+    Path(settings.home).mkdir(parents=True, exist_ok=True)
+    with open(Path(settings.home, "promotion.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the file, or with the process
+        yield
+
+
+def _tag(version: ModelVersion, **tags: str) -> None:
+    for key, value in tags.items():
+        MlflowClient().set_model_version_tag(version.name, version.version, key, value)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lte_model.registry.promotion",
+        description="Checks, promotes and rolls back versions of the ranker.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    made = {}
+    for name, description in (
+        ("challenger", "prints the challenger, its training date and the champion, as JSON"),
+        ("gate", "checks whether a version may be promoted"),
+        ("promote", "makes a version the champion"),
+        ("answer", "keeps what a person said of a version"),
+        ("rollback", "makes the previous champion, or a version, champion again"),
+        ("watch", "checks a champion that was put there by hand"),
+    ):
+        made[name] = commands.add_parser(name, help=description, description=description)
+        made[name].add_argument("--settings", help="settings file (default: the one that LTE_SETTINGS names)")
+    for name in ("gate", "promote", "answer"):
+        made[name].add_argument("--version", required=True, help="its number")
+    made["promote"].add_argument("--over", required=True, help="the champion it was compared with; empty for none")
+    made["promote"].add_argument("--answer", default=APPROVE, help="what a person said; only Approve promotes")
+    made["answer"].add_argument("--answer", required=True, help="what the person chose")
+    made["answer"].add_argument("--by", required=True, help="who; empty where nobody answered")
+    made["answer"].add_argument("--reason", default="", help="in the person's words")
+    made["rollback"].add_argument("--reason", required=True, help="why, for those who ask later")
+    made["rollback"].add_argument("--version", help="the version to go back to (default: the previous champion)")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.settings)
+    match arguments.command:
+        case "challenger":
+            print(json.dumps([challenger(settings)]))
+        case "gate":
+            found = gate(settings, arguments.version)
+            for check in found.checks:
+                print(check)
+            found.require()
+            print(found.summary)
+        case "promote":
+            if arguments.answer != APPROVE:
+                print(f"version {arguments.version} is not promoted: the answer was {arguments.answer}")
+                sys.exit(NOTHING_TO_DO)
+            print(f"{full_name(promote(settings, arguments.version, arguments.over or None))} is {CHAMPION}")
+        case "answer":
+            print(answer(settings, arguments.version, arguments.answer, arguments.by, arguments.reason))
+        case "rollback":
+            print(f"{full_name(rollback(settings, arguments.reason, arguments.version))} is {CHAMPION} again")
+        case "watch":
+            print(watch(settings))
+
+
+if __name__ == "__main__":
+    run(main)

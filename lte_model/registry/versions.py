@@ -1,0 +1,378 @@
+"""The versions of the ranker in the registry: what was trained becomes one, and says what it is.
+
+    python -m lte_model.registry.versions register --date D   registers the prefix model of the training of D as challenger
+    python -m lte_model.registry.versions status              one line for each version: figures and aliases
+
+How a challenger becomes champion, and what leads back, is in promotion.py. A version carries all that its approval
+rests on as tags, so that nobody needs a file of the machine that trained it.
+"""
+
+import argparse
+import datetime
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import mlflow
+import polars as pl
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.pyfunc import PyFuncModel
+from mlflow.tracking import MlflowClient
+
+from lte_model import figures
+from lte_model.command_line import run
+from lte_model.domain.representations import AUTOENCODER, REPRESENTATIONS
+from lte_model.domain.windows import parse_run_date
+from lte_model.errors import LTEError
+from lte_model.evaluation import results
+from lte_model.evaluation.results import OVER_NONE, OVER_POPULARITY, Evaluation
+from lte_model.figures import Figure
+from lte_model.settings import Settings, load_settings
+from lte_model.tracking import lineage, runs
+from lte_model.tracking.code_version import code_version
+from lte_model.tracking.lineage import CHAMPION, numbers_by_alias
+
+SIDE = "prefix"
+"""The side of a training that is registered."""
+
+CHALLENGER, PREVIOUS = "challenger", "previous"
+
+KIND = ("basis_id", "representation", "lag_days", "window_days")
+"""What an LTE and a model must share; tags of a version, and columns of `lte_live`."""
+
+_PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"}
+"""How files end that run code when they are read."""
+
+_PACKAGE = Path(__file__).parents[1]
+_REQUIREMENTS = (
+    "deltalake", "mlflow", "numpy", "pandas", "polars", "pyarrow", "pydantic", "safetensors", "scikit-learn", "scipy",
+    "torch",
+)  # fmt: skip
+"""What the code that a logged model carries imports, directly or not."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lte_model.registry.versions", description="Registers the ranker, and lists its versions."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, description in (
+        ("register", "registers the prefix model of a training as challenger"),
+        ("status", "lists the versions and their aliases"),
+    ):
+        command = commands.add_parser(name, help=description, description=description)
+        if name == "register":
+            command.add_argument("--date", type=parse_run_date, required=True, help="the date of the training")
+        command.add_argument("--settings", help="settings file (default: the one that LTE_SETTINGS names)")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.settings)
+    match arguments.command:
+        case "register":
+            version = register(settings, arguments.date)
+            print(f"{version.name} version {version.version} is {CHALLENGER} (training of {arguments.date})")
+        case "status":
+            for line in status(settings):
+                print(line)
+
+
+def register(settings: Settings, training_date: datetime.date) -> ModelVersion:
+    """Registers the prefix model of the training of `training_date` and gives it the alias `challenger`.
+
+    The same model of the same run is registered once: a second call refreshes its tags and alias. Raises `LTEError`
+    without an evaluation, without a trained model, where the training began anew after the evaluation, and for a model
+    that reads a representation which is never published.
+    """
+    from lte_model.training.checkpoints import MODEL_DIRECTORY, side_directory  # torch is for those who read a model
+
+    evaluation = results.read_evaluation(settings, training_date)
+    _require_publishable(evaluation)
+    run_id = runs.find_or_create_run(settings, training_date, SIDE)
+    evaluated = evaluation["sides"][SIDE]["run_id"]
+    if run_id != evaluated:
+        raise LTEError(
+            f"the evaluation of {training_date} is of MLflow run {evaluated}, the newest training is run {run_id}; "
+            f"run python -m lte_model.evaluation.evaluate --date {training_date} again"
+        )
+    directory = side_directory(settings, training_date, SIDE) / MODEL_DIRECTORY
+    tags = _tags(evaluation) | {"model_sha256": _sha256(directory)} | _encoders(settings, evaluation)
+    client, name = MlflowClient(), settings.mlflow.model_name
+    version = _registered(client, name, run_id, tags)
+    if version is None:
+        uri = _log_model(directory, run_id)
+        version = mlflow.register_model(uri, name, tags=tags)
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version.version, key, value)
+    client.update_model_version(name, version.version, description=_description(settings, tags))
+    client.set_registered_model_alias(name, CHALLENGER, version.version)
+    return client.get_model_version(name, version.version)
+
+
+def find(settings: Settings, alias: str) -> ModelVersion | None:
+    """The version that has the alias; None where none has, also where MLflow was never used: it creates nothing.
+
+    Raises `LTEError` where MLflow doesn't answer.
+    """
+    client, name = lineage.open_mlflow(settings), settings.mlflow.model_name
+    if client is None:
+        return None
+    try:
+        number = numbers_by_alias(client, name).get(alias)
+        return None if number is None else client.get_model_version(name, number)
+    except MlflowException as error:
+        place = settings.mlflow.place
+        raise LTEError(f"MLflow at {place} doesn't say which model is {alias}: {error.message}; is it up?") from None
+
+
+def fetch(settings: Settings, version: ModelVersion, folder: Path) -> Path:
+    """Copies a version into `folder`; returns the directory in it that `load_ranker` reads. None of its code is run.
+
+    Raises `LTEError` where its files can't be had, and for a version that `register` didn't make: one with a pickle, or
+    without the files of a ranker.
+    """
+    from lte_model.serving.pyfunc import ARTIFACT  # torch is for those who read a model
+
+    uri, named = settings.mlflow.tracking_uri, f"{version.name} version {version.version}"
+    try:
+        # Of `models:/name/version` MLflow asks the server that the process is set to, whichever it is told.
+        files = MlflowClient(uri, uri).get_model_version_download_uri(version.name, str(version.version))
+        copy = mlflow.artifacts.download_artifacts(files, dst_path=str(folder), tracking_uri=uri, registry_uri=uri)
+        flavor = Model.load(copy).flavors.get(mlflow.pyfunc.FLAVOR_NAME, {})
+    except (MlflowException, OSError) as error:
+        place = settings.mlflow.place
+        raise LTEError(f"the files of {named} can't be had from MLflow at {place}: {error}; are they there?") from None
+    wrong = f"{named} is not what lte_model.registry.versions registers"
+    pickles = sorted(file.name for file in Path(copy).rglob("*") if file.suffix in _PICKLES)
+    if pickles:
+        raise LTEError(f"{wrong}: it holds {pickles[0]}, and no pickle is ever loaded; delete the version")
+    directory = Path(copy, (flavor.get("artifacts") or {}).get(ARTIFACT, {}).get("path", "")).resolve()
+    if directory == Path(copy).resolve() or not directory.is_relative_to(Path(copy).resolve()):
+        raise LTEError(f"{wrong}: it names no directory {ARTIFACT} of its own; delete the version")
+    return directory
+
+
+def load(settings: Settings, alias: str) -> PyFuncModel:
+    """The registered model with that alias, ready to rank; its input is described in lte_model/serving/pyfunc.py."""
+    return load_version(settings, version_with(settings, alias))
+
+
+def load_version(settings: Settings, version: ModelVersion) -> PyFuncModel:
+    """The same of a version. The registry gives weights and catalogue; the code is what is installed here, for whoever
+    may write to a registry may not run code where it is read. Raises as `fetch` does."""
+    from lte_model.ranker.saved import load_ranker
+    from lte_model.serving.pyfunc import served
+
+    with tempfile.TemporaryDirectory() as folder:
+        return served(load_ranker(fetch(settings, version, Path(folder))))
+
+
+def status(settings: Settings) -> list[str]:
+    """A line for each version, oldest first: training date, figure, uplift, aliases."""
+    runs.configure(settings)
+    client, name = MlflowClient(), settings.mlflow.model_name
+    aliases = numbers_by_alias(client, name)
+    versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda version: int(version.version))
+    if not versions:
+        return [f"{name}: no version yet; run python -m lte_model.registry.versions register --date D"]
+    lines = []
+    for version in versions:
+        metric = version.tags["headline_metric"]
+        named = sorted(alias for alias, number in aliases.items() if number == str(version.version))
+        lines.append(
+            f"{name} version {version.version}: training of {version.tags['training_date']}, "
+            f"{with_interval(version, SIDE, metric)}, {uplift(version, OVER_NONE)} over none; "
+            f"{', '.join(named) or 'no alias'}"
+        )
+    return lines
+
+
+def _tags(evaluation: Evaluation) -> dict[str, str]:
+    """What a version is and what was measured of it, as tags; figures are JSON."""
+    metric = results.headline_metric(evaluation)
+    tags = {
+        "training_date": evaluation["training_date"],
+        **{field: str(evaluation[field]) for field in KIND},
+        **{name: json.dumps(evaluation[name]) for name in ("anchors", "validation", "test")},
+        "test_users": str(evaluation["test_users"]),
+        "test_users_with_lte": str(evaluation["test_users_with_lte"]),
+        "headline_metric": metric,
+        "code_version": code_version(),
+    }
+    for side, measured in evaluation["sides"].items():
+        for name, figure in measured["metrics"].items():
+            if side == SIDE or name == metric:
+                tags[_figure_tag(side, name)] = json.dumps(figure)
+    for comparison in (OVER_NONE, OVER_POPULARITY):
+        tags[_figure_tag(comparison, metric)] = json.dumps(evaluation["uplift"][comparison][metric])
+    for table, state in evaluation["tables"].items():
+        tags[f"delta_version.{table}"] = str(state["version"])
+    return tags
+
+
+def _encoders(settings: Settings, evaluation: Evaluation) -> dict[str, str]:
+    """The version of a learned representation: which encoder made the LTE of each date, as a tag; else no tag."""
+    if AUTOENCODER not in representations_of(evaluation):
+        return {}
+    accounts = pl.scan_delta(settings.table_path("snapshot_accounts")).filter(
+        pl.col("basis_id") == evaluation["basis_id"],
+        pl.col("representation") == AUTOENCODER,
+        pl.col("snapshot_date").cast(pl.String).is_in(_dates_of(evaluation)),
+    )
+    found = accounts.select(pl.col("snapshot_date").cast(pl.String), "encoder_id").sort(pl.all()).collect()
+    return {"encoders": json.dumps(dict(found.rows()))}
+
+
+def _dates_of(evaluation: Evaluation) -> list[str]:
+    """The snapshot dates whose LTEs a model was trained, validated and tested with."""
+    return [*evaluation["anchors"], evaluation["validation"][0], evaluation["test"][0]]
+
+
+def _figure_tag(side: str, metric: str) -> str:
+    """The name of a figure's tag. MLflow refuses the @ of `ndcg@500` in names."""
+    return f"{side}.{metric.replace('@', '_at_')}"
+
+
+def figure(version: ModelVersion, side: str) -> Figure:
+    """The metric that decides, of a side or a comparison."""
+    return json.loads(version.tags[_figure_tag(side, version.tags["headline_metric"])])
+
+
+def _sha256(directory: Path) -> str:
+    """The hash of the model's files. Raises `LTEError` where there is no trained model."""
+    files = sorted(path for path in directory.glob("*") if path.is_file())
+    if not files:
+        raise LTEError(
+            f"there is no trained model in {directory}; run lte_model.training.train for its date and side {SIDE}"
+        )
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _registered(client: MlflowClient, name: str, run_id: str, tags: Mapping[str, str]) -> ModelVersion | None:
+    """The version that already holds this very model of this run, if any."""
+    identity = ("training_date", "model_sha256")
+    for version in client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'"):
+        if all(version.tags.get(key) == tags[key] for key in identity):
+            return version
+    return None
+
+
+def _log_model(directory: Path, run_id: str) -> str:
+    """Logs the model into its training's run and returns its URI."""
+    from lte_model.ranker.saved import load_ranker
+    from lte_model.serving import pyfunc
+
+    ranker = load_ranker(directory)
+    with mlflow.start_run(run_id=run_id):
+        logged = mlflow.pyfunc.log_model(
+            name=SIDE,
+            python_model=str(_PACKAGE / "serving" / "pyfunc.py"),
+            artifacts={pyfunc.ARTIFACT: str(directory)},
+            # The package as it is now goes with the model: a version can be served after the code has moved on.
+            code_paths=[str(_PACKAGE)],
+            signature=pyfunc.signature(ranker),
+            input_example=pyfunc.input_example(ranker),
+            pip_requirements=[f"{package}=={metadata.version(package)}" for package in _REQUIREMENTS],
+        )
+    return logged.model_uri
+
+
+def representations_of(tags: Mapping[str, str]) -> list[str]:
+    """The representations that a model reads, whose tag joins them by +."""
+    return tags["representation"].split("+")
+
+
+def _require_publishable(evaluation: Evaluation) -> None:
+    for name in representations_of(evaluation):
+        kind = REPRESENTATIONS.get(name)
+        if kind and not kind.publishable:
+            raise LTEError(
+                f"the model of {evaluation['training_date']} reads representation {name}, which is never published: "
+                f"{kind.description}; train one without it, and register that"
+            )
+
+
+def lte_in_words(tags: Mapping[str, str]) -> str:
+    count = len(representations_of(tags))
+    return "long-term embedding" if count == 1 else f"{count} long-term embeddings"
+
+
+def _description(settings: Settings, tags: Mapping[str, str]) -> str:
+    """What MLflow's page says of a version."""
+    return (
+        f"SASRec-style ranker with the {lte_in_words(tags)} as prefix, training of {tags['training_date']}. "
+        f"LTE: basis {tags['basis_id']}, {tags['representation']}, lag {tags['lag_days']} days, window "
+        f"{tags['window_days']} days. Report: "
+        f"{results.report_path(settings, datetime.date.fromisoformat(tags['training_date']))}"
+    )
+
+
+def with_interval(version: ModelVersion, side: str, metric: str) -> str:
+    """The same, with the name of the metric."""
+    return f"{figures.metric_label(metric)} {measured(version, side)}"
+
+
+def measured(version: ModelVersion, side: str) -> str:
+    """The figure of a side that decides, with its interval, as text."""
+    found = figure(version, side)
+    return f"{figures.number(found['value'])} {figures.interval(found)}".strip()
+
+
+def uplift(version: ModelVersion, comparison: str) -> str:
+    """The relative difference of a comparison, with its interval, as text."""
+    found = figure(version, comparison)
+    return f"{figures.percent(found['value'])} {figures.percent_interval(found)}".strip()
+
+
+def version_with(settings: Settings, alias: str) -> ModelVersion:
+    """The version that has the alias. Raises `LTEError` where none has."""
+    runs.configure(settings)
+    version = find(settings, alias)
+    if version is None:
+        first = "lte_model.registry.versions register --date D" if alias == CHALLENGER else "lte_promotion"
+        raise LTEError(
+            f"model {settings.mlflow.model_name} has no {alias} in {settings.mlflow.place}; run {first} first"
+        )
+    return version
+
+
+def version_of(settings: Settings, number: str) -> ModelVersion:
+    """The version of that number. Raises `LTEError` where there is none."""
+    runs.configure(settings)
+    try:
+        return MlflowClient().get_model_version(settings.mlflow.model_name, number)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise LTEError(
+            f"model {settings.mlflow.model_name} has no version {number}; "
+            "python -m lte_model.registry.versions status lists those that there are"
+        ) from None
+
+
+# The alias and its record.
+
+
+def champion_number(settings: Settings) -> str | None:
+    """The number of the champion's version."""
+    runs.configure(settings)
+    return numbers_by_alias(MlflowClient(), settings.mlflow.model_name).get(CHAMPION)
+
+
+def full_name(version: ModelVersion) -> str:
+    return f"{version.name} version {version.version}"
+
+
+def or_none(number: str | None) -> str:
+    return "no champion" if number is None else f"version {number}"
+
+
+if __name__ == "__main__":
+    run(main)

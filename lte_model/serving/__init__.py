@@ -1,0 +1,1 @@
+"""What serves LTEs and rankings: the live table, the online store, MLflow's pyfunc model."""

@@ -1,0 +1,163 @@
+"""The rows of Feast's online store, read and written in its own format: SQLite and Redis."""
+
+import itertools
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from feast import FeatureStore, FeatureView
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+PROJECT = "lte"
+
+KEY_VERSION = 3
+"""How Feast writes an entity as bytes."""
+
+KEYS_AT_ONCE = 1_000
+
+LOCK_SECONDS = 60
+"""How long a lock in Redis outlives the last sign of its holder."""
+
+
+def entity_key(entity: str, name: str) -> "EntityKey":
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+
+    return EntityKey(join_keys=[entity], entity_values=[text_value(name)])
+
+
+def text_value(text: str) -> "Value":
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    return Value(string_val=text)
+
+
+# What differs between the stores.
+
+
+class Rows(Protocol):
+    """The rows behind Feast: who may write, and how rows go."""
+
+    errors: tuple[type[Exception], ...]
+    """What it raises beside `sqlite3.Error` when it fails."""
+
+    def lock(self) -> AbstractContextManager[Any]: ...
+
+    def stay(self) -> None:
+        """Shows that the holder of the lock is alive."""
+
+    def remove(self, view: "FeatureView", keys: "Sequence[EntityKey]") -> int: ...
+
+    def remove_unless(self, view: "FeatureView", feature: str, text: str) -> int:
+        """Deletes the rows whose `feature` is another text; returns how many there were."""
+
+    def purge(self) -> None:
+        """Frees the file of all that was ever deleted."""
+
+
+class SQLiteRows:
+    """A table for each view, a row for each feature of a user."""
+
+    errors = ()
+
+    def __init__(self, feast: "FeatureStore"):
+        self._path = feast.config.online_store.path
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        import fcntl
+
+        with open(f"{self._path}.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def stay(self) -> None:
+        """The lock ends with the process."""
+
+    def remove(self, view: "FeatureView", keys: "Sequence[EntityKey]") -> int:
+        from feast.infra.key_encoding_utils import serialize_entity_key
+
+        removed = 0
+        with closing(sqlite3.connect(self._path)) as database, database:
+            for key in keys:
+                of_user = f'DELETE FROM "{self._table(view)}" WHERE entity_key = ?'
+                removed += database.execute(of_user, (serialize_entity_key(key, KEY_VERSION),)).rowcount > 0
+        return removed
+
+    def remove_unless(self, view: "FeatureView", feature: str, text: str) -> int:
+        table = self._table(view)
+        with closing(sqlite3.connect(self._path)) as database, database:
+            others = f'SELECT entity_key FROM "{table}" WHERE feature_name = ? AND value <> ?'
+            found = (feature, text_value(text).SerializeToString())
+            removed = database.execute(f"SELECT count(*) FROM ({others})", found).fetchone()[0]
+            database.execute(f'DELETE FROM "{table}" WHERE entity_key IN ({others})', found)
+        return removed
+
+    def purge(self) -> None:
+        with closing(sqlite3.connect(self._path)) as database:
+            database.execute("VACUUM")
+
+    def _table(self, view: "FeatureView") -> str:
+        from feast.infra.online_stores.helpers import compute_table_id
+
+        return compute_table_id(PROJECT, view)
+
+
+class RedisRows:
+    """A hash for each user, with a field for each feature of each view. Its keys and fields are named as Feast does."""
+
+    def __init__(self, feast: "FeatureStore"):
+        from redis.exceptions import RedisError
+
+        self.errors = (RedisError,)
+        self._client = feast.provider.online_store._get_client(feast.config.online_store)
+        self._lock = self._client.lock(f"{PROJECT}:pushing", timeout=LOCK_SECONDS)
+
+    def lock(self) -> AbstractContextManager[Any]:
+        return self._lock
+
+    def stay(self) -> None:
+        self._lock.reacquire()
+
+    def remove(self, view: "FeatureView", keys: "Sequence[EntityKey]") -> int:
+        from feast.infra.key_encoding_utils import serialize_entity_key
+
+        return self._remove(view, [serialize_entity_key(key, KEY_VERSION) + PROJECT.encode() for key in keys])
+
+    def remove_unless(self, view: "FeatureView", feature: str, text: str) -> int:
+        from feast.infra.key_encoding_utils import serialize_entity_key_prefix
+
+        ours = serialize_entity_key_prefix(view.join_keys, KEY_VERSION) + b"*" + PROJECT.encode()
+        keys = self._client.scan_iter(ours, count=KEYS_AT_ONCE)
+        removed = 0
+        while some := list(itertools.islice(keys, KEYS_AT_ONCE)):
+            removed += self._remove(view, self._others(view, some, feature, text))
+        return removed
+
+    def purge(self) -> None:
+        """Redis keeps no deleted key in memory; its own files are rewritten by its own rules."""
+
+    def _others(self, view: "FeatureView", keys: list[bytes], feature: str, text: str) -> list[bytes]:
+        """Those of the keys that have a row of the view whose feature is another text."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.hget(key, self._field(view, feature))
+            held = pipe.execute()
+        kept = (None, text_value(text).SerializeToString())
+        return [key for key, of_key in zip(keys, held, strict=True) if of_key not in kept]
+
+    def _remove(self, view: "FeatureView", keys: list[bytes]) -> int:
+        fields = [f"_ts:{view.name}", *(self._field(view, feature.name) for feature in view.features)]
+        self.stay()
+        with self._client.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.hdel(key, *fields)
+            return sum(count > 0 for count in pipe.execute())
+
+    @staticmethod
+    def _field(view: "FeatureView", feature: str) -> bytes:
+        from feast.infra.online_stores.helpers import _mmh3
+
+        return _mmh3(f"{view.name}:{feature}")

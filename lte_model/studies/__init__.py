@@ -1,0 +1,1 @@
+"""Studies over many trainings: the ablation of variants, the drill of versions."""

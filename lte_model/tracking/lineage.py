@@ -1,0 +1,179 @@
+"""Which registered models there are, and which versions of which Delta tables each of them names.
+
+A version names the tables of its evaluation in its tags (`delta_version.<table>`), and those of its training as
+dataset inputs of the MLflow run that trained it. Maintenance keeps what is named readable; an erasure doesn't, and
+leaves on the version what it did. Reading creates nothing: where MLflow was never used, nothing is named.
+"""
+
+import datetime
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from lte_model.errors import LTEError
+from lte_model.settings import Settings
+
+TABLE_TAG = "delta_version."
+"""How the tags begin that name the tables of a version; `lte_model.registry.versions` sets them."""
+
+CHAMPION = "champion"
+"""The alias of the version that is in use."""
+
+ERASED_TAG = "trained_on_users_erased_on"
+"""Tag of a version: the first day on which a user that it was trained on was erased."""
+
+UNREADABLE_TAG = "unreadable."
+"""How the tags begin that name a table whose version, named by the model, can no longer be read."""
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version of the registered model. `tables` has the versions that it names of each table, ascending."""
+
+    name: str
+    version: int
+    training_date: datetime.date | None
+    tables: Mapping[str, tuple[int, ...]]
+    tags: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.name} version {self.version}"
+
+
+def open_mlflow(settings: Settings) -> MlflowClient | None:
+    """A client of the settings' MLflow, or None where it is a file or folder that isn't there: none is made."""
+    uri = settings.mlflow.tracking_uri
+    place = uri.removeprefix("sqlite:///").removeprefix("file://")
+    if "://" not in place and not (Path(place).is_dir() or (Path(place).is_file() and Path(place).stat().st_size)):
+        return None
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def registered_versions(settings: Settings) -> list[RegisteredVersion]:
+    """Every version of the settings' registered model, oldest first.
+
+    Raises `LTEError` where MLflow doesn't answer: what it names must not be taken for nothing.
+    """
+    client = open_mlflow(settings)
+    if client is None:
+        return []
+    try:
+        versions = [_described(client, version) for version in _all_versions(client, settings.mlflow.model_name)]
+    except MlflowException as error:
+        raise LTEError(
+            f"MLflow at {settings.mlflow.place} doesn't say which models are registered: {error.message}; is it up?"
+        ) from None
+    return sorted(versions, key=lambda version: version.version)
+
+
+def numbers_by_alias(client: MlflowClient, name: str) -> dict[str, str]:
+    """Alias → version number; empty for a model that isn't registered."""
+    model = registered_model(client, name)
+    return {} if model is None else {alias: str(number) for alias, number in model.aliases.items()}
+
+
+def registered_model(client: MlflowClient, name: str) -> RegisteredModel | None:
+    """The model with its aliases and tags; None where no version of it was registered."""
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def model_on(settings: Settings, date: datetime.date) -> RegisteredVersion | None:
+    """The champion; where there is none, or it was trained after `date`, the newest version that wasn't, if any."""
+    versions = [
+        version
+        for version in registered_versions(settings)
+        if version.training_date is not None and version.training_date <= date
+    ]
+    if not versions:
+        return None
+    number = numbers_by_alias(open_mlflow(settings), settings.mlflow.model_name).get(CHAMPION)
+    return next((version for version in versions if str(version.version) == number), versions[-1])
+
+
+def tables_in_use(versions: list[RegisteredVersion]) -> dict[str, dict[int, list[RegisteredVersion]]]:
+    """{table: {its version: the registered versions that name it}}."""
+    in_use: dict[str, dict[int, list[RegisteredVersion]]] = defaultdict(lambda: defaultdict(list))
+    for version in versions:
+        for table, numbers in version.tables.items():
+            for number in numbers:
+                in_use[table][number].append(version)
+    return {table: dict(by_number) for table, by_number in in_use.items()}
+
+
+def leave_tag(settings: Settings, version: RegisteredVersion, tag: str, value: str) -> None:
+    """Sets a tag of a version, unless it has that value already."""
+    if version.tags.get(tag) != value:
+        open_mlflow(settings).set_model_version_tag(version.name, str(version.version), tag, value)
+
+
+def erasures(versions: list[RegisteredVersion]) -> list[str]:
+    """A line for each version that was trained on a user erased since, or names a table that can't be read any more."""
+    lines = []
+    for version in versions:
+        found = []
+        if day := version.tags.get(ERASED_TAG):
+            found.append(f"trained on users erased on {day} or later")
+        unreadable = {
+            tag.removeprefix(UNREADABLE_TAG): value
+            for tag, value in version.tags.items()
+            if tag.startswith(UNREADABLE_TAG)
+        }
+        if unreadable:
+            named = ", ".join(f"{table} {numbers}" for table, numbers in sorted(unreadable.items()))
+            found.append(f"can't be trained again from the tables it names: {named}")
+        if found:
+            lines.append(f"{version}, training of {version.training_date}: {'; '.join(found)}")
+    return lines
+
+
+def _all_versions(client: MlflowClient, name: str) -> Iterator[ModelVersion]:
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{name}'", page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _described(client: MlflowClient, version: ModelVersion) -> RegisteredVersion:
+    tables: dict[str, set[int]] = defaultdict(set)
+    for tag, value in version.tags.items():
+        if tag.startswith(TABLE_TAG):
+            tables[tag.removeprefix(TABLE_TAG)].add(int(value))
+    for table, number in _trained_on(client, version.run_id):
+        tables[table].add(number)
+    date = version.tags.get("training_date")
+    return RegisteredVersion(
+        version.name,
+        int(version.version),
+        datetime.date.fromisoformat(date) if date else None,
+        {table: tuple(sorted(numbers)) for table, numbers in sorted(tables.items())},
+        dict(version.tags),
+    )
+
+
+def _trained_on(client: MlflowClient, run_id: str | None) -> Iterator[tuple[str, int]]:
+    """(table, version) of each dataset that the run read. A run that was deleted for good names none."""
+    if not run_id:
+        return
+    try:
+        inputs = client.get_run(run_id).inputs.dataset_inputs
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return
+        raise
+    for entry in inputs:
+        # As `tracking.log_dataset` writes it.
+        if entry.dataset.digest.startswith("v") and entry.dataset.digest[1:].isdigit():
+            yield entry.dataset.name, int(entry.dataset.digest[1:])

@@ -1,0 +1,443 @@
+"""Fits the encoder of the representation `autoencoder`: `python -m lte_model.training.autoencoder --date F`.
+
+An LTE of this representation is the mean of *encoded* item vectors over the same lagged window:
+
+    LTE(D) = 1/n Σ (E[i] + P[i])        the uniform average is P = 0, where the fit begins
+
+1. E is the semantic basis, frozen; P, one vector an item, is what is learned: the encoder departs from the basis where
+   behaviour says so. E + P lies on the basis' grid, so that the engine adds it up as exactly as E.
+2. The decoder has nothing to learn but a temperature and the weight of popularity: the logits of what a user chooses in
+   [A−L, A) are cos(LTE(A), E)/τ + s·popularity. So every encoder of a basis writes in the coordinates of that basis,
+   and a model that was trained on one version of the LTE reads the next.
+3. The loss is the cross entropy of the items that were chosen in [A−L, A), for anchors A that step back from F by the
+   lag: nothing dated on or after F, or known then, is looked at. Weight decay pulls P back to zero, and `inertia` weighs
+   how far the vectors of A and A−7 lie apart.
+4. Some users are held out; the fit ends when they gain nothing more, and keeps the P that served them best.
+
+In `<checkpoints>/encoder/<basis>/<F>/` appear `encoder.safetensors` and, last, `encoder.json`; `jobs.encode_items`
+makes rows of them. The same tables and settings give the same encoder.
+
+The asymmetric autoencoder is that of arXiv 2604.08181, which publishes neither encoder nor loss: both are ours.
+"""
+
+import argparse
+import datetime
+import hashlib
+import json
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import polars as pl
+import torch
+from safetensors.numpy import save as save_tensors
+from torch import nn
+from torch.nn import functional
+
+from lte_model.command_line import run
+from lte_model.domain.basis import GRID
+from lte_model.domain.representations import AUTOENCODER
+from lte_model.domain.windows import ONE_DAY, Interval, lte_window, parse_run_date, target_window
+from lte_model.errors import LTEError
+from lte_model.files import write_atomically
+from lte_model.metrics import ndcg
+from lte_model.ranker.ranks import ranks_of
+from lte_model.settings import Autoencoder, Settings, load_settings
+from lte_model.tracking import runs
+from lte_model.training.encoder_files import DESCRIPTION_FILE, VECTORS_FILE, encoder_directory
+from lte_model.warehouse.catalogue import Catalogue, basis_in_force, read_catalogue
+from lte_model.warehouse.popularity import standardised
+from lte_model.warehouse.reading import Tables
+
+INERTIA_DAYS = 7
+CUTOFF = 500
+EPOCH = datetime.date(1970, 1, 1).toordinal()
+POPULARITY_DAYS = (30, None)
+"""The decoder's popularity counts the days before the end of the window: the last month, and all of the window."""
+
+HELD_OUT = 10
+"""One user in so many is held out."""
+
+
+@dataclass(frozen=True)
+class Bags:
+    """The events of N bags, one after the other: bag i holds the item rows `items[starts[i]:ends[i]]`."""
+
+    items: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return self.ends - self.starts
+
+    def of(self, numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """The items (events,) of the bags of those numbers, and which of the numbers (events,) each belongs to."""
+        sizes = self.sizes[numbers]
+        bag = np.repeat(np.arange(len(numbers)), sizes)
+        first = np.repeat(self.starts[numbers] - np.append(0, sizes.cumsum()[:-1]), sizes)
+        return torch.from_numpy(self.items[first + np.arange(len(bag))]), torch.from_numpy(bag)
+
+    def taken(self, numbers: np.ndarray) -> "Bags":
+        """The bags of those numbers, over the same events."""
+        return Bags(self.items, self.starts[numbers], self.ends[numbers])
+
+    @staticmethod
+    def joined(parts: "list[Bags]") -> "Bags":
+        shifts = np.append(0, np.cumsum([len(part.items) for part in parts]))[:-1]
+        return Bags(
+            np.concatenate([part.items for part in parts]),
+            np.concatenate([part.starts + shift for part, shift in zip(parts, shifts, strict=True)]),
+            np.concatenate([part.ends + shift for part, shift in zip(parts, shifts, strict=True)]),
+        )
+
+
+@dataclass(frozen=True)
+class EncoderCases:
+    """What the encoder of a date learns from: N cases, each one user at one anchor A.
+
+    `windows` are the events of [A−L−W, A−L) known before A, `week_before` those of the window of A−7, `chosen` those of
+    [A−L, A). `anchors[i]` is the row of `popularity` (anchors, counts, items); `held_out[i]` says that the user is.
+    """
+
+    windows: Bags
+    week_before: Bags
+    chosen: Bags
+    anchors: np.ndarray
+    popularity: np.ndarray
+    held_out: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.anchors)
+
+    def digest(self) -> bytes:
+        content = hashlib.sha256()
+        for bags in (self.windows, self.week_before, self.chosen):
+            for array in (bags.items, bags.starts, bags.ends):
+                content.update(np.ascontiguousarray(array))
+        content.update(np.ascontiguousarray(self.anchors))
+        return content.digest()
+
+
+@dataclass(frozen=True)
+class Events:
+    """The events known before the date of the fit, by user and day: parallel arrays of N."""
+
+    users: np.ndarray
+    items: np.ndarray
+    days: np.ndarray
+    known: np.ndarray
+    held_out: np.ndarray
+
+    def bags(self, window: Interval, known_before: datetime.date, users: np.ndarray) -> Bags:
+        """The events dated in `window` and known before that day, for each of `users`, ascending codes."""
+        start, end, known = (day.toordinal() - EPOCH for day in (window.start, window.end, known_before))
+        inside = (self.days >= start) & (self.days < end) & (self.known < known)
+        of_user = np.bincount(self.users[inside], minlength=int(self.users.max(initial=0)) + 1)
+        ends = of_user.cumsum()
+        return Bags(self.items[inside], (ends - of_user)[users], ends[users])
+
+
+def read_events(tables: Tables, catalogue: Catalogue, date: datetime.date) -> Events:
+    """The events of catalogue items that the encoder of `date` may see, of up to `autoencoder.users` users."""
+    settings = tables.settings
+    options, window = settings.autoencoder, settings.window
+    oldest = lte_window(date - ONE_DAY * window.lag_days * (options.anchors - 1), window.lag_days, window.window_days)
+    events = tables.scan("events").filter(
+        pl.col("known_date") < date,
+        pl.col("event_date") < date,
+        pl.col("event_date") >= oldest.start - ONE_DAY * INERTIA_DAYS,
+    )
+    users = events.select("user_id").unique().collect()["user_id"]
+    # A hash of the id: the same users are chosen, and held out, whenever the encoder is fitted.
+    hashes = pl.Series([zlib.crc32(user_id.encode()) for user_id in users], dtype=pl.Int64)
+    order = pl.DataFrame({"user_id": users, "hash": hashes}).sort("hash", "user_id").head(options.users)
+    frame = (
+        events.join(order.lazy(), on="user_id")
+        .select(
+            "user_id",
+            "hash",
+            row=pl.col("item_id").cast(catalogue.rows, strict=False).to_physical().cast(pl.Int64),
+            day=pl.col("event_date").to_physical(),
+            known=pl.col("known_date").to_physical(),
+        )
+        .drop_nulls("row")
+        .sort("user_id", "day", "row")
+        .collect()
+    )
+    return Events(
+        users=frame["user_id"].rle_id().to_numpy().astype(np.int64),
+        items=frame["row"].to_numpy(),
+        days=frame["day"].to_numpy(),
+        known=frame["known"].to_numpy(),
+        held_out=(frame["hash"] % HELD_OUT == 0).to_numpy(),
+    )
+
+
+def encoder_cases(events: Events, items: int, date: datetime.date, settings: Settings) -> EncoderCases:
+    """The cases of the encoder of `date`, at its anchors. Raises `LTEError` where there are none."""
+    lag_days, window_days = settings.window.lag_days, settings.window.window_days
+    everybody, first = np.unique(events.users, return_index=True)
+    windows, before, chosen, anchors, popularity, held_out = [], [], [], [], [], []
+    for number in range(settings.autoencoder.anchors):
+        anchor = date - ONE_DAY * lag_days * number
+        window = lte_window(anchor, lag_days, window_days)
+        targets = target_window(anchor, lag_days)
+        of_window = events.bags(window, anchor, everybody)
+        of_targets = events.bags(targets, date, everybody)
+        users = everybody[(of_window.sizes > 0) & (of_targets.sizes > 0)]
+        if not len(users):
+            break  # the feed begins here
+        earlier = anchor - ONE_DAY * INERTIA_DAYS
+        windows.append(of_window.taken(users))
+        before.append(events.bags(lte_window(earlier, lag_days, window_days), earlier, users))
+        chosen.append(of_targets.taken(users))
+        counts = []
+        for days in POPULARITY_DAYS:
+            counted = events.bags(lte_window(anchor, lag_days, days or window_days), anchor, np.arange(0))
+            counts.append(np.bincount(counted.items, minlength=items))
+        popularity.append(standardised(np.stack(counts)))
+        anchors.append(np.full(len(users), number))
+        held_out.append(events.held_out[first[users]])
+    if not windows:
+        raise LTEError(
+            f"no user has an event in the lagged window of {date} and another in the {lag_days} days before it; "
+            "fit the encoder of a later date, or lower window.lag_days"
+        )
+    return EncoderCases(
+        *(Bags.joined(parts) for parts in (windows, before, chosen)),
+        anchors=np.concatenate(anchors),
+        popularity=np.stack(popularity),
+        held_out=np.concatenate(held_out),
+    )
+
+
+class Encoder(nn.Module):
+    """E + P, and the decoder. `basis` is the frozen (items, dimensions) matrix of unit vectors E.
+
+    With `learned_decoder` the decoder begins at E and is learned too: the rival of the drill (drill.py), never published.
+    """
+
+    def __init__(self, basis: torch.Tensor, popularity: torch.Tensor, learned_decoder: bool = False):
+        super().__init__()
+        self.register_buffer("basis", basis)
+        if learned_decoder:
+            self.decoder = nn.Parameter(basis.clone())
+        else:
+            self.register_buffer("decoder", basis, persistent=False)
+        self.register_buffer("popularity", popularity)  # (anchors, counts, items)
+        self.departure = nn.Parameter(torch.zeros_like(basis))
+        self.log_temperature = nn.Parameter(torch.tensor(-2.0))
+        self.popularity_scale = nn.Parameter(torch.zeros(popularity.shape[1]))
+
+    def vectors(self) -> torch.Tensor:
+        """What an item adds to an LTE, (items, dimensions)."""
+        return self.basis + self.departure
+
+    def encode(self, bags: tuple[torch.Tensor, torch.Tensor], users: int, dropout: float = 0.0) -> torch.Tensor:
+        """The means (users, dimensions) of the encoded vectors of each bag; in training without some of the events."""
+        items, bag = bags
+        if dropout:
+            kept = torch.rand(len(items)) >= dropout
+            items, bag = items[kept], bag[kept]
+        sums = torch.zeros(users, self.basis.shape[1]).index_add(0, bag, functional.embedding(items, self.vectors()))
+        counts = torch.bincount(bag, minlength=users).clamp(min=1)
+        return sums / counts[:, None]
+
+    def logits(self, lte: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+        """(users, items), from LTEs (users, dimensions) at anchors (users,)."""
+        bias = torch.einsum("k,aki->ai", self.popularity_scale, self.popularity)
+        return functional.normalize(lte, dim=1) @ self.decoder.T / self.log_temperature.exp() + bias[anchors]
+
+    def frozen(self) -> np.ndarray:
+        """`vectors` on the grid of the basis, (items, dimensions) float32."""
+        return on_grid(self.vectors().detach())
+
+
+def on_grid(vectors: torch.Tensor) -> np.ndarray:
+    """The vectors, each component at its nearest multiple of 2^-14 in [−1, 1], float32."""
+    return (torch.round(vectors * GRID).clamp(-GRID, GRID) / GRID).numpy()
+
+
+class EncoderFit:
+    """The epochs of one fit."""
+
+    def __init__(self, options: Autoencoder, encoder: Encoder, cases: EncoderCases):
+        self.options, self.encoder, self.cases = options, encoder, cases
+        self.fitted, self.held_out = np.flatnonzero(~cases.held_out), np.flatnonzero(cases.held_out)
+        if not len(self.held_out):  # a shop so small measures itself by those it learns from
+            self.held_out = self.fitted
+        parameters = list(encoder.parameters())
+        matrices = [parameter for parameter in parameters if parameter.dim() == 2]
+        scalars = [parameter for parameter in parameters if parameter.dim() < 2]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": options.weight_decay},
+                {"params": scalars, "weight_decay": 0.0},
+            ],
+            lr=options.learning_rate,
+        )
+
+    def run(self) -> list[dict[str, float]]:
+        """Leaves the encoder as it was in its best epoch; returns the curve."""
+        best, best_epoch, best_state, curve = math.inf, 0, {}, []
+        for epoch in range(1, self.options.epochs + 1):
+            loss, measured = self.epoch(epoch), self.measure()
+            curve.append({"epoch": epoch, "training_loss": loss, **measured})
+            print(
+                f"epoch {epoch}: loss {loss:.4f}, held-out users: loss {measured['held_out_loss']:.4f}, "
+                f"NDCG@{CUTOFF} {measured[f'held_out_ndcg@{CUTOFF}']:.4f}, inertia {measured['inertia']:.4f}",
+                flush=True,
+            )
+            if measured["held_out_loss"] < best:
+                best, best_epoch = measured["held_out_loss"], epoch
+                best_state = {name: tensor.clone() for name, tensor in self.encoder.state_dict().items()}
+            if epoch - best_epoch >= self.options.patience:
+                break
+        self.encoder.load_state_dict(best_state)
+        return curve[:best_epoch]
+
+    def epoch(self, epoch: int) -> float:
+        """One pass over the users that are not held out; returns the mean loss of a case."""
+        seed = int(np.random.SeedSequence((self.options.seed, epoch)).generate_state(1)[0])
+        torch.manual_seed(seed)
+        order, losses = np.random.default_rng(seed).permutation(self.fitted), []
+        for batch in np.array_split(order, max(1, round(len(order) / self.options.batch_size))):
+            lte = self.encoder.encode(self.cases.windows.of(batch), len(batch), self.options.event_dropout)
+            loss = self.cross_entropy(self.logits(lte, batch), batch).mean()
+            if self.options.inertia:
+                loss = loss + self.options.inertia * (1 - self.inertia(batch)).mean()
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise LTEError(
+                    f"the loss is {losses[-1]} in epoch {epoch}, batch {len(losses)}; lower autoencoder.learning_rate, "
+                    "or look for broken vectors in item_embeddings"
+                )
+        return float(np.mean(losses))
+
+    def inertia(self, batch: np.ndarray) -> torch.Tensor:
+        """The cosine (cases,) of each case's LTE with that of the week before, for the cases that have both."""
+        batch = batch[self.cases.week_before.sizes[batch] > 0]
+        lte = self.encoder.encode(self.cases.windows.of(batch), len(batch))
+        return functional.cosine_similarity(lte, self.encoder.encode(self.cases.week_before.of(batch), len(batch)))
+
+    def logits(self, lte: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
+        return self.encoder.logits(lte, torch.from_numpy(self.cases.anchors[batch]))
+
+    def cross_entropy(self, logits: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
+        """The mean loss (cases,) of the items that each case's user chose; `logits` is (cases, items)."""
+        items, case = self.cases.chosen.of(batch)
+        of_chosen = torch.zeros(len(batch)).index_add(0, case, logits[case, items])
+        return logits.logsumexp(dim=1) - of_chosen / torch.bincount(case, minlength=len(batch))
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Of the held-out cases: the loss, NDCG of the decoder's own list, and the cosine with the week before."""
+        losses, quality, inertia = [], [], []
+        for batch in np.array_split(self.held_out, max(1, -(-len(self.held_out) // self.options.batch_size))):
+            lte = self.encoder.encode(self.cases.windows.of(batch), len(batch))
+            logits = self.logits(lte, batch)
+            losses.append(self.cross_entropy(logits, batch))
+            items, case = self.cases.chosen.of(batch)
+            quality.append(ndcg(ranks_of(logits[case], items).numpy(), CUTOFF))
+            inertia.append(self.inertia(batch))
+        return {
+            "held_out_loss": float(torch.cat(losses).mean()),
+            f"held_out_ndcg@{CUTOFF}": float(np.concatenate(quality).mean()),
+            "inertia": float(torch.cat(inertia).mean()) if sum(map(len, inertia)) else 1.0,
+        }
+
+
+def fingerprint_of(cases: EncoderCases, catalogue: Catalogue, options: Autoencoder) -> str:
+    """The hash of everything that decides an encoder."""
+    content = hashlib.sha256(cases.digest() + catalogue.vectors.tobytes())
+    content.update(json.dumps(options.model_dump(), sort_keys=True).encode())
+    return content.hexdigest()
+
+
+def fit_encoder(settings: Settings, date: datetime.date, basis_id: str = "") -> Path:
+    """Fits the encoder of `date` in a basis ("": that of the settings), or finds it done; returns its directory.
+
+    Raises `LTEError` where a table or every case is missing, and where an encoder of that date was fitted to other rows
+    or settings: snapshots were made with it, and it is never replaced.
+    """
+    tables = Tables(settings)
+    basis_id = basis_in_force(tables, basis_id)
+    catalogue = read_catalogue(tables, basis_id, date)
+    cases = encoder_cases(read_events(tables, catalogue, date), len(catalogue), date, settings)
+    fingerprint = fingerprint_of(cases, catalogue, settings.autoencoder)
+    directory = encoder_directory(settings, basis_id, date)
+    if (directory / DESCRIPTION_FILE).is_file():
+        there = json.loads((directory / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        if there["fingerprint"] == fingerprint:
+            print(f"the encoder of {date} is there already: {there['encoder_id']}", flush=True)
+            return directory
+        raise LTEError(
+            f"the encoder of {date} in {directory} was fitted to other rows or settings, and snapshots may have been "
+            "made with it; fit one of a later date, or remove the folder and the rows of item_encodings of that date"
+        )
+    print(f"encoder of {date}: {len(cases):,} cases at {len(cases.popularity)} anchors, {len(catalogue):,} items")
+    torch.manual_seed(settings.autoencoder.seed)
+    encoder = Encoder(torch.from_numpy(catalogue.vectors), torch.from_numpy(cases.popularity))
+    fit = EncoderFit(settings.autoencoder, encoder, cases)
+    start = fit.measure()
+    with runs.training_run(settings, date, f"encoder {fingerprint[:8]}"):
+        mlflow.set_tags({"basis_id": basis_id, "representation": AUTOENCODER})
+        mlflow.log_params(settings.autoencoder.model_dump())
+        for table, version in tables.versions.items():
+            runs.log_dataset(settings, table, version, "training")
+        curve = fit.run()
+        for epoch in curve:
+            mlflow.log_metrics({name.replace("@", "_at_"): value for name, value in epoch.items()}, step=epoch["epoch"])
+        vectors = encoder.frozen()
+        encoder_id = hashlib.sha256(basis_id.encode() + vectors.tobytes()).hexdigest()[:16]
+        mlflow.set_tag("encoder_id", encoder_id)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / VECTORS_FILE, save_tensors({"vectors": vectors}))
+    description = {
+        "encoder_id": encoder_id,
+        "basis_id": basis_id,
+        "fitted_on": str(date),
+        "fingerprint": fingerprint,
+        "anchors": len(cases.popularity),
+        "cases": len(cases),
+        "temperature": encoder.log_temperature.exp().item(),
+        "popularity_scale": encoder.popularity_scale.tolist(),
+        "before": start,
+        "curve": curve,
+        "item_ids": catalogue.item_ids.to_list(),
+    }
+    write_atomically(directory / DESCRIPTION_FILE, json.dumps(description, indent=1).encode())
+    print(f"encoder {encoder_id}: {directory}", flush=True)
+    return directory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Fits the encoder of the representation autoencoder.")
+    parser.add_argument("--date", type=parse_run_date, required=True, help="the day from which on it may be used")
+    parser.add_argument("--anchors", action="store_true", help="one for every date that the training of --date reads")
+    parser.add_argument("--if-read", action="store_true", help="only where model.representations has autoencoder")
+    parser.add_argument("--basis", metavar="ID", default="", help="in this basis (default: basis.basis_id)")
+    parser.add_argument("--settings", default=None, help="settings file (default: $LTE_SETTINGS)")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.settings)
+    if arguments.if_read and AUTOENCODER not in settings.model.representations:
+        print(f"nothing to fit: {AUTOENCODER} is not among model.representations of the settings")
+        return
+    if settings.training.threads:
+        torch.set_num_threads(settings.training.threads)
+    dates = (arguments.date,)
+    if arguments.anchors:
+        dates = settings.training_set.dates(arguments.date).snapshot_dates
+    for date in dates:
+        fit_encoder(settings, date, arguments.basis)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,229 @@
+"""Trains one side of a training date: `python -m lte_model.training.train --date D --integration prefix|none|…`.
+
+1. The loss is the cross entropy of every target of the anchors' sequences: exact, over all items that somebody has
+   chosen by then, or, where those are more than `training.exact_items`, against a sample of them.
+2. After each epoch the model is measured on the validation cut, by NDCG at the largest cutoff, and a checkpoint is
+   written: model, optimizer, best weights so far, curve. It replaces the last one in one step. What is measured, and
+   kept, is a moving average of the weights (`training.averaging`): it wavers less than they do.
+3. Training stops when `patience` epochs brought nothing better, and the best weights become the model directory. With
+   `training.refit` they don't: a new model is trained for as many epochs, on the days of the validation too.
+
+In `<checkpoints>/<D>/<side>/` appear `checkpoint.pt`, then `model/`, and last `training.json`: all is done.
+A training that was killed goes on from its checkpoint and ends in the same weights, bit for bit: each epoch draws its
+order and its dropout from the seed and its own number. Checkpoint and result belong to a fingerprint of the data and
+the settings; with another fingerprint training starts anew, and says so.
+
+Under torchrun several processes share each batch (distributed.py); the gradient is the mean over all its targets.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import json
+from pathlib import Path
+
+import mlflow
+import torch
+
+from lte_model.command_line import run
+from lte_model.domain.windows import parse_run_date
+from lte_model.errors import LTEError
+from lte_model.files import write_atomically
+from lte_model.ranker.cases import Cases
+from lte_model.ranker.integrations import INTEGRATIONS
+from lte_model.ranker.model import Ranker, RankerConfig
+from lte_model.ranker.saved import save_ranker
+from lte_model.settings import Settings, load_settings
+from lte_model.tracking import runs
+from lte_model.training.checkpoints import (
+    CHECKPOINT_FILE,
+    MODEL_DIRECTORY,
+    RESULT_FILE,
+    is_done,
+    read_checkpoint,
+    side_directory,
+)
+from lte_model.training.device import choose_device
+from lte_model.training.distributed import Group, training_group
+from lte_model.training.fit import Fit, say
+from lte_model.training.training_set import TrainingSet, open_training_set
+from lte_model.warehouse.popularity import POPULARITY_COUNTS
+
+NOT_IN_THE_WEIGHTS = ("device", "threads", "compile")
+"""Settings of a training that say where it runs."""
+
+
+def train(
+    settings: Settings,
+    training_date: datetime.date,
+    integration: str,
+    side: str = "",
+    group: Group | None = None,
+    training_set: TrainingSet | None = None,
+) -> Path:
+    """Trains, or goes on, or finds the training done; returns the model's directory.
+
+    `side` is the name of the directory and of the MLflow run, the integration's own where it is empty;
+    `training_set` that of the date, unless its LTEs are of another making. Raises `LTEError` for a training set that
+    can't be used, and a loss that is not a number.
+    """
+    group, side = group or Group(), side or integration
+    device = choose_device(settings.training.device)
+    if settings.training.threads:
+        torch.set_num_threads(settings.training.threads)
+    directory = side_directory(settings, training_date, side)
+    directory.mkdir(parents=True, exist_ok=True)
+
+    training_set = training_set or open_to_train(settings, training_date)
+    config = ranker_config(settings, training_set, integration)
+    last_only = settings.training.loss_positions == "last"
+    cases = training_set.cases("train").windows(config.max_events, last_only)
+    validation = training_set.cases("validation")
+    all_cases = cases
+    if settings.training.refit:
+        all_cases = training_set.cases("train", "refit").windows(config.max_events, last_only)
+    fingerprint = _fingerprint(settings, config, training_set, all_cases, validation, group)
+    if is_done(directory, fingerprint):
+        say(group, f"the training of {training_date}, side {side}, is done already: {directory / MODEL_DIRECTORY}")
+        return directory / MODEL_DIRECTORY
+
+    checkpoint, reason = read_checkpoint(directory / CHECKPOINT_FILE, fingerprint)
+    if reason:
+        say(group, f"starting anew: {reason}")
+    say(
+        group,
+        f"{side}: {len(cases):,} sequences with {cases.target_counts.sum():,} targets, {len(validation):,} users "
+        f"validate, {len(training_set.catalogue):,} items; {device}, {group.size} x {torch.get_num_threads()} threads",
+    )
+    recorded = runs.training_run(settings, training_date, side, anew=bool(reason))
+    with recorded if group.is_first else contextlib.nullcontext():
+        if group.is_first:
+            _log_inputs(settings, training_set, config, device)
+        ranker = new_ranker(config, training_set, settings.training.seed).to(device)
+        fit = Fit(settings, ranker, cases, validation, device, group)
+        progress = fit.run(directory / CHECKPOINT_FILE, fingerprint, checkpoint)
+        ranker.load_state_dict(progress.best_weights)
+        if settings.training.refit:
+            say(group, f"once more for {progress.best_epoch} epochs, up to the test cut")
+            ranker = new_ranker(config, training_set, settings.training.seed).to(device)
+            again = Fit(settings, ranker, all_cases, validation, device, group)
+            again.refit(progress.best_epoch)
+            ranker.load_state_dict(again.averaged.state_dict())
+        if group.is_first:
+            save_ranker(ranker, directory / MODEL_DIRECTORY)
+            result = {
+                "fingerprint": fingerprint,
+                "training_date": str(training_date),
+                "best_epoch": progress.best_epoch,
+                "seconds": sum(epoch["seconds"] for epoch in progress.curve),
+                "curve": progress.curve,
+                "versions": training_set.tables.versions,
+            }
+            write_atomically(directory / RESULT_FILE, json.dumps(result, indent=1).encode())
+            mlflow.log_metrics({"best_epoch": progress.best_epoch, "training_seconds": result["seconds"]})
+    say(group, f"best epoch {progress.best_epoch}: {directory / MODEL_DIRECTORY}")
+    return directory / MODEL_DIRECTORY
+
+
+def open_to_train(settings: Settings, training_date: datetime.date) -> TrainingSet:
+    """The training set of a date. Raises `LTEError` where it is of another basis than models are trained in now."""
+    training_set = open_training_set(settings, training_date)
+    wanted, found = settings.basis.basis_id, training_set.kind.basis_id
+    if wanted and wanted != found:
+        raise LTEError(
+            f"the training_set of {training_date} is of basis {found}, and basis.basis_id is {wanted}; run "
+            f"python -m jobs.build_training_set --date {training_date}, or set basis.basis_id to {found}"
+        )
+    return training_set
+
+
+def ranker_config(settings: Settings, training_set: TrainingSet, integration: str) -> RankerConfig:
+    items, dimensions = training_set.catalogue.vectors.shape
+    return RankerConfig(
+        items=items,
+        dimensions=dimensions,
+        representations=len(settings.model.representations),
+        integration=integration,
+        # What a model doesn't read is no part of what it is: a training is done again for its own sake alone.
+        popularity_counts=len(POPULARITY_COUNTS) if settings.model.popularity_bias else RankerConfig.popularity_counts,
+        **settings.model.model_dump(exclude={"representations", "integration"}),
+    )
+
+
+def new_ranker(config: RankerConfig, training_set: TrainingSet, seed: int) -> Ranker:
+    """An untrained ranker, which `seed` decides. Once saved, its item bias is that of the newest date, the test cut."""
+    torch.manual_seed(seed)
+    catalogue = training_set.catalogue
+    ranker = Ranker(config, training_set.kind, catalogue.item_ids.to_list(), torch.from_numpy(catalogue.vectors))
+    if config.popularity_bias:
+        ranker.popularity.copy_(torch.from_numpy(training_set.popularity([training_set.dates.test.start])))
+    return ranker
+
+
+def _fingerprint(
+    settings: Settings,
+    config: RankerConfig,
+    training_set: TrainingSet,
+    cases: Cases,
+    validation: Cases,
+    group: Group,
+) -> str:
+    """The hash of everything that decides the weights: rows and settings, not the table version, which also counts
+    commits of other dates."""
+    content = hashlib.sha256()
+    described = {
+        "config": dataclasses.asdict(config),
+        "kind": dataclasses.asdict(training_set.kind),
+        "training": settings.training.model_dump(exclude=set(NOT_IN_THE_WEIGHTS)),
+        "processes": group.size,
+        "cutoff": max(settings.evaluation.cutoffs),
+        "item_ids": training_set.catalogue.item_ids.to_list(),
+    }
+    content.update(json.dumps(described, sort_keys=True).encode())
+    content.update(training_set.catalogue.vectors)
+    content.update(cases.digest())
+    content.update(validation.digest())
+    return content.hexdigest()
+
+
+def _log_inputs(settings: Settings, training_set: TrainingSet, config: RankerConfig, device: torch.device) -> None:
+    mlflow.set_tags(
+        {
+            "basis_id": training_set.kind.basis_id,
+            "representation": training_set.kind.representation,
+            "integration": config.integration,
+            "lag_days": training_set.kind.lag_days,
+            "window_days": training_set.kind.window_days,
+            "device": str(device),
+        }
+    )
+    mlflow.log_params(
+        {
+            **dataclasses.asdict(config),
+            **settings.training.model_dump(exclude=set(NOT_IN_THE_WEIGHTS)),
+            "training_date": training_set.training_date,
+            "anchors": len(training_set.dates.anchors),
+            "validation": training_set.dates.validation,
+            "test": training_set.dates.test,
+        }
+    )
+    for table, version in training_set.tables.versions.items():
+        runs.log_dataset(settings, table, version, "training")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Trains the ranker of a date, with the LTE or without it.")
+    parser.add_argument("--date", type=parse_run_date, required=True, help="the day the training runs on")
+    parser.add_argument("--integration", choices=INTEGRATIONS, help="how the LTE enters (default: model.integration)")
+    parser.add_argument("--side", default="", help="a name for this training (default: the integration)")
+    parser.add_argument("--settings", default=None, help="settings file (default: $LTE_SETTINGS)")
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.settings)
+    with training_group(settings.training.device) as group:
+        train(settings, arguments.date, arguments.integration or settings.model.integration, arguments.side, group)
+
+
+if __name__ == "__main__":
+    run(main)
