@@ -23,7 +23,7 @@ from lte_model.errors import LTEError
 from lte_model.warehouse.tables import EVENTS, LTE_AUDITS, LTE_LIVE, LTE_SNAPSHOTS, SEMANTIC_BASES
 from tests.jobs.conftest import small_settings
 from tests.jobs.events import ITEMS, Event, events_frame
-from tests.jobs.feeds import reads
+from tests.jobs.feed_files import reads
 
 DATE = datetime.date(2024, 7, 1)
 

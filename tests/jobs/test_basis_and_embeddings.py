@@ -18,7 +18,7 @@ from lte_model.errors import LTEError
 from lte_model.settings import with_make
 from lte_model.warehouse.tables import ITEM_EMBEDDINGS, SEMANTIC_BASES
 from tests.jobs.conftest import small_settings
-from tests.jobs.feeds import reads, write_parquet
+from tests.jobs.feed_files import reads, write_parquet
 
 DATE = datetime.date(2024, 3, 1)
 COLUMNS = ("item_id", "title", "brand", "known_date")

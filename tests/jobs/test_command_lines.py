@@ -11,7 +11,7 @@ import pytest
 
 from lte_model import command_line, errors
 from tests.jobs.conftest import REPOSITORY, small_settings
-from tests.jobs.feeds import event, write_parquet
+from tests.jobs.feed_files import event, write_parquet
 
 JOBS = (
     "jobs.ingest_items",

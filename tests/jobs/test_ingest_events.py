@@ -14,7 +14,7 @@ from jobs.ingest_events import FEED, classify, ingest_events, rows_of
 from lte_model.domain.windows import ONE_DAY, Interval
 from lte_model.errors import LTEError
 from lte_model.warehouse.tables import EVENTS, INGESTED_DAYS, QUARANTINE
-from tests.jobs.feeds import EVENT_COLUMNS, event, reads, write_csv, write_json_lines, write_parquet
+from tests.jobs.feed_files import EVENT_COLUMNS, event, reads, write_csv, write_json_lines, write_parquet
 
 DATE = datetime.date(2024, 3, 1)
 DAY = days_known(DATE, None)

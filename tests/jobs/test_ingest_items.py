@@ -7,7 +7,7 @@ from jobs.feeds.accounts import FeedAccount
 from jobs.ingest_items import ALWAYS, ingest_items
 from lte_model.domain.windows import ONE_DAY
 from lte_model.warehouse.tables import ITEMS, QUARANTINE
-from tests.jobs.feeds import reads, write_json_lines, write_parquet
+from tests.jobs.feed_files import reads, write_json_lines, write_parquet
 
 DATE = datetime.date(2024, 3, 1)
 DATED = ("item_id", "title", "price", "known_date")

@@ -38,7 +38,7 @@ from lte_model.warehouse.tables import (
 )
 from tests.jobs import bad_feeds as bad
 from tests.jobs.conftest import settings, spark, warehouse  # noqa: F401
-from tests.jobs.feeds import reads, write_csv
+from tests.jobs.feed_files import reads, write_csv
 from tests.jobs.test_erase_users import erase
 from tests.jobs.test_score_users import new_champion
 

@@ -21,7 +21,7 @@ from lte_model.domain.windows import ONE_DAY, Interval
 from lte_model.errors import LTEError
 from lte_model.warehouse.tables import EVENTS, QUARANTINE
 from tests.jobs import bad_feeds as bad
-from tests.jobs.feeds import reads
+from tests.jobs.feed_files import reads
 
 few_examples = settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 
