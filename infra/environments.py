@@ -9,7 +9,6 @@ the same path wherever it is used.
 """
 
 import argparse
-import fcntl
 import hashlib
 import os
 import shutil
@@ -18,10 +17,11 @@ import sys
 import tarfile
 from pathlib import Path
 
+from infra.repository import REPOSITORY
 from lte_model.command_line import run
 from lte_model.errors import LTEError
+from lte_model.files import one_at_a_time
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = REPOSITORY / ".cache/environments"
 ENVIRONMENTS = {
     "airflow": ("airflow", "kubernetes"),
@@ -39,8 +39,7 @@ def make(name: str, folder: Path = FOLDER) -> Path:
     """
     place = folder / name
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would install into each other
+    with one_at_a_time(folder / f"{name}.lock"):  # two at once would install into each other
         stamp = place / "made-from"
         if not stamp.exists() or stamp.read_text() != _made_from(name):
             print(f"making environment {name} in {place}", flush=True)

@@ -1,8 +1,6 @@
 """Reads the files of NAME=value lines in infra/, as Docker and systemd do."""
 
-from pathlib import Path
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.repository import REPOSITORY
 
 
 def environment_of(file: str) -> dict[str, str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.repository import REPOSITORY
+
 FORBIDDEN = {
     "dags": {"jobs", "lte_model", "infra", "tests", "pyspark", "torch", "mlflow"},
     "jobs": {"dags", "infra", "tests", "airflow", "torch"},

@@ -1,11 +1,11 @@
 """What comes from outside is data: no call of the project's code unpickles, evaluates, or hands text to a shell."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.repository import REPOSITORY
+
 FILES = sorted(file for room in ("dags", "infra", "jobs", "lte_model") for file in (REPOSITORY / room).rglob("*.py"))
 
 NEVER = {

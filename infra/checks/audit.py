@@ -22,7 +22,8 @@ import yaml
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from infra.repository import REPOSITORY
+
 FILES = (
     "infra/constraints.txt",
     "infra/feast/constraints.txt",

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from infra.repository import REPOSITORY
+
 COMPOSE = "infra/compose.yaml"
 VALUES = "infra/helm/airflow.yaml"
 KUBERNETES_VERSION = "1.33.0"

@@ -1,7 +1,9 @@
 """The ports of the local stack: which are asked for, which are free, which answer."""
 
+import http.client
 import os
 import socket
+import urllib.parse
 from dataclasses import dataclass
 
 from infra.local.pages import LOOPBACK
@@ -41,6 +43,19 @@ class Ports:
 def reached_at(host: str) -> str:
     """The address by which this machine reaches what listens on `host`."""
     return LOOPBACK if host == "0.0.0.0" else host
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of the URL is answered with 200 within five seconds."""
+    address = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(address.hostname or LOOPBACK, address.port, timeout=5)
+    try:
+        connection.request("GET", address.path)
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def is_free(host: str, port: int) -> bool:

@@ -17,11 +17,8 @@ The demo and the end-to-end test use the same class as a context manager.
 """
 
 import argparse
-import base64
-import configparser
 import datetime
 import fcntl
-import http.client
 import http.server
 import json
 import os
@@ -32,7 +29,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.parse
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,10 +38,11 @@ from typing import IO, Self
 import psutil
 
 from infra.local.airflow_api import AirflowAPI
-from infra.local.airflow_config import KEYS, REPOSITORY, is_given, private_file
+from infra.local.airflow_config import AirflowConfig, is_given, private_file
 from infra.local.pages import LOOPBACK, USER, pages_server, required_password
-from infra.local.ports import Ports, reached_at
-from infra.local.processes import MARK, is_spark_driver, send_signal, session_of, stop_on_signals
+from infra.local.ports import Ports, answers, reached_at
+from infra.local.processes import MARK, is_spark_driver, processes_of, stop_on_signals, stop_processes
+from infra.repository import REPOSITORY
 from lte_model.command_line import run
 from lte_model.errors import LTEError
 from lte_model.settings import SETTINGS_VARIABLE, load_settings
@@ -57,7 +54,6 @@ DAG_IDS = (
 )  # fmt: skip
 
 START_TIMEOUT = 120.0
-STOP_TIMEOUT = 10.0
 
 
 class LocalStack:
@@ -88,15 +84,22 @@ class LocalStack:
         self.settings = load_settings(self.settings_file)
         self.ports = ports or Ports.free()
         self.mlflow_ui = mlflow_ui
-        self.feed_end = feed_end
         self.python = str(python)
-        self.lte = lte
         self.airflow_home = Path(self.settings.home) / "airflow"
         self.logs = self.airflow_home / "logs"
         self.airflow_url = f"http://{reached_at(host)}:{self.ports.airflow}"
         self.mlflow_url = f"http://{reached_at(host)}:{self.ports.mlflow}"
         self.pages_url = f"http://{reached_at(host)}:{self.ports.pages}"
         self.api: AirflowAPI
+        self._config = AirflowConfig(
+            home=self.airflow_home,
+            host=host,
+            port=self.ports.airflow,
+            url=self.airflow_url,
+            has_password=bool(self._password),
+            lte={"reports_url": f"{self.pages_url}/reports/", **lte},
+            feed_end=feed_end,
+        )
         self._mark = uuid.uuid4().hex
         self._components: dict[str, subprocess.Popen] = {}
         self._lock: IO | None = None
@@ -104,12 +107,12 @@ class LocalStack:
 
     @property
     def password(self) -> str:
-        return self._password or json.loads(self._password_file.read_text())[USER]
+        return self._password or self._config.generated_password()
 
     def __enter__(self) -> Self:
         self._take_lock()
         try:
-            self._configure()
+            self._config.write()
             self._migrate()
             if self._password:
                 self._create_user()
@@ -151,17 +154,7 @@ class LocalStack:
 
     def stop(self) -> None:
         """Stops all of it and returns when no process is left. Does nothing the second time."""
-        # Workers go first, and at once: asked kindly they would finish their tasks, and told by a dying command
-        # they would book the task as failed. A worker that is gone leaves its task to the next scheduler.
-        components = {process.pid for process in self._components.values()}
-        for process in self._processes():
-            if process.pid not in components and session_of(process) in components:
-                send_signal(process, signal.SIGKILL)
-        for process in self._processes():
-            send_signal(process, signal.SIGTERM)
-        _, alive = psutil.wait_procs(self._processes(), timeout=STOP_TIMEOUT)
-        for process in (*alive, *self._processes()):
-            send_signal(process, signal.SIGKILL)
+        stop_processes({process.pid for process in self._components.values()}, self._mark)
         for process in self._components.values():
             process.wait()
         self._components.clear()
@@ -188,79 +181,6 @@ class LocalStack:
         file.write(str(os.getpid()))
         file.flush()
         self._lock = file
-
-    def _configure(self) -> None:
-        """Writes airflow.cfg. Keys and the section `[lte]` are kept from the last time."""
-        file = self.airflow_home / "airflow.cfg"
-        config = configparser.RawConfigParser()
-        config.read(file)
-        old = {section: dict(config[section]) for section in config.sections()}
-        config.clear()
-        config.read_dict(self._configuration())
-        config.read_dict(
-            {
-                "core": {"fernet_key": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()},
-                "api": {"secret_key": secrets.token_hex(32)},
-                "api_auth": {"jwt_secret": secrets.token_hex(32)},
-                "lte": {"feed_end": ""}
-                | old.get("lte", {})
-                | {"reports_url": f"{self.pages_url}/reports/", **self.lte},
-            }
-        )
-        if self.feed_end:
-            config["lte"]["feed_end"] = self.feed_end.isoformat()
-        for section, key in KEYS:
-            if is_given(section, key):
-                del config[section][key]
-            elif key in old.get(section, {}):
-                config[section][key] = old[section][key]
-        with private_file(file) as stream:
-            config.write(stream)
-        if not self._password and not self._password_file.exists():
-            with private_file(self._password_file) as stream:
-                json.dump({USER: secrets.token_urlsafe(9)}, stream)
-
-    def _configuration(self) -> dict[str, dict[str, object]]:
-        return {
-            "core": {
-                "dags_folder": REPOSITORY / "dags",
-                "load_examples": False,
-                "executor": "LocalExecutor",
-                "parallelism": max(2, os.cpu_count() or 2),
-                "dags_are_paused_at_creation": True,
-                **(
-                    {"auth_manager": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"}
-                    if self._password
-                    else {
-                        "simple_auth_manager_users": f"{USER}:admin",
-                        "simple_auth_manager_passwords_file": self._password_file,
-                    }
-                ),
-                "execution_api_server_url": f"{self.airflow_url}/execution/",
-                # The default asks the name server for this machine's full name.
-                "hostname_callable": "socket.gethostname",
-            },
-            "database": {"sql_alchemy_conn": f"sqlite:///{self.airflow_home / 'airflow.db'}"},
-            "api": {"host": self.host, "port": self.ports.airflow, "base_url": self.airflow_url, "workers": 1},
-            "api_auth": {},
-            "logging": {"base_log_folder": self.logs, "colored_console_log": False},
-            # One person waits for one chain of tasks: look often, and don't read unchanged DAGs again and again.
-            # A killed scheduler's tasks start again once the next one has found them: the default looks every 300 s.
-            "scheduler": {"scheduler_idle_sleep_time": 0.25, "orphaned_tasks_check_interval": 30},
-            "dag_processor": {
-                "parsing_processes": 1,
-                "refresh_interval": 5,
-                "bundle_refresh_check_interval": 2,
-                "min_file_process_interval": 60,
-                "dag_bundle_storage_path": self.airflow_home / "bundles",
-            },
-            # An API server that shares the cores with a JVM is busy, not dead: the default gives it five seconds.
-            "workers": {"execution_api_timeout": 60},
-        }
-
-    @property
-    def _password_file(self) -> Path:
-        return self.airflow_home / "passwords.json"
 
     def _log_file(self, component: str) -> Path:
         return self.logs / f"{component}.log"
@@ -365,18 +285,10 @@ class LocalStack:
 
     def _await(self, url: str, component: str) -> None:
         deadline = time.monotonic() + START_TIMEOUT
-        address = urllib.parse.urlsplit(url)
         while True:
             self.check()
-            connection = http.client.HTTPConnection(address.hostname, address.port, timeout=5)
-            try:
-                connection.request("GET", address.path)
-                if connection.getresponse().status == 200:
-                    return
-            except OSError:
-                pass
-            finally:
-                connection.close()
+            if answers(url):
+                return
             if time.monotonic() > deadline:
                 raise LTEError(f"{component} doesn't answer at {url}; see {self._log_file(component)}")
             time.sleep(0.1)
@@ -386,23 +298,7 @@ class LocalStack:
         threading.Thread(target=self._pages.serve_forever, name="pages", daemon=True).start()
 
     def _processes(self) -> list[psutil.Process]:
-        """Every process that came of this stack: by parent, by session, and by the mark in its environment.
-
-        Airflow starts a task's command in a session of its own, and its workers overwrite their environment with
-        their title; so that no one of the three finds all.
-        """
-        sessions = {process.pid for process in self._components.values()}
-        found: dict[int, psutil.Process] = {}
-        for process in psutil.process_iter():
-            try:
-                if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
-                    continue
-                if session_of(process) in sessions or process.environ().get(MARK) == self._mark:
-                    found[process.pid] = process
-                    found.update((child.pid, child) for child in process.children(recursive=True))
-            except psutil.Error:
-                continue
-        return list(found.values())
+        return processes_of({process.pid for process in self._components.values()}, self._mark)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from infra.local.airflow_config import REPOSITORY
+from infra.repository import REPOSITORY
 from infra.runs.commands import SEEDS, TRAINING, TRAININGS_AT_ONCE, Commands
 from infra.runs.installation import add_installation, read_feed, settle
 from lte_model.command_line import run

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from infra.local.airflow_config import REPOSITORY
+from infra.repository import REPOSITORY
 from lte_model.errors import LTEError
 from lte_model.settings import SETTINGS_VARIABLE
 

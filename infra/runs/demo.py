@@ -20,8 +20,8 @@ from pathlib import Path
 
 import polars as pl
 
-from infra.local.airflow_config import REPOSITORY
 from infra.local.stack import LocalStack
+from infra.repository import REPOSITORY
 from infra.runs.airflow_runs import LOG_LINES, Progress, Steps, TaskFailed, backfill_daily, follow_promotion, run_once
 from infra.runs.installation import SHOP_ITEMS, SHOP_LAG, SHOP_USERS, add_installation, make_shop, read_feed, settle
 from lte_model import figures

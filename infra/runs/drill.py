@@ -21,7 +21,7 @@ from typing import Any
 
 import polars as pl
 
-from infra.local.airflow_config import REPOSITORY
+from infra.repository import REPOSITORY
 from infra.runs.commands import SEEDS, TRAINING, TRAININGS_AT_ONCE, Commands
 from infra.runs.installation import (
     SHOP_ITEMS,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from infra.local.airflow_config import REPOSITORY
+from infra.repository import REPOSITORY
 from lte_model.errors import LTEError
 from lte_model.settings import Settings, TrainingSetSettings, load_settings
 

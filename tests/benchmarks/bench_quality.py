@@ -30,8 +30,8 @@ from lte_model.settings import Settings
 from lte_model.studies.results import Ablation
 from lte_model.studies.variants import RIVAL, VARIANTS
 from tests.benchmarks.rival import LENGTHS, rectools_ranks
+from tests.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY.parent / "shared" / "data"
 SETS = ("online_retail", "xwines_slim")
 SIDES = (

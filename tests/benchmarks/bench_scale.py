@@ -33,8 +33,8 @@ import psutil
 
 from lte_model.domain.windows import ONE_DAY, lte_window
 from lte_model.settings import Settings, load_settings
+from tests.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 HOME = REPOSITORY / ".lte" / "bench" / "scale"
 SIZES = (2_500, 7_500, 25_000)
 EVENTS_A_USER = 400

@@ -39,8 +39,8 @@ from lte_model.ranker.saved import save_ranker
 from lte_model.serving.pyfunc import ARTIFACT, ServedRanker
 from lte_model.settings import Model, load_settings
 from tests.benchmarks.bench_training import DIMENSIONS, figure, made_up
+from tests.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 USERS, ITEMS, LENGTH = 20_000, 3_399, 49
 K = 100
 SIDES = ("spark_1", "spark_2", "ranker", "served")

@@ -39,8 +39,8 @@ from deltalake import DeltaTable
 from lte_model.domain.basis import GRID
 from lte_model.domain.windows import ONE_DAY, lte_window
 from lte_model.settings import Settings, load_settings
+from tests.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 HOME = REPOSITORY / ".lte" / "bench"
 USERS = {"small": 4_000, "2m": 20_000, "5m": 50_000, "20m": 200_000}
 ITEMS = 50_000

@@ -39,8 +39,8 @@ from lte_model.training.device import choose_device
 from lte_model.training.distributed import Group
 from lte_model.training.fit import Fit
 from tests.benchmarks.rival import sasrec, write_folder
+from tests.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 HOME = REPOSITORY / ".lte" / "bench" / "training"
 USERS, ITEMS = 5_000, 3_399
 LENGTH = 50

@@ -36,8 +36,8 @@ from lte_model.files import write_atomically
 from lte_model.metrics import ndcg
 from lte_model.settings import Settings, load_settings
 from lte_model.training.training_set import TrainingSet, open_training_set
+from tests.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = REPOSITORY / ".cache" / "rectools"
 THERE = Path(__file__).with_name("rectools")
 """What runs in that environment, and which versions it holds."""

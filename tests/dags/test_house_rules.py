@@ -25,8 +25,8 @@ from lte_model.errors import LTEError
 from lte_model.settings import Settings
 from lte_model.studies.variants import VARIANTS
 from lte_model.warehouse.tables import TABLES
+from tests.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DAGS = REPOSITORY / "dags"
 POOLS = json.loads((REPOSITORY / "infra/airflow/pools.json").read_text())
 CONTEXT = {

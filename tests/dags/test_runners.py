@@ -16,7 +16,8 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowSkipException
 from kubernetes.client import ApiClient, V1Pod
 
-from tests.dags.test_house_rules import CONTEXT, DAGS, ENTRY, POOLS, REPOSITORY
+from tests.dags.test_house_rules import CONTEXT, DAGS, ENTRY, POOLS
+from tests.repository import REPOSITORY
 
 RUNNERS = ("bash", "spark-submit", "kubernetes")
 TEMPLATES = REPOSITORY / "infra/airflow/pods"

@@ -16,9 +16,10 @@ from lte_model.domain.windows import ONE_DAY
 from lte_model.settings import load_settings
 from tests.jobs.conftest import INTERPRETED
 from tests.mailbox import Mailbox, mailbox
+from tests.repository import REPOSITORY
 
 USERS, ITEMS = 150, 80
-SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", Path(__file__).resolve().parents[2] / ".lte" / "screenshots"))
+SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", REPOSITORY / ".lte" / "screenshots"))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ import pytest
 from mlflow import MlflowClient
 
 from infra.local.airflow_api import FINISHED
-from infra.local.airflow_config import REPOSITORY
 from infra.runs.airflow_runs import follow_promotion, run_once
 from infra.runs.installation import read_feed
 from jobs.retire_basis import TABLES
@@ -28,6 +27,7 @@ from lte_model.registry.versions import CHALLENGER, KIND, PREVIOUS
 from lte_model.settings import load_settings
 from lte_model.tracking.lineage import CHAMPION
 from tests.production.every_table import BOOTSTRAP, TRAINING
+from tests.repository import REPOSITORY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.production, pytest.mark.timeout(3600)]
 

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from infra.local.airflow_api import AirflowAPI
-from infra.local.airflow_config import REPOSITORY
 from infra.local.ports import Ports
 from infra.runs.installation import make_shop, settings_text
+from tests.repository import REPOSITORY
 
 pytestmark = [pytest.mark.e2e, pytest.mark.production, pytest.mark.timeout(400)]
 

@@ -16,7 +16,8 @@ from airflow.configuration import conf
 from airflow.providers_manager import ProvidersManager
 
 from infra.checks.files import COMPOSE, SECRETS, VALUES
-from tests.environment_files import REPOSITORY, environment_of
+from tests.environment_files import environment_of
+from tests.repository import REPOSITORY
 
 INFRA = REPOSITORY / "infra"
 ENVIRONMENTS = sorted(file.name for file in (INFRA / "airflow").glob("*.env"))

@@ -12,7 +12,8 @@ from kubernetes.client import ApiClient, V1Pod
 
 from jobs.spark.session import is_local
 from lte_model.settings import load_settings
-from tests.jobs.conftest import REPOSITORY, spark  # noqa: F401 – a fixture
+from tests.jobs.conftest import spark  # noqa: F401 – a fixture
+from tests.repository import REPOSITORY
 
 SETTINGS = REPOSITORY / "infra/settings"
 CLUSTERS = ("standalone", "kubernetes", "yarn")

@@ -13,8 +13,8 @@ from jobs.spark.session import spark_session
 from jobs.spark.warehouse import Warehouse
 from lte_model.settings import Settings, load_settings
 from tests.jobs import small_tables
+from tests.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DAY = datetime.date(2024, 3, 1)
 """The date of most tests. The small settings give it a window of ten days that ends three days before."""
 

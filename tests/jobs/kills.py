@@ -53,7 +53,8 @@ from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
 from lte_model.settings import Settings, load_settings
 from lte_model.warehouse.tables import SEMANTIC_BASES
-from tests.jobs.conftest import REPOSITORY, small_settings
+from tests.jobs.conftest import small_settings
+from tests.repository import REPOSITORY
 
 FIRST = datetime.date(2024, 7, 1)
 SECOND = FIRST + 7 * ONE_DAY

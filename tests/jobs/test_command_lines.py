@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from lte_model import command_line, errors
-from tests.jobs.conftest import REPOSITORY, small_settings
+from tests.jobs.conftest import small_settings
 from tests.jobs.feed_files import event, write_parquet
+from tests.repository import REPOSITORY
 
 JOBS = (
     "jobs.ingest_items",

@@ -26,9 +26,9 @@ from lte_model.serving.online_store import erase_from_online_store
 from lte_model.settings import load_settings
 from lte_model.warehouse.tables import LTE_LIVE
 from tests import feast_side
-from tests.jobs.conftest import REPOSITORY
 from tests.jobs.small_tables import DATE
 from tests.redis_server import MISSING, installed, redis_server
+from tests.repository import REPOSITORY
 
 PYTHON = REPOSITORY / ".cache" / "feast" / "venv" / "bin" / "python"
 DAY = datetime.date(2024, 3, 1)

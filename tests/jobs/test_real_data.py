@@ -26,8 +26,9 @@ from jobs.spark.warehouse import Warehouse
 from lte_model.domain.windows import ONE_DAY, Interval, every, lte_window
 from lte_model.settings import Window
 from lte_model.warehouse.tables import EVENTS, LTE_SNAPSHOTS, SEMANTIC_BASES
-from tests.jobs.conftest import REPOSITORY, small_settings
+from tests.jobs.conftest import small_settings
 from tests.jobs.feed_files import reads
+from tests.repository import REPOSITORY
 
 DATA = Path(os.environ.get("REAL_DATA", REPOSITORY.parent / "shared" / "data"), "online_retail")
 FIRST_EVENT, LAST = datetime.date(2010, 12, 1), datetime.date(2011, 12, 10)

@@ -10,8 +10,7 @@ from lte_model.errors import LTEError
 from lte_model.ranker.integrations import INTEGRATIONS
 from lte_model.ranker.model import RankerConfig
 from lte_model.settings import Model, load_settings
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.repository import REPOSITORY
 
 
 def settings_file(folder: Path, text: str) -> Path:

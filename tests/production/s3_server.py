@@ -17,8 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tests.loopback import free_port, wait_until_it_listens
+from tests.repository import REPOSITORY
 
-VERSITYGW = Path(__file__).resolve().parents[2] / ".cache" / "versitygw" / "versitygw"
+VERSITYGW = REPOSITORY / ".cache" / "versitygw" / "versitygw"
 MISSING = "no versitygw in .cache, or no boto3: make object-storage (needs Go)"
 
 REGION = "eu-central-1"

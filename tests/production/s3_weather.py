@@ -23,9 +23,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from tests.production.s3_server import S3Server, environment_of
+from tests.repository import REPOSITORY
 
 CONTROL = "/-/weather"
 """No bucket can be called so."""
@@ -86,7 +86,7 @@ def s3_weather(server: S3Server) -> Iterator[S3Weather]:
     """The server's objects by another address, fair at first; the process ends with the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.production.s3_weather", str(server.port)],
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=REPOSITORY,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,

@@ -19,7 +19,6 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from infra.local.airflow_config import REPOSITORY
 from infra.local.stack import LocalStack
 from infra.runs.airflow_runs import Progress, follow_promotion, run_once
 from infra.runs.installation import demo_training, make_shop, read_feed, settings_text
@@ -29,6 +28,7 @@ from tests.environment_files import environment_of
 from tests.lte_model.registered import register_again
 from tests.production import postgres_server
 from tests.production.postgres_server import PostgresServer
+from tests.repository import REPOSITORY
 
 FEAST = REPOSITORY / ".cache/feast/venv/bin/python"
 

@@ -13,7 +13,6 @@ from deltalake import DeltaTable
 from infra.environments import FOLDER, make
 from infra.local.stack import LocalStack
 from infra.runs.airflow_runs import Progress
-from tests.jobs.conftest import REPOSITORY
 from tests.jobs.kills import difference, rows_of
 from tests.production.every_table import FIRST, SECOND, SINCE
 from tests.production.test_standalone_cluster import (  # noqa: F401 – fixtures
@@ -25,6 +24,7 @@ from tests.production.test_standalone_cluster import (  # noqa: F401 – fixture
     shop,
     write_settings,
 )
+from tests.repository import REPOSITORY
 
 pytestmark = [pytest.mark.production, pytest.mark.e2e, pytest.mark.timeout(3600)]
 

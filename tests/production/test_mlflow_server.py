@@ -21,11 +21,11 @@ from infra.local.stack import LOOPBACK
 from lte_model.registry import promotion, versions
 from lte_model.settings import load_settings
 from lte_model.tracking.lineage import CHAMPION
-from tests.environment_files import REPOSITORY
 from tests.lte_model.registered import aliases, promoted, registered_of_shop
 from tests.lte_model.small_shop import SETTINGS, TRAINING_DATE, make_shop, write_warehouse
 from tests.production import postgres_server
 from tests.production.postgres_server import PostgresServer
+from tests.repository import REPOSITORY
 
 pytestmark = [
     pytest.mark.production,

@@ -30,8 +30,8 @@ from lte_model.tracking.runs import configure
 from lte_model.warehouse.tables import TABLES
 from tests.production import s3_server
 from tests.production.s3_weather import s3_weather
+from tests.repository import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 JARS = REPOSITORY / ".cache" / "jars-s3"
 
 pytestmark = [

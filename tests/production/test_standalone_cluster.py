@@ -18,10 +18,11 @@ import pytest
 
 from infra.environments import FOLDER, pack
 from lte_model.warehouse.tables import TABLES
-from tests.jobs.conftest import REPOSITORY, small_settings
+from tests.jobs.conftest import small_settings
 from tests.jobs.kills import difference, rows_of
 from tests.production.every_table import write_feeds
 from tests.production.standalone_cluster import LOOPBACK, StandaloneCluster, can_hide
+from tests.repository import REPOSITORY
 
 pytestmark = [pytest.mark.production, pytest.mark.timeout(1800)]
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from packaging.version import Version
 
 from infra.checks import audit
+from tests.repository import REPOSITORY
 
 ADVISORY = """
 id: PYSEC-2024-51
@@ -84,9 +85,7 @@ def test_a_version_that_is_not_there_is_named(tmp_path):
 
 @pytest.mark.parametrize("file", audit.FILES)
 def test_every_line_is_one_version(file):
-    lines = [
-        line for line in (audit.REPOSITORY / file).read_text().splitlines() if line and not line.startswith(("#", " "))
-    ]
+    lines = [line for line in (REPOSITORY / file).read_text().splitlines() if line and not line.startswith(("#", " "))]
     versions = audit.pinned("\n".join(lines))
     assert len(versions) == len(lines) > 20
     assert all(Version(version) for version in versions.values())

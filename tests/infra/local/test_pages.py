@@ -12,7 +12,7 @@ import pytest
 from infra.local.pages import pages_server, required_password
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
-from tests.environment_files import REPOSITORY
+from tests.repository import REPOSITORY
 
 PASSWORD = "correct horse battery"
 

@@ -44,7 +44,7 @@ def test_what_the_environment_gives_is_written_nowhere(tmp_path, monkeypatch, so
     (tmp_path / "settings.toml").write_text("")
     stack = LocalStack(tmp_path / "settings.toml")
     stack.logs.mkdir(parents=True)
-    stack._configure()
+    stack._config.write()
     config = (tmp_path / "airflow" / "airflow.cfg").read_text()
     assert all(key in config for key in ("fernet_key", "secret_key", "jwt_secret"))
     given = {
@@ -58,7 +58,7 @@ def test_what_the_environment_gives_is_written_nowhere(tmp_path, monkeypatch, so
     for name, value in given.items():
         monkeypatch.setenv(name + source if name.startswith("AIRFLOW__") else name, value)
     stack = LocalStack(tmp_path / "settings.toml")
-    stack._configure()
+    stack._config.write()
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert [file for file in files if "s3cret" in file.read_text()] == []
     private = {file.name for file in files if file.stat().st_mode & 0o077 == 0}

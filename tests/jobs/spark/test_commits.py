@@ -14,8 +14,8 @@ from jobs.spark.commits import RUN_VARIABLES, commit_note
 from lte_model.domain.windows import ONE_DAY
 from lte_model.tracking.code_version import code_version
 from lte_model.warehouse.tables import EVENTS, INGESTED_DAYS, LTE_LIVE, LTE_MONITORING
-from tests.jobs.conftest import REPOSITORY
 from tests.jobs.rows import DAY, account, event, frame, lte
+from tests.repository import REPOSITORY
 
 RUN = ("lte_daily", "scheduled__2024-06-01T00:00:00+00:00", "publish_lte", "2")
 

@@ -9,7 +9,7 @@ import pytest
 from jobs.spark.session import _configuration, is_local
 from jobs.spark.shipping import write_code
 from lte_model.settings import Spark
-from tests.jobs.conftest import REPOSITORY
+from tests.repository import REPOSITORY
 
 
 def test_the_code_is_imported_from_the_archive_where_there_is_no_checkout(tmp_path):

@@ -18,7 +18,6 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from infra.local.airflow_api import FINISHED
-from infra.local.airflow_config import REPOSITORY
 from infra.local.stack import LocalStack
 from infra.runs.airflow_runs import ANSWER_AFTER
 from lte_model.domain.windows import ONE_DAY
@@ -29,6 +28,7 @@ from tests.lte_model.conftest import write_shop
 from tests.lte_model.registry.test_promotion import registered_of_shop
 from tests.lte_model.small_shop import TRAINING_DATE
 from tests.mailbox import mailbox
+from tests.repository import REPOSITORY
 
 pytestmark = [pytest.mark.production, pytest.mark.e2e, pytest.mark.timeout(1800)]
 

@@ -13,7 +13,6 @@ from pyspark.errors import PySparkException
 from jobs.spark.warehouse import Warehouse
 from lte_model.errors import LTEError
 from lte_model.settings import load_settings
-from tests.jobs.conftest import REPOSITORY
 from tests.jobs.kills import (
     STEPS,
     Outcome,
@@ -27,6 +26,7 @@ from tests.jobs.kills import (
     run_undisturbed,
 )
 from tests.production.drills.unreliable import resize, small_disk
+from tests.repository import REPOSITORY
 
 pytestmark = [pytest.mark.production, pytest.mark.spark, pytest.mark.timeout(1800)]
 

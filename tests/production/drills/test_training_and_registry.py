@@ -19,11 +19,11 @@ from lte_model.tracking import runs
 from lte_model.tracking.lineage import CHAMPION
 from lte_model.training.checkpoints import CHECKPOINT_FILE, MODEL_DIRECTORY, read_result, side_directory
 from lte_model.training.train import train
-from tests.jobs.conftest import REPOSITORY
 from tests.lte_model.registered import FEBRUARY, JANUARY, aliases, trained
 from tests.lte_model.small_shop import TRAINING_DATE
 from tests.lte_model.training.test_training import same_weights
 from tests.production.drills.unreliable import Fault, resize, small_disk
+from tests.repository import REPOSITORY
 
 pytestmark = [pytest.mark.production, pytest.mark.timeout(900)]
 

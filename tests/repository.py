@@ -1,0 +1,5 @@
+"""Where this checkout lies, for the tests that read its files or start its commands."""
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
