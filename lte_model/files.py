@@ -1,19 +1,35 @@
 """Files that appear whole or not at all, and locks that one process holds at a time."""
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-
-def write(path: Path, content: str) -> None:
-    """Puts the page in place whole."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(content, encoding="utf-8")
-    os.replace(unfinished, path)
+UNFINISHED = ".part"
+"""How the name of a file ends that a kill may leave beside the one it was to become."""
 
 
-def write_atomically(file: Path, content: bytes) -> None:
-    """Writes `file` so that a reader, or a kill, sees the old content or the new."""
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """Writes `file`, text as UTF-8, so that a reader sees the old content or the new, also after a kill or a power cut.
+
+    The folder is made where it isn't there.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(file.name + ".part")
-    beside.write_bytes(content)
-    os.replace(beside, file)
+    unfinished = file.with_name(file.name + UNFINISHED)
+    with open(unfinished, "wb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(unfinished, file)
+
+
+@contextlib.contextmanager
+def one_at_a_time(file: Path) -> Iterator[None]:
+    """Waits until no other process of this machine is in a block of the same lock file, which is made if need be.
+
+    The lock ends with the block, or with the process, however that ends.
+    """
+    with open(file, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

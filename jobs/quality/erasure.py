@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.quality.pages import PAGE, write_gates_page
+from lte_model.files import UNFINISHED
 from lte_model.settings import Settings
 
 RESULTS, PAGES, PAGES_OF_RESULTS = "results", "site", "site/validations"
@@ -27,7 +28,7 @@ def erase_from_gates(settings: Settings, user_ids: frozenset[str]) -> list[str]:
             page.unlink(missing_ok=True)
             file.unlink()
     if site.is_dir():
-        Path(site, f"{PAGE}.part").unlink(missing_ok=True)
+        Path(site, f"{PAGE}{UNFINISHED}").unlink(missing_ok=True)
         write_gates_page(results, site)
     if gone:
         _write_index(settings)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import jinja2
 
+from lte_model.files import write_atomically
+
 MOST_RESULTS = 500
 """Results on the page. Older ones stay in the Data Docs and as JSON."""
 
@@ -55,7 +57,5 @@ def write_gates_page(results: Path, site: Path) -> Path:
     environment = jinja2.Environment(autoescape=True)
     environment.filters["arguments"] = _arguments
     page = environment.from_string(_TEMPLATE).render(results=[json.loads(file.read_text()) for file in newest])
-    site.mkdir(parents=True, exist_ok=True)
-    part = site / f"{PAGE}.part"
-    part.write_text(page, encoding="utf-8")
-    return part.replace(site / PAGE)
+    write_atomically(site / PAGE, page)
+    return site / PAGE

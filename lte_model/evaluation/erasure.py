@@ -9,7 +9,6 @@ versioned bucket, keeps them until its own rules remove them.
 """
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from markupsafe import escape
 from mlflow.entities import Run, ViewType
 from mlflow.tracking import MlflowClient
 
+from lte_model.files import write_atomically
 from lte_model.settings import Settings
 from lte_model.tracking.lineage import open_mlflow
 from lte_model.tracking.runs import SIDE_TAG
@@ -85,9 +85,7 @@ def _erase_from_file(path: Path, user_ids: frozenset[str]) -> str:
         return "deleted"
     if clean == text:
         return ""
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(clean, encoding="utf-8")
-    os.replace(beside, path)
+    write_atomically(path, clean)
     return "users taken out"
 
 

@@ -21,12 +21,13 @@ import mlflow
 import polars as pl
 from deltalake import DeltaTable
 
-from lte_model import figures, files
+from lte_model import figures
 from lte_model.command_line import run
 from lte_model.domain.windows import Interval, parse_run_date
 from lte_model.errors import LTEError
 from lte_model.evaluation import report_charts, results
 from lte_model.evaluation.results import Evaluation
+from lte_model.files import write_atomically
 from lte_model.pages import drawing, page
 from lte_model.settings import Settings, load_settings
 from lte_model.tracking import runs
@@ -59,7 +60,7 @@ def write_report(settings: Settings, training_date: datetime.date) -> Path:
     """Renders the report and puts it in place whole. Raises `LTEError` without an evaluation or its tables."""
     evaluation = results.read_evaluation(settings, training_date)
     path = results.report_path(settings, training_date)
-    files.write(path, render(evaluation, read_glance(settings, training_date)))
+    write_atomically(path, render(evaluation, read_glance(settings, training_date)))
     return path
 
 

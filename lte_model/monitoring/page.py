@@ -8,7 +8,7 @@ from pathlib import Path
 import mlflow
 import polars as pl
 
-from lte_model import files
+from lte_model.files import write_atomically
 from lte_model.monitoring.measures import MEASURES, Level, Measure, Reading, Unit, judged
 from lte_model.pages import drawing, page
 from lte_model.settings import Bounds, Settings
@@ -26,7 +26,7 @@ def write_page(settings: Settings, rows: pl.DataFrame) -> Path:
     """Puts the page of `rows` (snapshot_date, representation, measure, value), one or more, in place whole."""
     path = page_path(settings)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, render(settings, rows))
+    write_atomically(path, render(settings, rows))
     return path
 
 

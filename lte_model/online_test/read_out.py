@@ -27,11 +27,11 @@ import polars as pl
 from deltalake import DeltaTable
 from markupsafe import Markup
 
-from lte_model import files
 from lte_model.command_line import run
 from lte_model.domain.windows import Interval, parse_run_date
 from lte_model.errors import LTEError
 from lte_model.figures import Figure, Outcome, is_defined, percent, percent_interval
+from lte_model.files import write_atomically
 from lte_model.online_test import statistics
 from lte_model.online_test.statistics import ALPHA, CONTROL, REHEARSED, SUMS, Comparison, Moments, Uplift
 from lte_model.pages import page
@@ -300,7 +300,7 @@ def write(settings: Settings, content: Content) -> tuple[Path, Path]:
         ("html", render(content)),
     ):
         path = folder / f"{content['date']}.{ending}"
-        files.write(path, text)
+        write_atomically(path, text)
         paths.append(path)
     return paths[0], paths[1]
 

@@ -27,12 +27,10 @@ alias (tag `champion_on_record` of the model), so that an alias that a person mo
 """
 
 import argparse
-import contextlib
 import datetime
-import fcntl
 import json
 import sys
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from mlflow.entities.model_registry import ModelVersion
@@ -40,6 +38,7 @@ from mlflow.tracking import MlflowClient
 
 from lte_model.command_line import run
 from lte_model.errors import LTEError
+from lte_model.files import one_at_a_time
 from lte_model.registry import versions
 from lte_model.registry.gate import GATE_PASSED, GATE_TAG, bases_stay_in_force, gate, loads, reads_live_ltes, run_gate
 from lte_model.registry.in_force import out_of_force
@@ -78,7 +77,7 @@ def promote(settings: Settings, number: str, over: str | None) -> ModelVersion:
     A second call changes nothing. Raises `LTEError` where the gate didn't let the version pass, and where after that
     another version became champion, for it was compared with one that is gone, or the LTEs that it reads went.
     """
-    with _one_at_a_time(settings):
+    with _alone(settings):
         version = versions.version_of(settings, number)
         answer = version.tags.get(GATE_TAG, "not asked")
         if answer != GATE_PASSED:
@@ -116,7 +115,7 @@ def rollback(settings: Settings, reason: str, number: str | None = None) -> Mode
     """
     if not reason.strip():
         raise LTEError("a rollback needs a reason, for those who ask later; give it with --reason")
-    with _one_at_a_time(settings):
+    with _alone(settings):
         version = versions.version_of(settings, number) if number else versions.version_with(settings, PREVIOUS)
         champion = champion_number(settings)
         if champion == str(version.version):
@@ -145,7 +144,7 @@ def watch(settings: Settings) -> str:
     Passes the gate what is there now, it is on record from then on. Raises `LTEError` where it doesn't, each time
     until somebody rolls back, where the alias was taken away, and where the champion reads a basis that isn't in force.
     """
-    with _one_at_a_time(settings):
+    with _alone(settings):
         if problem := out_of_force(settings).get(CHAMPION):
             raise LTEError(problem)
         name, champion = settings.mlflow.model_name, champion_number(settings)
@@ -189,13 +188,10 @@ def _move(version: ModelVersion, champion: str | None) -> None:
     client.set_registered_model_tag(name, ON_RECORD, number)
 
 
-@contextlib.contextmanager
-def _one_at_a_time(settings: Settings) -> Iterator[None]:
+def _alone(settings: Settings) -> AbstractContextManager[None]:
     """Two promotions on one machine follow each other; between machines, Airflow's pool `model_registry` sees to it."""
     Path(settings.home).mkdir(parents=True, exist_ok=True)
-    with open(Path(settings.home, "promotion.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the file, or with the process
-        yield
+    return one_at_a_time(Path(settings.home, "promotion.lock"))
 
 
 def _tag(version: ModelVersion, **tags: str) -> None:

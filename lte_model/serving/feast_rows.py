@@ -2,9 +2,12 @@
 
 import itertools
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from lte_model.files import one_at_a_time
 
 if TYPE_CHECKING:
     from feast import FeatureStore, FeatureView
@@ -65,13 +68,8 @@ class SQLiteRows:
     def __init__(self, feast: "FeatureStore"):
         self._path = feast.config.online_store.path
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        import fcntl
-
-        with open(f"{self._path}.lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def lock(self) -> AbstractContextManager[None]:
+        return one_at_a_time(Path(f"{self._path}.lock"))
 
     def stay(self) -> None:
         """The lock ends with the process."""

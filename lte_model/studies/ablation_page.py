@@ -9,8 +9,8 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from lte_model import files
 from lte_model.figures import Figure, Outcome, is_defined, metric_label, outcome, percent
+from lte_model.files import write_atomically
 from lte_model.pages import drawing, page
 from lte_model.settings import Settings
 from lte_model.studies import charts, results
@@ -27,7 +27,7 @@ AS_IN_PAPER, OTHERWISE, UNDECIDED, UNMEASURED, NOT_IN_PAPER = (
 def write_page(settings: Settings, training_date: datetime.date) -> Path:
     """Renders the page and puts it in place whole. Raises `LTEError` where there is no ablation of that date."""
     path = results.ablation_path(settings, training_date).with_suffix(".html")
-    files.write(path, render(results.read_ablation(settings, training_date)))
+    write_atomically(path, render(results.read_ablation(settings, training_date)))
     return path
 
 

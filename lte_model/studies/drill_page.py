@@ -10,8 +10,9 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from lte_model import figures, files
+from lte_model import figures
 from lte_model.figures import Outcome
+from lte_model.files import write_atomically
 from lte_model.pages import page
 from lte_model.settings import Settings
 from lte_model.studies import charts, results
@@ -27,7 +28,7 @@ _COLOUR = {HOLDS: "better", LOSES: "undecided", BREAKS: "worse", UNMEASURED: "un
 def write_page(settings: Settings, training_date: datetime.date) -> Path:
     """Renders the page and puts it in place whole. Raises `LTEError` where there is no drill of that date."""
     path = results.drill_path(settings, training_date).with_suffix(".html")
-    files.write(path, render(results.read_drill(settings, training_date)))
+    write_atomically(path, render(results.read_drill(settings, training_date)))
     return path
 
 

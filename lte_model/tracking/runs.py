@@ -9,7 +9,6 @@ metrics have a value for each date.
 
 import contextlib
 import datetime
-import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from lte_model.errors import LTEError
+from lte_model.files import one_at_a_time
 from lte_model.settings import Settings
 
 PARENT_SIDE = "training"
@@ -202,8 +202,7 @@ def _alone(settings: Settings) -> Iterator[None]:
     if not uri.startswith("sqlite:///"):
         yield
         return
-    with open(f"{uri.removeprefix('sqlite:///')}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the file, or with the process
+    with one_at_a_time(Path(f"{uri.removeprefix('sqlite:///')}.lock")):
         yield
 
 

@@ -1,8 +1,8 @@
 """The epochs of one training: batches, loss, optimizer, moving average, checkpoints."""
 
 import copy
+import io
 import math
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from lte_model.errors import LTEError
+from lte_model.files import write_atomically
 from lte_model.metrics import ndcg
 from lte_model.ranker.cases import Cases, target_counts_of
 from lte_model.ranker.losses import CatalogueLoss
@@ -221,22 +222,19 @@ class Fit:
         return self.cases.training_batch(numbers, config.max_events, config.max_older_events).to(self.device)
 
     def _write_checkpoint(self, file: Path, fingerprint: str, progress: Progress) -> None:
-        beside = file.with_suffix(".part")
-        with open(beside, "wb") as stream:
-            torch.save(
-                {
-                    "fingerprint": fingerprint,
-                    "model": self.ranker.state_dict(),
-                    "averaged": self.averaged.state_dict(),
-                    "steps": self.steps,
-                    "optimizer": self.optimizer.state_dict(),
-                    "progress": vars(progress),
-                },
-                stream,
-            )
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, file)
+        content = io.BytesIO()
+        torch.save(
+            {
+                "fingerprint": fingerprint,
+                "model": self.ranker.state_dict(),
+                "averaged": self.averaged.state_dict(),
+                "steps": self.steps,
+                "optimizer": self.optimizer.state_dict(),
+                "progress": vars(progress),
+            },
+            content,
+        )
+        write_atomically(file, content.getvalue())
 
 
 def _require_finite(losses: list[float], first: int, batches: list[np.ndarray], cases: Cases, epoch: int) -> None:
