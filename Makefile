@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 FEAST := .cache/feast
 VERSITYGW := .cache/versitygw/versitygw
 UV := 0.13.9
+# The lines of lte_model and jobs that no test ran; `make test COVERAGE=` leaves them out.
+COVERAGE := --cov --cov-report term-missing:skip-covered
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # The demo's installation where there is one, else an empty one for your own feed.
@@ -73,8 +75,23 @@ drill: .cache/prepared  ## rankers with LTEs of another version, on a feed or th
 up: .cache/prepared  ## Airflow, MLflow and the pages on loopback until Ctrl-C [SETTINGS= HOST= AIRFLOW_PORT= MLFLOW_PORT= PAGES_PORT=]
 	@exec $(BIN)/python -m infra.local.stack --settings $(SETTINGS) $(if $(HOST),--host '$(HOST)')
 
-test: .cache/prepared $(FEAST)/installed  ## the tests but those of a production, in three processes, a file in one of them [ARGS="-m 'not e2e'" WORKERS=3]
-	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),3) --dist loadfile --no-loadscope-reorder $(ARGS)
+format: $(VENV)/installed  ## ruff: lay out every file, sort its imports
+	$(BIN)/ruff check --quiet --select I --fix .
+	$(BIN)/ruff format .
+
+lint: $(VENV)/installed  ## ruff: the rules of pyproject.toml, and the layout
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(VENV)/installed  ## mypy: lte_model, jobs and infra
+	$(BIN)/mypy
+
+test-fast: $(VENV)/installed  ## the tests without Spark, Airflow or a long training, in two processes [ARGS="tests/jobs" WORKERS=2]
+	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile \
+	    -m 'not spark and not airflow and not e2e and not slow' $(ARGS)
+
+test: .cache/prepared $(FEAST)/installed  ## the tests but those of a production, in three processes, and the lines that none ran [ARGS="-m 'not e2e'" WORKERS=3]
+	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),3) --dist loadfile --no-loadscope-reorder $(COVERAGE) $(ARGS)
 
 test-production: .cache/prepared  ## clusters, stores and databases, broken and mended; what was lost [ARGS="-k postgres" JSON=]
 	$(BIN)/python -m pytest --production $(if $(JSON),--outcomes '$(JSON)') $(ARGS)
@@ -127,12 +144,9 @@ check-infra: $(CHECKS)/installed  ## images, compose, Kubernetes and Helm files,
 audit: $(CHECKS)/installed  ## installed versions: known vulnerabilities, yanked or unknown ones
 	@$(BIN)/python -m infra.checks.audit --tools $(CHECKS)
 
-lint: $(VENV)/installed  ## ruff
-	$(BIN)/ruff check .
-
 clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
 	test ! -d .lte || find .lte -mindepth 1 -maxdepth 1 ! -name local -exec rm -rf {} +
-	rm -rf .pytest_cache .ruff_cache .hypothesis
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .cache/coverage
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
 # Every target that is a plain word; files have a dot or a slash.

@@ -10,6 +10,8 @@ from hypothesis import settings
 
 from tests.production.outcomes import outcomes_of, table_of
 
+DAGS = Path(__file__).parent / "dags"
+
 # A machine that is busy with something else fails no property.
 settings.register_profile("without-deadline", deadline=None)
 settings.load_profile("without-deadline")
@@ -26,10 +28,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--outcomes", metavar="FILE", help="write what those tests broke and lost there, as JSON")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        _mark_by_what_it_needs(item)
     is_wanted = [bool(item.get_closest_marker("production")) == config.getoption("--production") for item in items]
     config.hook.pytest_deselected(items=[item for item, wanted in zip(items, is_wanted, strict=True) if not wanted])
     items[:] = [item for item, wanted in zip(items, is_wanted, strict=True) if wanted]
+
+
+def _mark_by_what_it_needs(item: pytest.Item) -> None:
+    """Mark a test `spark` that asks for the Spark session, and `airflow` one that reads the DAGs as Airflow does."""
+    if "spark" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.spark)
+    if DAGS in item.path.parents:
+        item.add_marker(pytest.mark.airflow)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
