@@ -8,7 +8,8 @@ are users of the table and users of the window alike, so that a row too few or t
     missing      the user has events in the window, and no row
     extra        a row whose user has no event in the window, or has another row
 
-Audited are the exact representations of the settings in each basis in force: `uniform`, and `autoencoder` with the item vectors of the
+Audited are the exact representations of the settings in each basis in force: `uniform`, and `autoencoder` with the item
+vectors of the
 date's encoder. A representation whose events weigh differently is named and passed over.
 
 None of them is the only good answer. Which users are sampled depends on the user and the date alone: the same date
@@ -26,7 +27,7 @@ from jobs.recipes.bases import basis_in_force
 from jobs.recipes.recipe import Recipe, recipe
 from jobs.spark.session import spark_session
 from jobs.spark.warehouse import Warehouse, sql_date, sql_text
-from lte_model.command_line import JobParser, asked_bases, asked_representations, run
+from lte_model.command_line import CommandParser, asked_bases, asked_representations, run
 from lte_model.domain.basis import GRID
 from lte_model.domain.representations import REPRESENTATIONS, UNIFORM, representation
 from lte_model.domain.windows import Interval, lte_window
@@ -67,6 +68,7 @@ class Audit:
 
     @property
     def clean(self) -> bool:
+        """Whether no row was found to differ."""
         return self.mismatched == self.missing == self.extra == 0
 
     def __str__(self) -> str:
@@ -77,6 +79,7 @@ class Audit:
         return f"{self.sampled_users:,} users of {lte} audited: {counts}"
 
     def rate(self, finding: str) -> float:
+        """The share of the sampled users with this finding."""
         return getattr(self, finding) / self.sampled_users
 
 
@@ -89,7 +92,8 @@ def recomputed(
     events: DataFrame, items: DataFrame, embeddings: DataFrame, window: Interval, date: datetime.date
 ) -> DataFrame:
     """(user_id, vector_sum, event_count, newest_event_date) of the events dated in `window` and known before `date`,
-    of items known before `date` too. `embeddings` are those of one basis. A user without such events has no row."""
+    of items known before `date` too. `embeddings` are those of one basis. A user without such events has no row.
+    """
     return events.sparkSession.sql(
         f"""
         WITH components AS (
@@ -213,11 +217,11 @@ def audit_lte(
     )
     found = compared(rows.where(sampled(date, share)), expected)
     first = F.sort_array(F.collect_list(F.when(F.col("finding").isNotNull(), F.struct(*found.columns))))
-    row = found.agg(
+    (row,) = found.agg(
         F.count_distinct("user_id").alias("users"),
         *[F.count_if(F.col("finding") == finding).alias(finding) for finding in FINDINGS],
         F.slice(first, 1, USERS_NAMED).alias("first"),
-    ).first()
+    ).collect()
     if not row.users:
         raise LTEError(f"no user of {table.name} of {date} falls into a share of {share:g}; give a greater --share")
     counts = {finding: row[finding] for finding in FINDINGS}
@@ -229,14 +233,14 @@ def audit_lte(
 
 
 def require_live(warehouse: Warehouse, basis_id: str, date: datetime.date, name: str) -> None:
-    """Raises `LTEError` where another date is live, or none: a row of `lte_live` doesn't say, but since when it is so."""
+    """Raises `LTEError` where another date is live, or none: a row of `lte_live` says only since when it is as it is."""
     published = newest_publication(warehouse, basis_id, name)
     if published is None:
         raise LTEError(f"no {name} LTE of basis {basis_id} is live; run jobs.publish_lte --date {date}")
     if published.date != date:
         raise LTEError(
-            f"the {name} LTE of {published.date} is live, not that of {date}; audit it with --date {published.date}, or run "
-            f"jobs.publish_lte --date {date} first"
+            f"the {name} LTE of {published.date} is live, not that of {date}; audit it with --date {published.date}, "
+            f"or run jobs.publish_lte --date {date} first"
         )
 
 
@@ -274,7 +278,8 @@ def require_clean(audit: Audit) -> None:
 
 
 def main() -> None:
-    parser = JobParser(__doc__, "the snapshot date; with --live the date that is live")
+    """Reads the command line and runs the job."""
+    parser = CommandParser(__doc__, "the snapshot date; with --live the date that is live")
     parser.add_argument("--share", type=float, default=SHARE, help=f"share of the users to audit (default: {SHARE})")
     parser.add_representations("audit this representation")
     parser.add_bases("audit LTEs of this basis")

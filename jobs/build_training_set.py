@@ -30,7 +30,7 @@ from jobs.engine.run import user_bucket
 from jobs.recipes.bases import basis_in_force
 from jobs.spark.session import spark_session
 from jobs.spark.warehouse import Warehouse, sql_date
-from lte_model.command_line import JobParser, run
+from lte_model.command_line import CommandParser, run
 from lte_model.domain.windows import Interval, TrainingDates, lte_window, target_window
 from lte_model.errors import LTEError
 from lte_model.settings import Window
@@ -169,11 +169,13 @@ def build_training_set(warehouse: Warehouse, date: datetime.date) -> dict[tuple[
 
 
 def describe(dates: TrainingDates) -> str:
+    """The dates of a training, as a line for a person."""
     return f"anchors {dates.anchors[0]} to {dates.anchors[-1]}, validation {dates.validation}, test {dates.test}"
 
 
 def main() -> None:
-    _, settings, date = JobParser(__doc__, "the day of the training; it sees events known before it").read()
+    """Reads the command line and runs the job."""
+    _, settings, date = CommandParser(__doc__, "the day of the training; it sees events known before it").read()
     with spark_session(settings, "build_training_set", date) as spark:
         counts = build_training_set(Warehouse(spark, settings), date)
     print(f"training set of {date}: {describe(settings.training_set.dates(date))}")

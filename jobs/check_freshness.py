@@ -13,14 +13,12 @@ import datetime
 import itertools
 from collections.abc import Collection
 
-import polars as pl
-from deltalake import DeltaTable
-
-from lte_model.command_line import JobParser, run
+from lte_model.command_line import CommandParser, run
 from lte_model.domain.representations import representation
 from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
+from lte_model.warehouse.reading import exists, scan
 from lte_model.warehouse.tables import PUBLICATIONS, SNAPSHOT_ACCOUNTS, Table
 
 CATCH_UP = "run lte_daily for it (Trigger, Backfill), and see in Airflow why it did not run: paused, waiting, hanging?"
@@ -45,7 +43,10 @@ def days_missed(
 
 
 def check_freshness(settings: Settings, date: datetime.date) -> list[str]:
-    """What was found of each representation of each basis in force. Raises `LTEError` with all that is stale or missed."""
+    """What was found of each representation of each basis in force.
+
+    Raises `LTEError` with all that is stale or missed.
+    """
     found, wrong = [], []
     options = settings.freshness
     names = [name for name in settings.model.representations if representation(name).publishable]
@@ -67,18 +68,19 @@ def check_freshness(settings: Settings, date: datetime.date) -> list[str]:
 
 def _dates(settings: Settings, table: Table, name: str, basis_id: str) -> set[datetime.date]:
     """The snapshot dates that the table has of a representation in a basis ("": in whichever); none where there is no
-    table."""
-    path = settings.table_path(table.name)
-    if not DeltaTable.is_deltatable(path):
+    table.
+    """
+    if not exists(settings, table.name):
         return set()
-    rows = pl.scan_delta(path).filter(representation=name)
+    rows = scan(settings, table.name).filter(representation=name)
     if basis_id:
         rows = rows.filter(basis_id=basis_id)
     return set(rows.select("snapshot_date").unique().collect()["snapshot_date"])
 
 
 def main() -> None:
-    _, settings, date = JobParser(__doc__, "the day whose vectors should be live").read()
+    """Reads the command line and runs the job."""
+    _, settings, date = CommandParser(__doc__, "the day whose vectors should be live").read()
     print(*check_freshness(settings, date), sep="\n")
 
 

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from jobs.spark.session import spark_session
 from jobs.spark.warehouse import Warehouse, dated
-from lte_model.command_line import JobParser, run
+from lte_model.command_line import CommandParser, run
 from lte_model.errors import LTEError
 from lte_model.warehouse.tables import EVENTS, ITEM_POPULARITY
 
@@ -57,7 +57,8 @@ def count_popularity(warehouse: Warehouse, dates: Sequence[datetime.date]) -> di
 
 
 def main() -> None:
-    parser = JobParser(__doc__, "the snapshot date")
+    """Reads the command line and runs the job."""
+    parser = CommandParser(__doc__, "the snapshot date")
     parser.add_argument("--anchors", action="store_true", help="every date that the training of --date reads instead")
     arguments, settings, date = parser.read()
     dates = settings.training_set.dates(date).snapshot_dates if arguments.anchors else (date,)

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from jobs.recipes.bases import basis_in_force, load_basis
 from jobs.spark.session import spark_session
 from jobs.spark.warehouse import Warehouse
-from lte_model.command_line import JobParser, asked_bases, run
+from lte_model.command_line import CommandParser, asked_bases, run
 from lte_model.domain.basis import CONTENT_COLUMNS, SemanticBasis
 from lte_model.warehouse.tables import ITEM_EMBEDDINGS, ITEMS
 
@@ -45,7 +45,8 @@ def embed(items: DataFrame, basis: SemanticBasis) -> DataFrame:
 
 def embed_items(warehouse: Warehouse, date: datetime.date, basis_id: str = "") -> tuple[str, int, list[str]]:
     """Runs the job for one basis ("": that of the settings); returns its id, how many vectors it wrote and the items
-    that have none."""
+    that have none.
+    """
     basis_id = basis_in_force(warehouse, basis_id)
     warehouse.create(ITEM_EMBEDDINGS)
     embedded = warehouse.read(ITEM_EMBEDDINGS).where(F.col("basis_id") == basis_id)
@@ -67,7 +68,8 @@ def embed_items(warehouse: Warehouse, date: datetime.date, basis_id: str = "") -
 
 
 def main() -> None:
-    parser = JobParser(__doc__, "embed the items known before this day")
+    """Reads the command line and runs the job."""
+    parser = CommandParser(__doc__, "embed the items known before this day")
     parser.add_bases("embed in this basis")
     arguments, settings, date = parser.read()
     with spark_session(settings, "embed_items", date) as spark:

@@ -1,8 +1,9 @@
 """Writes the item vectors of the encoder that was fitted on `--date` into `item_encodings`. An encoder is written once.
 
 It reads what `python -m lte_model.training.autoencoder` left under `<checkpoints>/encoder/<basis>/<date>`:
-`encoder.safetensors`, a tensor `vectors` (items, dimensions) float32 on the grid of the basis, and `encoder.json`, which
-says of which basis and which items. With `--anchors` it writes the encoder of every date that the training of `--date` reads.
+`encoder.safetensors`, a tensor `vectors` (items, dimensions) float32 on the grid of the basis, and `encoder.json`,
+which says of which basis and which items. With `--anchors` it writes the encoder of every date that the training of
+`--date` reads.
 
 The same encoder again changes nothing; another one of the same date is refused: snapshots were made with the first.
 """
@@ -24,7 +25,7 @@ from jobs.recipes.bases import basis_in_force, load_vectors
 from jobs.recipes.encoders import encoded_items
 from jobs.spark.session import spark_session
 from jobs.spark.warehouse import Warehouse, sql_date, sql_text
-from lte_model.command_line import JobParser, run
+from lte_model.command_line import CommandParser, run
 from lte_model.domain.basis import GRID, to_grid
 from lte_model.domain.representations import AUTOENCODER
 from lte_model.errors import LTEError
@@ -36,7 +37,8 @@ from lte_model.warehouse.tables import ITEM_ENCODINGS
 @dataclass(frozen=True)
 class EncoderFile:
     """An encoder as its files have it: `units` (items, dimensions) int32 in grid units, row i of `item_ids[i]`,
-    ordered by item id."""
+    ordered by item id.
+    """
 
     encoder_id: str
     basis_id: str
@@ -47,7 +49,8 @@ class EncoderFile:
 
 def read_encoder(settings: Settings, basis_id: str, fitted_on: datetime.date) -> EncoderFile:
     """The encoder of a date in a basis. Raises `LTEError` where a file is missing or damaged, is of another date, or has
-    vectors off the grid."""
+    vectors off the grid.
+    """
     directory = encoder_directory(settings, basis_id, fitted_on)
     again = f"run python -m lte_model.training.autoencoder --date {fitted_on} --basis {basis_id}"
     missing = [name for name in (VECTORS_FILE, DESCRIPTION_FILE) if not (directory / name).is_file()]
@@ -91,7 +94,7 @@ def require_of_basis(encoder: EncoderFile, vectors: ItemVectors) -> None:
             f"the encoder of {encoder.fitted_on} has {encoder.units.shape[1]} dimensions, basis {vectors.basis_id} has "
             f"{vectors.dimensions}; {again}"
         )
-    unknown = sorted(set(encoder.item_ids) - set(vectors.catalogue.item_ids.to_pylist()))
+    unknown = sorted(set(encoder.item_ids) - set(vectors.index.item_ids.to_pylist()))
     if unknown:
         raise LTEError(
             f"the encoder of {encoder.fitted_on} names {len(unknown):,} items that table item_embeddings doesn't hold "
@@ -102,9 +105,9 @@ def require_of_basis(encoder: EncoderFile, vectors: ItemVectors) -> None:
 def encode_items(
     warehouse: Warehouse, dates: Sequence[datetime.date], basis_id: str = ""
 ) -> list[tuple[EncoderFile, bool]]:
-    """Runs the job for one basis ("": that of the settings); returns the encoder of each date, and whether it was written now.
+    """Runs the job for one basis ("": that of the settings).
 
-    Raises `LTEError` for an encoder that can't be used, and for another one than the table holds of its date. All are
+    Returns the encoder of each date, and whether it was written now. Raises `LTEError` for an encoder that can't be used, and for another one than the table holds of its date. All are
     looked at before the first is written.
     """
     vectors = load_vectors(warehouse, basis_in_force(warehouse, basis_id))
@@ -133,8 +136,8 @@ def _is_there(warehouse: Warehouse, encoder: EncoderFile) -> bool:
         or not np.array_equal(units, encoder.units)
     ):
         raise LTEError(
-            f"table item_encodings holds encoder {held} of {encoder.fitted_on}, and the files have {encoder.encoder_id} "
-            "with other vectors: snapshots may have been made with the first, so that it is never replaced. Fit an "
+            f"table item_encodings holds encoder {held} of {encoder.fitted_on}, and the files have "
+            f"{encoder.encoder_id} with other vectors: snapshots may have been made with the first, so that it is never replaced. Fit an "
             "encoder of a later date"
         )
     return True
@@ -156,7 +159,8 @@ def _write(warehouse: Warehouse, encoder: EncoderFile) -> None:
 
 
 def main() -> None:
-    parser = JobParser(__doc__, "the day that the encoder was fitted on")
+    """Reads the command line and runs the job."""
+    parser = CommandParser(__doc__, "the day that the encoder was fitted on")
     parser.add_argument("--anchors", action="store_true", help="every date that the training of --date reads instead")
     parser.add_argument("--if-read", action="store_true", help="only where model.representations has autoencoder")
     parser.add_argument("--basis", metavar="ID", default="", help="of this basis (default: basis.basis_id)")

@@ -1,9 +1,9 @@
 """Erases the users of a list from every table, the files that trainings and gates leave for people, the online store.
 
-    python -m jobs.erase_users --users FILE                    everything, in the order below
-    python -m jobs.erase_users --users FILE --table events     one table
-    python -m jobs.erase_users --users FILE --files reports    reports and their copies in MLflow; data_docs; online_store
-    python -m jobs.erase_users --models                        lists the models that past erasures concern
+    python -m jobs.erase_users --users FILE                   everything, in the order below
+    python -m jobs.erase_users --users FILE --table events    one table
+    python -m jobs.erase_users --users FILE --files reports   reports and their copies in MLflow; data_docs; online_store
+    python -m jobs.erase_users --models                       lists the models that past erasures concern
 
 FILE has a user id per line, UTF-8; space around an id is no part of it, as in the feed. For each table that can name
 a user:
@@ -18,9 +18,10 @@ a user:
 The tables come in the order of the pipeline: what is erased first can't be made again from what is erased later. A
 second run, or a run after a kill at any instant, ends in the same. It reads and writes nothing of the shop's feed:
 take the users out of that first, or the next ingest of their days brings them back.
+
+Longer than 350 lines, because whoever answers for an erasure reads what it does to every table in one place.
 """
 
-import argparse
 import datetime
 import json
 from collections.abc import Callable, Sequence
@@ -40,12 +41,12 @@ from jobs.quality.erasure import erase_from_gates
 from jobs.spark.session import spark_session
 from jobs.spark.table_files import DataFile, configured, data_files, is_readable, purge, stale_files
 from jobs.spark.warehouse import Warehouse, sql_text
-from lte_model.command_line import run
+from lte_model.command_line import CommandParser, run
 from lte_model.domain.windows import today
 from lte_model.errors import LTEError
 from lte_model.evaluation.erasure import erase_from_artifacts, erase_from_reports
 from lte_model.serving.online_store import erase_from_online_store
-from lte_model.settings import Settings, load_settings
+from lte_model.settings import Settings
 from lte_model.tracking import lineage
 from lte_model.tracking.lineage import RegisteredVersion
 from lte_model.warehouse.tables import EVENTS, INGESTED_DAYS, QUARANTINE, TABLES, TRAINING_SET, Table
@@ -75,7 +76,8 @@ DAYS_NAMED = 5
 @dataclass(frozen=True)
 class Erased:
     """What an erasure took from a table. `unreadable` are the versions named by models that can't be read any more,
-    `trained` the registered models that were trained on the users and how many of them, where it is known."""
+    `trained` the registered models that were trained on the users and how many of them, where it is known.
+    """
 
     table: str
     rows: int
@@ -100,12 +102,14 @@ def read_users(file: str) -> frozenset[str]:
 
 def erase_from_table(warehouse: Warehouse, table: Table, users: frozenset[str]) -> Erased:
     """Runs the job for one table. Raises `LTEError` where the table's log can name users, where the accounts of
-    `events` don't add up, and where files stay that should have gone."""
+    `events` don't add up, and where files stay that should have gone.
+    """
     if not warehouse.exists(table):
         return Erased(table.name, 0, 0)
     _require_silent_log(warehouse, table)
     versions = lineage.registered_versions(warehouse.settings)
-    trained, training_dates = (), ()
+    trained: tuple[tuple[RegisteredVersion, int | None], ...] = ()
+    training_dates: tuple[datetime.date, ...] = ()
     if table == TRAINING_SET:
         training_dates = _training_dates(warehouse, users)
         trained = tuple(_trained_on(warehouse, versions, users))
@@ -120,7 +124,7 @@ def erase_from_table(warehouse: Warehouse, table: Table, users: frozenset[str]) 
 
 def _require_silent_log(warehouse: Warehouse, table: Table) -> None:
     """The log notes the range of a column's values unless the table says of which columns alone it shall."""
-    detail = DeltaTable.forPath(warehouse.spark, warehouse.path(table)).detail().first()
+    (detail,) = DeltaTable.forPath(warehouse.spark, warehouse.path(table)).detail().collect()
     noted = detail.properties.get("delta.dataSkippingStatsColumns")
     if noted is None or {"user_id", "row"} & {column.strip() for column in noted.split(",")}:
         raise LTEError(
@@ -139,7 +143,7 @@ def _delete_rows(warehouse: Warehouse, table: Table, users: frozenset[str]) -> i
     """Deletes the users' rows in one commit; returns how many there were."""
     if table == QUARANTINE:
         theirs = rows_that_name(warehouse.read(table), warehouse, users)
-        key = ("feed", "known_date", "row")
+        key: tuple[str, ...] = ("feed", "known_date", "row")
     else:
         theirs = warehouse.read(table).join(_ids(warehouse, users), "user_id", "left_semi")
         key = ("user_id",)
@@ -165,7 +169,8 @@ def _delete_rows(warehouse: Warehouse, table: Table, users: frozenset[str]) -> i
 
 def rows_that_name(quarantine: DataFrame, warehouse: Warehouse, users: frozenset[str]) -> DataFrame:
     """The rows of `quarantine` whose raw row is of one of the users: by its `user_id`, or, where that can't be found,
-    by any mention of the id, as it is or as JSON and CSV write it."""
+    by any mention of the id, as it is or as JSON and CSV write it.
+    """
     named = F.trim(F.get_json_object("row", "$.user_id"))
     texts = sorted(
         {text for user in users for text in (user, json.dumps(user)[1:-1], json.dumps(user, ensure_ascii=False)[1:-1])}
@@ -277,11 +282,12 @@ def _trained_on(
     warehouse: Warehouse, versions: list[RegisteredVersion], users: frozenset[str]
 ) -> list[tuple[RegisteredVersion, int | None]]:
     """The registered versions whose training set held some of the users, and how many; None where no row is left to
-    tell by. Looked at is the table version that the model names, or, where it can't be read, the newest."""
+    tell by. Looked at is the table version that the model names, or, where it can't be read, the newest.
+    """
     there = data_files(warehouse, TRAINING_SET)
     found = []
     for version in versions:
-        named = [
+        named: list[int | None] = [
             number
             for number in version.tables.get(TRAINING_SET.name, ())
             if is_readable(warehouse, TRAINING_SET, number, there)
@@ -334,6 +340,7 @@ def describe(erased: Sequence[Erased]) -> list[str]:
 
 
 def describe_files(what: str, changed: Sequence[str]) -> list[str]:
+    """What was erased from beside the tables, as lines for a person."""
     kind = "views" if what == "online_store" else "files"
     return [f"{what}: {len(changed)} {kind} changed or deleted", *[f"  {one}" for one in changed]]
 
@@ -345,15 +352,14 @@ def describe_models(settings: Settings) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Reads the command line and runs the job."""
+    parser = CommandParser(__doc__)
     parser.add_argument("--users", metavar="FILE", help="the list: a user id per line")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--table", choices=list(TABLES_WITH_USERS), help="erase from this table alone")
     part.add_argument("--files", choices=list(FILES), help="erase from these files alone")
     part.add_argument("--models", action="store_true", help="erase nothing; list the models that erasures concern")
-    parser.add_argument("--settings", help="settings file (default: the one that LTE_SETTINGS names)")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
+    arguments, settings = parser.read_settings()
     if not arguments.models:
         if not arguments.users:
             raise LTEError("give --users, the file with the list of users")

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from jobs.spark.session import spark_session
 from jobs.spark.warehouse import Warehouse
-from lte_model.command_line import JobParser, run
+from lte_model.command_line import CommandParser, run
 from lte_model.domain.basis import CONTENT_COLUMNS, SemanticBasis
 from lte_model.errors import LTEError
 from lte_model.settings import with_make
@@ -27,7 +27,8 @@ def require_choice(warehouse: Warehouse) -> None:
     registered = [row.basis_id for row in warehouse.read(SEMANTIC_BASES).select("basis_id").collect()]
     if registered:
         raise LTEError(
-            f"basis {registered[0]} is registered, and the settings name none: with a second one no job would know which "
+            f"basis {registered[0]} is registered, and the settings name none: with a second one no job would know "
+            "which "
             f"to use. Set basis.basis_id to {registered[0]} first"
         )
 
@@ -84,7 +85,8 @@ def register(warehouse: Warehouse, basis: SemanticBasis, date: datetime.date, fi
 
 
 def main() -> None:
-    parser = JobParser(__doc__, "fit on the items known before this day")
+    """Reads the command line and runs the job."""
+    parser = CommandParser(__doc__, "fit on the items known before this day")
     parser.add_argument("--refit", action="store_true", help="register a new basis beside one of the same settings")
     parser.add_argument("--dimensions", type=int, help="of the basis (default: basis.dimensions of the settings)")
     parser.add_argument("--text-template", help="of the basis (default: basis.text_template of the settings)")

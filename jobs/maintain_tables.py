@@ -29,7 +29,7 @@ from pyspark.sql import functions as F
 from jobs.spark.session import spark_session
 from jobs.spark.table_files import configured, data_files, files_of_version, is_readable, stale_files, vacuum
 from jobs.spark.warehouse import Warehouse, dated, sql_text
-from lte_model.command_line import JobParser, run
+from lte_model.command_line import CommandParser, run
 from lte_model.domain.windows import ONE_DAY
 from lte_model.settings import Settings
 from lte_model.tracking import lineage
@@ -45,7 +45,8 @@ MB = 2**20
 @dataclass(frozen=True)
 class Maintained:
     """What was done to a table: files and bytes in its folder before and after, rows thinned, how long removed files
-    stay, and the versions that registered models name, each with its models, still readable or not."""
+    stay, and the versions that registered models name, each with its models, still readable or not.
+    """
 
     table: str
     files: tuple[int, int]
@@ -72,7 +73,8 @@ def maintain(
     _set_retention(warehouse, table, retention_days)
 
     daily_from = date - ONE_DAY * options.daily_snapshots_days
-    thinned, rows = [], 0
+    thinned: list[datetime.date] = []
+    rows = 0
     if table == LTE_SNAPSHOTS:
         thinned, rows = thin_snapshots(warehouse, daily_from, versions)
     elif table == RECOMMENDATIONS:
@@ -98,7 +100,8 @@ def maintain(
 
 def _days_needed(warehouse: Warehouse, table: Table, kept: Sequence[int]) -> int:
     """The days for which removed files and commits must stay, so that the versions `kept` can be read for
-    `MARGIN_DAYS` more: their age, for whatever of theirs was removed was removed since."""
+    `MARGIN_DAYS` more: their age, for whatever of theirs was removed was removed since.
+    """
     if not kept:
         return 0
     commits = DeltaTable.forPath(warehouse.spark, warehouse.path(table)).history().select("version", "timestamp")
@@ -110,11 +113,12 @@ def _days_needed(warehouse: Warehouse, table: Table, kept: Sequence[int]) -> int
 
 def _set_retention(warehouse: Warehouse, table: Table, days: int) -> None:
     """Sets both properties in one commit, unless they are what they should be. Delta refuses a log that is shorter
-    than the retention of files."""
+    than the retention of files.
+    """
     wanted = {
         f"delta.{name}": f"interval {days} days" for name in ("logRetentionDuration", "deletedFileRetentionDuration")
     }
-    detail = DeltaTable.forPath(warehouse.spark, warehouse.path(table)).detail().first()
+    (detail,) = DeltaTable.forPath(warehouse.spark, warehouse.path(table)).detail().collect()
     if any(detail.properties.get(key) != value for key, value in wanted.items()):
         listed = ", ".join(f"{sql_text(key)} = {sql_text(value)}" for key, value in wanted.items())
         warehouse.spark.sql(f"ALTER TABLE delta.`{warehouse.path(table)}` SET TBLPROPERTIES ({listed})")
@@ -133,7 +137,7 @@ def thin_snapshots(
         condition = dated("snapshot_date", gone)
         rows = warehouse.read(LTE_SNAPSHOTS).where(condition).count()
         for table in tables:
-            warehouse.spark.sql(f"DELETE FROM delta.`{warehouse.path(table)}` WHERE {condition}")
+            warehouse.spark.sql(f"DELETE FROM delta.`{warehouse.path(table)}` WHERE {condition}")  # noqa: S608 – dates
     return gone, rows
 
 
@@ -143,7 +147,8 @@ def thin_recommendations(warehouse: Warehouse, kept_from: datetime.date) -> tupl
     found = old.collect()
     if found:
         condition = dated("date", [row.date for row in found])
-        warehouse.spark.sql(f"DELETE FROM delta.`{warehouse.path(RECOMMENDATIONS)}` WHERE {condition}")
+        table = f"delta.`{warehouse.path(RECOMMENDATIONS)}`"
+        warehouse.spark.sql(f"DELETE FROM {table} WHERE {condition}")  # noqa: S608 – dates alone
     return [row.date for row in found], sum(row["count"] for row in found)
 
 
@@ -232,7 +237,8 @@ def describe(done: Maintained) -> list[str]:
 
 
 def main() -> None:
-    parser = JobParser(__doc__, "the day from which the age of a snapshot counts")
+    """Reads the command line and runs the job."""
+    parser = CommandParser(__doc__, "the day from which the age of a snapshot counts")
     parser.add_argument("--table", choices=list(TABLES), help="maintain this table alone")
     arguments, settings, date = parser.read()
     versions = lineage.registered_versions(settings)

@@ -4,7 +4,6 @@ Both are made once, into the places that the settings name. The archive holds th
 a JVM need not find, parse and verify them again at each start; it is recorded from all jobs over a tiny shop.
 """
 
-import argparse
 import datetime
 import os
 import shutil
@@ -17,7 +16,8 @@ from pyspark import SparkContext
 
 from jobs.build_training_set import build_training_set
 from jobs.count_popularity import count_popularity
-from jobs.demo_shop import ShopSpec, write_demo_shop
+from jobs.demo_shop.feed import write_demo_shop
+from jobs.demo_shop.spec import ShopSpec
 from jobs.embed_items import embed_items
 from jobs.feeds.accounts import days_known
 from jobs.fit_basis import fit_basis, register
@@ -27,10 +27,10 @@ from jobs.publish_lte import publish_lte
 from jobs.snapshot_lte import snapshot_lte
 from jobs.spark.session import BUNDLED_WITH_SPARK, java_options, require_java, spark_session
 from jobs.spark.warehouse import Warehouse
-from lte_model.command_line import run
+from lte_model.command_line import CommandParser, run
 from lte_model.domain.windows import ONE_DAY, parse_date
 from lte_model.errors import LTEError
-from lte_model.settings import Basis, Settings, Sources, load_settings
+from lte_model.settings import Basis, Settings, Sources
 from lte_model.warehouse.tables import SEMANTIC_BASES
 
 EXIT_SECONDS = 120
@@ -61,7 +61,7 @@ def fetch_jars(settings: Settings) -> None:
         for jar in jars:
             # Whole or not at all: a folder with half a jar in it would look prepared.
             shutil.copy(jar, folder / f"{jar.name}.part")
-            os.replace(folder / f"{jar.name}.part", folder / jar.name)
+            (folder / f"{jar.name}.part").replace(folder / jar.name)
 
 
 def write_class_data_archive(settings: Settings) -> None:
@@ -110,16 +110,16 @@ def run_all_jobs(warehouse: Warehouse, since: datetime.date, date: datetime.date
 def _end_jvm() -> None:
     """Ends the JVM, which outlives its session, and waits: it writes the archive on its way out."""
     gateway = SparkContext._gateway
-    gateway.shutdown()
-    gateway.proc.stdin.close()
-    gateway.proc.wait(timeout=EXIT_SECONDS)
+    if gateway is not None:
+        gateway.shutdown()
+        gateway.proc.stdin.close()
+        gateway.proc.wait(timeout=EXIT_SECONDS)
     SparkContext._gateway = SparkContext._jvm = None
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--settings")
-    settings = load_settings(parser.parse_args().settings)
+    """Reads the command line and runs the job."""
+    _, settings = CommandParser(__doc__).read_settings()
     require_java()
     if settings.spark.jars and not any(Path(settings.spark.jars).glob("*.jar")):
         print(f"fetching {', '.join(settings.spark.packages)} into {settings.spark.jars}", flush=True)

@@ -16,12 +16,12 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.engine.run import user_bucket
-from jobs.recipes.bases import basis_in_force, load_catalogue
+from jobs.recipes.bases import basis_in_force, load_index
 from jobs.recipes.recipe import Recipe, lte_of, recipe
 from jobs.snapshot_lte import read_inputs, snapshots_there
 from jobs.spark.session import spark_session
 from jobs.spark.warehouse import Warehouse, sql_date
-from lte_model.command_line import JobParser, asked_bases, asked_representations, run
+from lte_model.command_line import CommandParser, asked_bases, asked_representations, run
 from lte_model.domain.representations import REPRESENTATIONS, UNIFORM, representation
 from lte_model.domain.windows import lte_window
 from lte_model.errors import LTEError
@@ -75,7 +75,8 @@ def require_publishable(name: str) -> None:
 
 def publish_lte(warehouse: Warehouse, date: datetime.date, name: str = UNIFORM, basis_id: str = "") -> Publication:
     """Runs the job for one representation of one basis ("": that of the settings). Raises `LTEError` where there is no
-    snapshot of `date`, and for a representation that must not go live."""
+    snapshot of `date`, and for a representation that must not go live.
+    """
     require_publishable(name)
     basis_id, window = basis_in_force(warehouse, basis_id), warehouse.settings.window
     of_basis = lte_of(basis_id, name)
@@ -90,13 +91,17 @@ def publish_lte(warehouse: Warehouse, date: datetime.date, name: str = UNIFORM, 
         return live
     snapshot = warehouse.read(LTE_SNAPSHOTS).where(f"{of_basis} AND snapshot_date = {sql_date(date)}")
     warehouse.create(LTE_LIVE)
-    inputs = read_inputs(warehouse, load_catalogue(warehouse, basis_id), basis_id)
+    inputs = read_inputs(warehouse, load_index(warehouse, basis_id), basis_id)
     now = recipe(warehouse, basis_id, name, date)
     before = recipe(warehouse, basis_id, name, live.date) if live else None
-    unchanged = (
-        before == now and before.hash(inputs, live.date) == live.inputs and now.hash(inputs, date) == there[date]
-    )
-    if unchanged and now.kind.exact:
+    if (
+        live
+        and before
+        and before == now
+        and before.hash(inputs, live.date) == live.inputs
+        and now.hash(inputs, date) == there[date]
+        and now.kind.exact
+    ):
         touched = touched_users(warehouse.read(EVENTS), warehouse.read(ITEMS), live.date, date, window)
         written = merge(warehouse, snapshot, touched, of_basis)
     else:
@@ -127,7 +132,7 @@ def merge(warehouse: Warehouse, snapshot: DataFrame, touched: DataFrame, of_basi
         f"live.{column} <> now.{column}" for column in ("vector_sum", "event_count", "newest_event_date")
     )
     of_live = " AND ".join(f"live.{condition}" for condition in of_basis.split(" AND "))
-    done = (
+    (done,) = (
         DeltaTable.forPath(warehouse.spark, warehouse.path(LTE_LIVE))
         .alias("live")
         .merge(
@@ -138,8 +143,9 @@ def merge(warehouse: Warehouse, snapshot: DataFrame, touched: DataFrame, of_basi
         .whenMatchedUpdateAll(differs)
         .whenNotMatchedInsertAll("now.event_count IS NOT NULL")
         .execute()
+        .collect()
     )
-    return done.first().num_affected_rows
+    return done.num_affected_rows
 
 
 def record(warehouse: Warehouse, published: Publication, made_by: Recipe) -> None:
@@ -160,7 +166,8 @@ def record(warehouse: Warehouse, published: Publication, made_by: Recipe) -> Non
 
 
 def main() -> None:
-    parser = JobParser(__doc__, "the snapshot date to publish")
+    """Reads the command line and runs the job."""
+    parser = CommandParser(__doc__, "the snapshot date to publish")
     parser.add_representations("publish this representation")
     parser.add_bases("publish LTEs of this basis")
     arguments, settings, date = parser.read()

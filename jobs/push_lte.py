@@ -25,12 +25,13 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from jobs.engine.packing import group_buckets
-from lte_model.command_line import JobParser, asked_bases, asked_representations, run
+from lte_model.command_line import CommandParser, asked_bases, asked_representations, run
 from lte_model.domain.basis import chosen_basis
 from lte_model.domain.representations import UNIFORM
 from lte_model.errors import LTEError
 from lte_model.serving.online_store import OnlineStore, Pushed, continue_in_feast
 from lte_model.settings import Settings
+from lte_model.warehouse.reading import place_of
 
 if TYPE_CHECKING:
     from feast import FeatureView
@@ -48,13 +49,6 @@ COLUMNS = (
     "lag_days",
     "window_days",
 )
-
-WRITTEN_BY = {
-    "semantic_bases": "jobs.fit_basis",
-    "lte_snapshots": "jobs.snapshot_lte",
-    "lte_live": "jobs.publish_lte",
-    "publications": "jobs.publish_lte",
-}
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ def push_lte(
         same_inputs = held is not None and published.get(held.date, ("",))[0] == held.inputs
         earlier = _earlier(table, held, target) if same_inputs and not full else None
         store.note(view, dataclasses.replace(target, complete=False))
-        if earlier is None:
+        if held is None or earlier is None:
             written = _write(store, view, rows, target)
             removed = store.keep_only(view, target)
         else:
@@ -166,10 +160,7 @@ def _earlier(table: DeltaTable, held: Pushed | None, target: Pushed) -> pl.LazyF
 
 
 def _table(settings: Settings, name: str) -> DeltaTable:
-    path = settings.table_path(name)
-    if not DeltaTable.is_deltatable(path):
-        raise LTEError(f"table {name} does not exist at {path}; run {WRITTEN_BY[name]} first")
-    return DeltaTable(path)
+    return DeltaTable(place_of(settings, name))
 
 
 def _rows(table: DeltaTable, version: int) -> pl.LazyFrame:
@@ -179,12 +170,14 @@ def _rows(table: DeltaTable, version: int) -> pl.LazyFrame:
 def _require_rows(rows: pl.LazyFrame, date: datetime.date, name: str) -> None:
     if rows.head(1).collect().is_empty():
         raise LTEError(
-            f"table lte_snapshots holds no {name} LTE of {date}; run jobs.snapshot_lte --date {date} --representation {name}"
+            f"table lte_snapshots holds no {name} LTE of {date}; "
+            f"run jobs.snapshot_lte --date {date} --representation {name}"
         )
 
 
 def main() -> None:
-    parser = JobParser(__doc__, "the snapshot date that is live")
+    """Reads the command line and runs the job."""
+    parser = CommandParser(__doc__, "the snapshot date that is live")
     parser.add_representations("push this representation")
     parser.add_bases("push LTEs of this basis")
     parser.add_argument(

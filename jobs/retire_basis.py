@@ -12,16 +12,13 @@ What tells of the past stays too: `lte_monitoring`, `lte_audits`, `training_set`
 with `jobs.maintain_tables`, but for those of a version that a registered model names.
 """
 
-import argparse
-
 from delta.tables import DeltaTable
 
 from jobs.spark.session import spark_session
 from jobs.spark.warehouse import Warehouse, sql_text
-from lte_model.command_line import run
+from lte_model.command_line import CommandParser, run
 from lte_model.registry.basis_change import require_released
 from lte_model.serving.online_store import retire_from_online_store
-from lte_model.settings import load_settings
 from lte_model.warehouse.tables import (
     ITEM_EMBEDDINGS,
     ITEM_ENCODINGS,
@@ -33,7 +30,7 @@ from lte_model.warehouse.tables import (
 )
 
 # A publication or an account must never stand beside rows that it doesn't describe: it goes before them.
-TABLES = {
+TABLES_OF_BASES = {
     "lte_live": (PUBLICATIONS, LTE_LIVE),
     "lte_snapshots": (SNAPSHOT_ACCOUNTS, LTE_SNAPSHOTS),
     "item_encodings": (ITEM_ENCODINGS,),
@@ -54,19 +51,18 @@ def retire_from_table(warehouse: Warehouse, table: Table, basis_id: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Reads the command line and runs the job."""
+    parser = CommandParser(__doc__)
     parser.add_argument("--basis", required=True, metavar="ID", help="the basis to retire")
     part = parser.add_mutually_exclusive_group()
-    part.add_argument("--table", choices=list(TABLES), help="remove from this table alone")
+    part.add_argument("--table", choices=list(TABLES_OF_BASES), help="remove from this table alone")
     part.add_argument("--files", choices=FILES, help="remove from the online store alone")
-    parser.add_argument("--settings", help="settings file (default: the one that LTE_SETTINGS names)")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
+    arguments, settings = parser.read_settings()
     require_released(settings, arguments.basis)
     if not arguments.files:
         with spark_session(settings, "retire_basis") as spark:
-            for name in [arguments.table] if arguments.table else TABLES:
-                for table in TABLES[name]:
+            for name in [arguments.table] if arguments.table else TABLES_OF_BASES:
+                for table in TABLES_OF_BASES[name]:
                     rows = retire_from_table(Warehouse(spark, settings), table, arguments.basis)
                     print(f"{table.name}: {rows:,} rows of basis {arguments.basis} removed", flush=True)
     if not arguments.table:

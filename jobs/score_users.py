@@ -38,21 +38,21 @@ from jobs.build_training_set import items_with_vectors, sequences
 from jobs.engine.calendar import day_number
 from jobs.engine.packing import BUCKETS
 from jobs.engine.run import user_bucket
-from jobs.recipes.bases import basis_in_force, load_catalogue
+from jobs.recipes.bases import basis_in_force, load_index
 from jobs.recipes.recipe import lte_of
 from jobs.spark.session import spark_session
 from jobs.spark.shipping import served_folder
 from jobs.spark.warehouse import Warehouse, sql_date
-from lte_model.command_line import JobParser, run
+from lte_model.command_line import CommandParser, run
+from lte_model.domain.kind import KIND_FIELDS, LTEKind, require_kind
 from lte_model.domain.windows import lte_window, target_window
 from lte_model.errors import LTEError
 from lte_model.registry import versions
 from lte_model.settings import Settings, Window
-from lte_model.tracking.lineage import CHAMPION
+from lte_model.tracking.lineage import CHAMPION, version_with
 from lte_model.warehouse.tables import EVENTS, LTE_SNAPSHOTS, RECOMMENDATIONS, SNAPSHOT_ACCOUNTS
 
 if TYPE_CHECKING:  # torch is for those who have a champion
-    from lte_model.domain.kind import LTEKind
     from lte_model.ranker.model import Ranker
     from lte_model.ranker.recommender import Recommender
 
@@ -62,7 +62,7 @@ USERS_OF_A_GROUP = 2048
 GROUPS_OF_A_TASK = 24
 """The most groups of a task, about: what it holds at once, and writes into a file."""
 
-ROWS = "user_id STRING, item_ids ARRAY<STRING>, scores ARRAY<FLOAT>, candidate_items INT"
+RANKED_ROWS = "user_id STRING, item_ids ARRAY<STRING>, scores ARRAY<FLOAT>, candidate_items INT"
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,11 @@ def users_with_ltes(warehouse: Warehouse, kind: "LTEKind", date: datetime.date) 
     Raises `LTEError` where there is no LTE of the date, and for a model of another basis, representation, lag or window
     than these have. Of several bases in force, the model's own is looked at, whichever that is.
     """
-    from lte_model.domain.kind import LTEKind, require_kind
-
     warehouse.require(SNAPSHOT_ACCOUNTS)
     of_date = pl.scan_delta(warehouse.path(SNAPSHOT_ACCOUNTS)).filter(snapshot_date=date)
     made_in = of_date.select("basis_id").unique().collect()["basis_id"].to_list()
     basis_id = kind.basis_id if kind.basis_id in made_in else basis_in_force(warehouse)
-    there = of_date.filter(basis_id=basis_id).select("representation", "lag_days", "window_days", "users")
-    there = there.sort("representation").collect()
+    there = of_date.filter(basis_id=basis_id).select(*KIND_FIELDS, "users").sort("representation").collect()
     if there.is_empty():
         raise LTEError(
             f"table lte_snapshots holds no LTE of {date} in basis {basis_id}; run jobs.snapshot_lte --date {date}"
@@ -105,7 +102,7 @@ def users_with_ltes(warehouse: Warehouse, kind: "LTEKind", date: datetime.date) 
     for name in kind.representations:
         of_name = there.filter(representation=name)
         *found, with_lte = (there if of_name.is_empty() else of_name).row(0)
-        require_kind(kind.of(name), LTEKind(basis_id, *found), f"the LTE of {date}")
+        require_kind(kind.of(name), LTEKind(*found), f"the LTE of {date}")
         users.append(with_lte)
     return users[0]
 
@@ -120,10 +117,9 @@ def users_of(
     max_length: int,
     with_seen: bool,
 ) -> DataFrame:
-    """What a ranker reads of each user on `date`: the columns of lte_model/serving/pyfunc.py, null where there is nothing, and
-    with `with_seen` the user's `seen_items`.
+    """What a ranker reads of each user on `date`: the columns of lte_model/serving/pyfunc.py.
 
-    `items` (item_id, item_known_date) are those with a vector; `ltes` has the rows of the date by representation, in
+    A column is null where there is nothing. `with_seen` adds the user's `seen_items`. `items` (item_id, item_known_date) are those with a vector; `ltes` has the rows of the date by representation, in
     the model's order.
     """
     start = lte_window(date, window.lag_days, window.window_days).start
@@ -177,7 +173,7 @@ def recommended(users: DataFrame, model: str, k: int, allowed: np.ndarray, group
             for batch in rows.slice(start, end - start).combine_chunks().to_batches():
                 yield ranked(recommender, batch, k, allowed)
 
-    return users.withColumn("group", group).repartitionById(partitions, "group").mapInArrow(rank_partition, ROWS)
+    return users.withColumn("group", group).repartitionById(partitions, "group").mapInArrow(rank_partition, RANKED_ROWS)
 
 
 def ranked(recommender: "Recommender", rows: pa.RecordBatch, k: int, allowed: np.ndarray) -> pa.RecordBatch:
@@ -197,8 +193,8 @@ def ranked(recommender: "Recommender", rows: pa.RecordBatch, k: int, allowed: np
 
 def known_items(warehouse: Warehouse, ranker: "Ranker", date: datetime.date) -> np.ndarray:
     """Which items of the model (items,) bool were known before `date`. Raises `LTEError` where none was."""
-    catalogue = load_catalogue(warehouse, ranker.kind.basis_id)
-    known = catalogue.item_ids.filter(pa.array(catalogue.known_day < day_number(date)))
+    index = load_index(warehouse, ranker.kind.basis_id)
+    known = index.item_ids.filter(pa.array(index.known_day < day_number(date)))
     found = pc.is_in(pa.array(ranker.item_ids, pa.string()), value_set=known).to_numpy(zero_copy_only=False)
     if not found.any():
         raise LTEError(
@@ -210,7 +206,8 @@ def known_items(warehouse: Warehouse, ranker: "Ranker", date: datetime.date) -> 
 
 def score_users(warehouse: Warehouse, date: datetime.date, champion: Champion) -> int:
     """Runs the job; returns how many users were scored. Raises `LTEError` for a model that can't read the LTEs of the
-    date."""
+    date.
+    """
     settings, ranker = warehouse.settings, champion.ranker
     kind, window = ranker.kind, Window(lag_days=ranker.kind.lag_days, window_days=ranker.kind.window_days)
     groups = min(BUCKETS, max(1, -(-users_with_ltes(warehouse, kind, date) // USERS_OF_A_GROUP)))
@@ -242,10 +239,11 @@ def score_users(warehouse: Warehouse, date: datetime.date, champion: Champion) -
 
 
 def main() -> None:
-    parser = JobParser(__doc__, "the day that the recommendations are for")
+    """Reads the command line and runs the job."""
+    parser = CommandParser(__doc__, "the day that the recommendations are for")
     parser.add_argument("--if-champion", action="store_true", help="only where the registry has a champion")
     arguments, settings, date = parser.read()
-    version = versions.find(settings, CHAMPION)
+    version = version_with(settings, CHAMPION)
     if version is None:
         nobody = f"no version of model {settings.mlflow.model_name} is {CHAMPION}"
         if not arguments.if_champion:
@@ -257,8 +255,8 @@ def main() -> None:
         with spark_session(settings, "score_users", date) as spark:
             users = score_users(Warehouse(spark, settings), date, champion)
     print(
-        f"recommendations of {date}: {users:,} users, up to {settings.scoring.k} items each, by {champion.name} version "
-        f"{champion.version}"
+        f"recommendations of {date}: {users:,} users, up to {settings.scoring.k} items each, "
+        f"by {champion.name} version {champion.version}"
     )
 
 

@@ -1,5 +1,7 @@
 """The settings of one installation: one typed object, read from one TOML file, then from the environment.
 
+Longer than 350 lines, because all settings stand in one file.
+
 `LTE_WINDOW__LAG_DAYS=14` overrides `lag_days` in the table `[window]`. Relative paths start at `home`, and
 `home` starts at the folder of the file. An unknown key, in the file or the environment, is an error.
 """
@@ -188,7 +190,7 @@ class Training(_Section):
     predict_from: Literal["earlier_events", "earlier_days"] = "earlier_events"
     """What a target is predicted from: all events before it, those of its day and basket too; or the events of the days
     before its own alone, as a list that is made once a day is. That is better where `model` has `popularity_bias` and
-    `time_features`, and worse without (README, "What the model gains")."""
+    `time_features`, and worse without (lte_model/studies/RESULTS.md)."""
     exact_items: Count = 100_000
     sampled_items: Count = 8192
     sampling_power: Share = 0.75
@@ -279,7 +281,7 @@ class Gates(_Section):
 class Bounds(_Section):
     """Where a measure may lie: beyond `warn_…` its value is named in the log, beyond `stop_…` nothing goes live.
 
-    A bound itself is allowed; an infinite one is none.
+    Bounds are inclusive; ±inf disables one.
     """
 
     stop_below: float = -math.inf
@@ -335,7 +337,7 @@ class Monitoring(_Section):
     @field_validator("*", mode="before")
     @classmethod
     def _over_the_default(cls, given: Any, info: ValidationInfo) -> Any:
-        default = cls.model_fields[info.field_name].default
+        default = cls.model_fields[str(info.field_name)].default
         return default.model_dump() | given if isinstance(default, Bounds) and isinstance(given, dict) else given
 
 
@@ -408,7 +410,7 @@ class Settings(_Section):
     @classmethod
     def _plain(cls, place: str) -> str:
         if "://" in place and urllib.parse.quote(place, safe=":/") != place:
-            raise ValueError("of a URL not every reader takes other signs than letters, digits and -._~/")
+            raise ValueError("use only letters, digits and -._~/ in a URL: some readers fail on others")
         return place
 
     @field_validator("home", "checkpoints", "reports", "data_docs")
@@ -447,7 +449,7 @@ def load_settings(path: str | os.PathLike | None = None) -> Settings:
 
 
 def with_make(settings: Settings, dimensions: int | None, text_template: str | None) -> Settings:
-    """The settings with another make of the next basis, where one is given. Raises `LTEError` for dimensions that can't be."""
+    """The settings with another make of the next basis, where one is given. Raises `LTEError` for dimensions below 1."""
     if dimensions is not None and dimensions < 1:
         raise LTEError(f"--dimensions {dimensions} are none; give 1 or more")
     given = {"dimensions": dimensions, "text_template": text_template or None}

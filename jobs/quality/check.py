@@ -27,8 +27,8 @@ from great_expectations.data_context.types.base import (
 from jobs.quality.data_docs import VIEW
 from jobs.quality.pages import write_gates_page
 from jobs.quality.suites.by_table import SUITES
-from jobs.quality.suites.rules import Batch
-from lte_model.command_line import JobParser, run
+from jobs.quality.suites.rules import CheckedRows
+from lte_model.command_line import CommandParser, run
 from lte_model.domain.windows import parse_date
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
@@ -58,7 +58,8 @@ def context_of(settings: Settings) -> AbstractDataContext:
     defaults = InMemoryStoreBackendDefaults()
     defaults.stores[defaults.validation_results_store_name]["store_backend"] = folder(RESULTS)
     config = DataContextConfig(store_backend_defaults=defaults, analytics_enabled=False)
-    config.progress_bars = {"globally": False}
+    # GX reads a dictionary here, whatever it declares.
+    config.progress_bars = {"globally": False}  # type: ignore[assignment]
     context = gx.get_context(mode="ephemeral", project_config=config)
     context.add_data_docs_site(
         SITE,
@@ -66,13 +67,14 @@ def context_of(settings: Settings) -> AbstractDataContext:
             "class_name": "SiteBuilder",
             "store_backend": folder(PAGES),
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-            "site_section_builders": {"validations": {"view": VIEW}},
+            # GX reads this key, and its type of a site's configuration doesn't list it.
+            "site_section_builders": {"validations": {"view": VIEW}},  # type: ignore[typeddict-unknown-key]
         },
     )
     return context
 
 
-def validate(context: AbstractDataContext, batch: Batch, date: datetime.date) -> ExpectationSuiteValidationResult:
+def validate(context: AbstractDataContext, batch: CheckedRows, date: datetime.date) -> ExpectationSuiteValidationResult:
     """The result of the batch's rules, stored and written to the Data Docs. A broken rule names its rows."""
     rows = batch.rows.collect(engine="streaming").to_pandas()
     definition = (
@@ -107,15 +109,16 @@ def validate(context: AbstractDataContext, batch: Batch, date: datetime.date) ->
     )
 
 
-def broken_rules(batch: Batch, result: ExpectationSuiteValidationResult) -> list[str]:
+def broken_rules(batch: CheckedRows, result: ExpectationSuiteValidationResult) -> list[str]:
     """A line for each rule that doesn't hold: the rule, how many rows break it, and the first of them."""
     lines = []
     for rule in result.results:
         if rule.success:
             continue
+        config = rule.expectation_config
         arguments = {
             key: value
-            for key, value in rule.expectation_config.kwargs.items()
+            for key, value in (config.kwargs if config else {}).items()
             if key not in ("batch_id", "result_format") and value is not None
         }
         found = rule.result
@@ -127,7 +130,7 @@ def broken_rules(batch: Batch, result: ExpectationSuiteValidationResult) -> list
             detail = f"observed {found['observed_value']}"
         else:
             detail = f"could not be checked: {rule.exception_info}"
-        lines.append(f"{batch.name}: {rule.expectation_config.type} {json.dumps(arguments, default=str)}: {detail}")
+        lines.append(f"{batch.name}: {config.type if config else ''} {json.dumps(arguments, default=str)}: {detail}")
     return lines
 
 
@@ -138,7 +141,7 @@ def _written(row: object) -> str:
     return ", ".join(f"{column}={str(value).removesuffix(' 00:00:00')}" for column, value in row.items())
 
 
-def check(settings: Settings, table: str, batches: Sequence[Batch], date: datetime.date) -> None:
+def check(settings: Settings, table: str, batches: Sequence[CheckedRows], date: datetime.date) -> None:
     """Runs the gate. Raises `LTEError` where a rule is broken."""
     if not batches:
         print(f"gate {table} of {date}: nothing to check: the settings, or the registered models, have no need of it")
@@ -161,7 +164,8 @@ def check(settings: Settings, table: str, batches: Sequence[Batch], date: dateti
 
 
 def main() -> None:
-    parser = JobParser(__doc__, "the date of the run whose rows are checked", ranges=True)
+    """Reads the command line and runs the command."""
+    parser = CommandParser(__doc__, "the date of the run whose rows are checked", ranges=True)
     parser.add_argument("table", choices=sorted(SUITES))
     parser.add_argument("--since", help="events: check every day from this one up to --date")
     parser.add_argument(
@@ -178,7 +182,7 @@ def main() -> None:
         raise LTEError("--test names an online test: give it for test_measurements, and for no other table")
     if arguments.bases and arguments.table not in WITH_BASES:
         raise LTEError(f"--basis is for {', '.join(WITH_BASES)}; the gate of {arguments.table} has no basis to choose")
-    options = {}
+    options: dict[str, object] = {}
     if arguments.table == "events":
         options["since"] = parse_date(arguments.since) if arguments.since else None
     if arguments.table in WITH_ANCHORS:

@@ -3,13 +3,14 @@
 import dataclasses
 from dataclasses import dataclass
 
+from lte_model.domain.representations import split_names
 from lte_model.errors import LTEError
 
 
 @dataclass(frozen=True)
 class LTEKind:
     """What makes one LTE readable by a model that was trained on another date's: the same basis, the same
-    representation, the same lag and window. A model that reads several representations joins their names by +."""
+    representation, the same lag and window. A model that reads several representations has their names joined."""
 
     basis_id: str
     representation: str
@@ -18,19 +19,23 @@ class LTEKind:
 
     @property
     def representations(self) -> tuple[str, ...]:
-        return tuple(self.representation.split("+"))
+        return split_names(self.representation)
 
     def of(self, representation: str) -> "LTEKind":
         """The kind of one of the LTEs."""
         return dataclasses.replace(self, representation=representation)
 
 
+KIND_FIELDS = tuple(field.name for field in dataclasses.fields(LTEKind))
+"""The columns of a table, or the tags of a registered version, that have the kind of an LTE."""
+
+
 def require_kind(ours: LTEKind, theirs: LTEKind, source: str) -> None:
     """Raises `LTEError` unless LTEs of kind `theirs`, which come from `source`, can be read where `ours` are."""
-    for field in dataclasses.fields(LTEKind):
-        known, found = getattr(ours, field.name), getattr(theirs, field.name)
+    for field in KIND_FIELDS:
+        known, found = getattr(ours, field), getattr(theirs, field)
         if known != found:
             raise LTEError(
-                f"the model was trained on {field.name} {known}, but {source} has {field.name} {found}; "
-                f"give it {source} of {field.name} {known}, or train a model on {found}"
+                f"the model was trained on {field} {known}, but {source} has {field} {found}; "
+                f"give it {source} of {field} {known}, or train a model on {found}"
             )

@@ -6,7 +6,7 @@ weights of the others change with the date, so that each date is made anew from 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lte_model.errors import LTEError
@@ -64,6 +64,20 @@ def representation(name: str) -> Representation:
     if name not in REPRESENTATIONS:
         raise LTEError(f"there is no representation {name!r}; take some of {', '.join(REPRESENTATIONS)}")
     return REPRESENTATIONS[name]
+
+
+JOINT = "+"
+"""What stands between the names where a model reads several representations."""
+
+
+def join_names(names: Iterable[str]) -> str:
+    """One text of several names, such as `uniform+recency`."""
+    return JOINT.join(names)
+
+
+def split_names(joined: str) -> tuple[str, ...]:
+    """The names that `join_names` joined."""
+    return tuple(joined.split(JOINT))
 
 
 def require_distinct(names: Sequence[str]) -> None:

@@ -9,26 +9,23 @@
 The result is `<reports>/<D>/evaluation.json`, and the metrics of the sides in MLflow.
 """
 
-import argparse
 import datetime
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlflow
 
-from lte_model.command_line import run
-from lte_model.domain.windows import parse_run_date
+from lte_model.command_line import CommandParser, run
 from lte_model.evaluation.cohorts import cohorts
 from lte_model.evaluation.comparison import Comparison
 from lte_model.evaluation.examples import example_users
 from lte_model.evaluation.ranked import POPULARITY_DAYS, load_side, popularity
-from lte_model.evaluation.results import OVER_NONE, Evaluation, evaluation_path
-from lte_model.files import write_atomically
+from lte_model.evaluation.results import OVER_NONE, Evaluation, evaluation_path, write_content
+from lte_model.figures import Figure
 from lte_model.ranker.cases import Cases
 from lte_model.ranker.ranks import count_ranks, target_ranks
-from lte_model.settings import Settings, load_settings
+from lte_model.settings import Settings
 from lte_model.tracking import runs
 from lte_model.training.checkpoints import read_result
 from lte_model.training.device import choose_device
@@ -78,8 +75,7 @@ def evaluate(settings: Settings, training_date: datetime.date) -> Evaluation:
             "evaluation": round(time.perf_counter() - started, 1),
         },
     }
-    file = evaluation_path(settings, training_date)
-    write_atomically(file, json.dumps(evaluation, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    write_content(evaluation_path(settings, training_date), evaluation)
     _log(settings, training_set, evaluation, run_ids)
     return evaluation
 
@@ -114,7 +110,7 @@ def _cohort(name: str, comparison: Comparison) -> dict[str, Any]:
 def _log(settings: Settings, training_set: TrainingSet, evaluation: Evaluation, run_ids: Mapping[str, str]) -> None:
     """The test metrics of each model into its own run; those of all sides, and the file, into the run `evaluation`."""
     values = {
-        side: {f"test_{measure}": figure["value"] for measure, figure in of_side["metrics"].items()}
+        side: {f"test_{measure}": figure.value for measure, figure in of_side["metrics"].items()}
         for side, of_side in evaluation["sides"].items()
     }
     for side, run_id in run_ids.items():
@@ -126,10 +122,10 @@ def _log(settings: Settings, training_set: TrainingSet, evaluation: Evaluation, 
         for side, metrics in values.items():
             runs.log_metrics(active.info.run_id, {f"{side}/{name}": value for name, value in metrics.items()})
         uplift = {
-            f"{name.replace(' ', '_')}/{measure}": figure["value"]
+            f"{name.replace(' ', '_')}/{measure}": figure.value
             for name, by_measure in evaluation["uplift"].items()
             for measure, figure in by_measure.items()
-            if figure["value"] is not None
+            if figure.value is not None
         }
         runs.log_metrics(active.info.run_id, uplift)
         mlflow.log_artifact(str(evaluation_path(settings, training_set.training_date)))
@@ -138,10 +134,11 @@ def _log(settings: Settings, training_set: TrainingSet, evaluation: Evaluation, 
 def summary(evaluation: Evaluation, headline: str) -> str:
     """A few lines for the terminal."""
 
-    def shown(figure: Mapping[str, float | None], form: Callable[[float], str]) -> str:
-        if None in figure.values():
+    def shown(figure: Figure, form: Callable[[float], str]) -> str:
+        if figure.defined is None:
             return "not defined"
-        return f"{form(figure['value'])} [{form(figure['low'])}, {form(figure['high'])}]"
+        value, low, high = map(form, figure.defined)
+        return f"{value} [{low}, {high}]"
 
     lines = [
         f"{evaluation['catalogue_items']:,} items, {evaluation['test_users']:,} test users; "
@@ -155,14 +152,12 @@ def summary(evaluation: Evaluation, headline: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Evaluates both models of a training date and popularity.")
-    parser.add_argument("--date", type=parse_run_date, required=True, help="the day the training ran on")
-    parser.add_argument("--settings", default=None, help="settings file (default: $LTE_SETTINGS)")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
-    evaluation = evaluate(settings, arguments.date)
+    """The command line."""
+    parser = CommandParser("Evaluates both models of a training date and popularity.", "the day the training ran on")
+    _, settings, training_date = parser.read()
+    evaluation = evaluate(settings, training_date)
     print(summary(evaluation, f"ndcg@{max(settings.evaluation.cutoffs)}"))
-    print(evaluation_path(settings, arguments.date))
+    print(evaluation_path(settings, training_date))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@
 
 1. reads `evaluation.json`, which lte_model.evaluation.evaluate wrote for the training of D;
 2. reads from the Delta tables what the training could see: events known before D, and its training set;
-3. draws the charts (report_charts.py) and fills the page (report.html.jinja, in the frame of page.html.jinja);
+3. draws the charts (report_charts.py) and fills the page (report.html.jinja, in the frame of
+   lte_model/pages/page.html.jinja);
 4. writes `<reports>/<D>/report.html` and logs it as an artifact of the training's MLflow run `evaluation`.
 
 Titles come from the shop's feed, so the template escapes every value.
 """
 
-import argparse
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,17 +20,19 @@ from typing import Any
 import mlflow
 import polars as pl
 from deltalake import DeltaTable
+from markupsafe import Markup
 
-from lte_model import figures
-from lte_model.command_line import run
-from lte_model.domain.windows import Interval, parse_run_date
+from lte_model.command_line import CommandParser, run
+from lte_model.domain.windows import Interval
 from lte_model.errors import LTEError
 from lte_model.evaluation import report_charts, results
 from lte_model.evaluation.results import Evaluation
+from lte_model.figures import Figure
 from lte_model.files import write_atomically
 from lte_model.pages import drawing, page
-from lte_model.settings import Settings, load_settings
+from lte_model.settings import Settings
 from lte_model.tracking import runs
+from lte_model.warehouse.reading import exists, scan
 
 TABLES = (
     "events", "items", "quarantine", "semantic_bases", "item_embeddings", "lte_snapshots", "lte_live", "training_set",
@@ -42,13 +44,9 @@ _SHOWN_EVENTS = 10
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lte_model.evaluation.report", description="Writes the report of a training."
-    )
-    parser.add_argument("--date", required=True, help="the date of the training, YYYY-MM-DD")
-    parser.add_argument("--settings", help="settings file (default: the one that LTE_SETTINGS names)")
-    arguments = parser.parse_args()
-    settings, training_date = load_settings(arguments.settings), parse_run_date(arguments.date)
+    """The command line."""
+    parser = CommandParser("Writes the report of a training.", "the day the training ran on")
+    _, settings, training_date = parser.read()
     path = write_report(settings, training_date)
     runs.configure(settings)
     with runs.training_run(settings, training_date, "evaluation") as evaluation_run:
@@ -105,7 +103,7 @@ class Glance:
 
 def read_glance(settings: Settings, training_date: datetime.date) -> Glance:
     """Counts the warehouse without a JVM. Raises `LTEError` where events or the training set are not there."""
-    events = _scan(settings, "events", "jobs.ingest_events").filter(pl.col("known_date") < training_date)
+    events = scan(settings, "events").filter(pl.col("known_date") < training_date)
     totals = events.select(
         pl.len().alias("events"),
         pl.col("user_id").n_unique().alias("users"),
@@ -133,31 +131,21 @@ def read_glance(settings: Settings, training_date: datetime.date) -> Glance:
     )
 
 
-def _scan(settings: Settings, table: str, job: str) -> pl.LazyFrame:
-    path = settings.table_path(table)
-    if not DeltaTable.is_deltatable(path):
-        raise LTEError(f"table {table} does not exist at {path}; run {job} first")
-    return pl.scan_delta(path)
-
-
 def _sizes(settings: Settings) -> list[TableSize]:
     sizes = []
     for name in TABLES:
-        path = settings.table_path(name)
-        if DeltaTable.is_deltatable(path):
-            table = DeltaTable(path)
+        if exists(settings, name):
+            table = DeltaTable(settings.table_path(name))
             rows = pl.scan_delta(table).select(pl.len()).collect().item()
             sizes.append(TableSize(name, rows, table.version()))
     return sizes
 
 
 def _coverage(settings: Settings, training_date: datetime.date) -> list[Coverage]:
-    cases = _scan(settings, "training_set", "jobs.build_training_set").filter(pl.col("training_date") == training_date)
+    cases = scan(settings, "training_set").filter(pl.col("training_date") == training_date)
     lagged = settings.model.sequence == "lagged"
     read = pl.col("target_count") if lagged else pl.col("item_ids").list.len()
-    lte = _scan(settings, "lte_snapshots", "jobs.snapshot_lte").filter(
-        pl.col("representation") == settings.model.representations[0]
-    )
+    lte = scan(settings, "lte_snapshots").filter(pl.col("representation") == settings.model.representations[0])
     by_date = (
         cases.join(
             lte.select("basis_id", "snapshot_date", "user_id", "event_count"),
@@ -189,7 +177,7 @@ def render(evaluation: Evaluation, glance: Glance) -> str:
     metric = results.headline_metric(evaluation)
     names = list(evaluation["sides"]["prefix"]["metrics"])
     names.sort(key=_as_listed)
-    sides = [side for side in drawing.SIDES if side in evaluation["sides"]]
+    sides = [side for side in drawing.SIDE_NAMES if side in evaluation["sides"]]
     return page.render(
         _TEMPLATE,
         evaluation=evaluation,
@@ -200,7 +188,7 @@ def render(evaluation: Evaluation, glance: Glance) -> str:
         strongest_popularity=_strongest_popularity(evaluation, metric),
         sides=sides,
         cohort_sides=[side for side in sides if any(side in cohort["sides"] for cohort in evaluation["cohorts"])],
-        side_names=drawing.SIDES,
+        side_names=drawing.SIDE_NAMES,
         users=[_shown_user(user) for user in evaluation["users"]],
         charts=_charts(evaluation, glance, metric, names),
         over_none=results.OVER_NONE,
@@ -218,11 +206,11 @@ def _verdicts(evaluation: Evaluation, metric: str) -> list[dict[str, str]]:
     rivals = {results.OVER_NONE: "same model without LTE", results.OVER_POPULARITY: "popularity of the last 30 days"}
     found = []
     for comparison, rival in rivals.items():
-        uplift = evaluation["uplift"][comparison][metric]
+        uplift: Figure = evaluation["uplift"][comparison][metric]
         found.append(
             {
-                "outcome": figures.outcome(uplift).value,
-                "text": figures.in_words(uplift, metric, evaluation["test_users"], rival),
+                "outcome": uplift.outcome.value,
+                "text": uplift.in_words(metric, evaluation["test_users"], rival),
             }
         )
     return found
@@ -231,7 +219,7 @@ def _verdicts(evaluation: Evaluation, metric: str) -> list[dict[str, str]]:
 def _strongest_popularity(evaluation: Evaluation, metric: str) -> str:
     """The popularity that scores highest on the test: the rival that a page must not hide."""
     popularities = [side for side in evaluation["sides"] if side.startswith("popularity_")]
-    return max(popularities, key=lambda side: evaluation["sides"][side]["metrics"][metric]["value"])
+    return max(popularities, key=lambda side: evaluation["sides"][side]["metrics"][metric].value)
 
 
 def _shown_user(user: dict[str, Any]) -> dict[str, Any]:
@@ -248,7 +236,7 @@ def _shown_user(user: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _charts(evaluation: Evaluation, glance: Glance, metric: str, names: Sequence[str]) -> dict[str, str]:
+def _charts(evaluation: Evaluation, glance: Glance, metric: str, names: Sequence[str]) -> dict[str, Markup]:
     anchors = [datetime.date.fromisoformat(anchor) for anchor in evaluation["anchors"]]
     validation, test = (
         Interval(*map(datetime.date.fromisoformat, evaluation[split])) for split in ("validation", "test")

@@ -1,7 +1,8 @@
 """What a ranker reads of many users: their events and LTEs as flat arrays, which become padded batches.
 
-Training and evaluation read their users from tables (data.py), a served model and the scoring of all users from rows
-of Arrow (ranking.py). Which events are read, how they are padded and which users go together is said here alone.
+Training and evaluation read their users from tables (lte_model/training/training_set.py); a served model and the
+scoring of all users read them from rows of Arrow (recommender.py). This file alone says which events are read, how they
+are padded and which users go together.
 """
 
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ from lte_model.ranker.model import Batch, Ranker, gap_buckets
 BATCHES = {"cpu": 128, "cuda": 512}
 """Users that are scored together: on a CPU no more than what its cache holds of a layer."""
 
-BLOCK = 2**24
-"""Scores, or draws of a bootstrap, that are held at once."""
+SCORES_AT_ONCE = 2**24
+"""Scores that are held at once."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Users:
 
     def batch(self, numbers: np.ndarray, most_events: int | None = None, older_events: int = 0) -> Batch:
         """The users of those numbers, in that order: each with its newest `most_events` events (None: all) and the
-        `older_events` before them."""
+        `older_events` before them.
+        """
         return self.batch_before(self.ends[numbers], numbers, most_events, older_events)
 
     def batch_before(self, ends: np.ndarray, numbers: np.ndarray, most_events: int | None, older_events: int) -> Batch:
@@ -83,7 +85,7 @@ def scored(
     Scored in float32, whatever the model was trained in, and users of one length together, which spares padding. The
     same users in the same order make the same batches.
     """
-    batch_size = max(1, min(batch_size or BATCHES.get(device.type, 512), BLOCK // len(ranker.item_ids)))
+    batch_size = max(1, min(batch_size or BATCHES.get(device.type, 512), SCORES_AT_ONCE // len(ranker.item_ids)))
     most_events, older_events = ranker.config.max_events, ranker.config.max_older_events
     order = np.argsort(np.minimum(users.lengths, most_events + older_events), kind="stable")
     if table is None:

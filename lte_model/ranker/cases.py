@@ -82,7 +82,7 @@ class Cases(Users):
         )
 
     def batch_before(self, ends: np.ndarray, numbers: np.ndarray, most_events: int | None, older_events: int) -> Batch:
-        """As that of `Users`, with the dates."""
+        """`Users.batch_before`, plus each case's popularity row."""
         batch = super().batch_before(ends, numbers, most_events, older_events)
         return dataclasses.replace(batch, dates=torch.from_numpy(self.dates[numbers]))
 
@@ -112,9 +112,9 @@ class Cases(Users):
             self.items, self.inputs_end, self.gaps, self.starts, self.ends, self.target_counts, self.lte, self.has_lte,
             self.dates, self.targets, self.seen,
         ):  # fmt: skip
-            content.update(np.ascontiguousarray(array))
+            content.update(np.ascontiguousarray(array).data)
         if self.popularity is not None:
-            content.update(np.ascontiguousarray(self.popularity))
+            content.update(np.ascontiguousarray(self.popularity).data)
         return content.digest()
 
 

@@ -81,11 +81,11 @@ class CatalogueLoss:
         self, hidden: torch.Tensor, table: torch.Tensor, items: torch.Tensor, biases: ItemBiases | None = None
     ) -> torch.Tensor:
         """Summed cross entropy of `items` (M,) after the states `hidden` (M, width); `table` (items, width)."""
-        if self.rows is not None:
+        if self.rows is not None and self.place is not None:
             table, items = table[self.rows], self.place[items]
             # Who had an item made it a candidate; what pads a row may be none, and has a bias of 0.
             biases = biases and dataclasses.replace(biases, items=self.place[biases.items].clamp(min=0))
-        if not self.sampled:
+        if self.probabilities is None:
             return catalogue_cross_entropy(hidden, table, items, biases=biases)
         log_expected = (self.probabilities * self.sampled).log().float() if self.corrected else None
         negatives = sample_negatives(self.probabilities, self.sampled)
@@ -135,7 +135,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
             total += (sums.log() + greatest - of_target).sum()
             # The gradient by the logits: probabilities, less one at the target.
             gradient = exponentials.div_(sums).scatter_add_(1, target, torch.full_like(sums, -1.0))
-            if biases is not None:
+            if grad_biases is not None:
                 torch.gather(gradient, 1, biased[part], out=grad_biases[part])
             gradient = gradient.to(dtype)
             torch.mm(gradient, e, out=grad_hidden[part])
@@ -198,7 +198,8 @@ def _sampled(table, negatives, log_expected, hidden, targets, biased=None, biase
 
 def _add_at(matrix: torch.Tensor, columns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """`matrix` (M, N), to which `values` (M, T) were added at `columns` (M, T): over one dimension, for on a GPU only
-    that repeats itself."""
+    that repeats itself.
+    """
     rows = torch.arange(len(matrix), device=matrix.device)[:, None]
     matrix.view(-1).scatter_add_(0, (rows * matrix.shape[1] + columns).view(-1), values.to(matrix.dtype).reshape(-1))
     return matrix

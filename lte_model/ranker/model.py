@@ -1,5 +1,7 @@
 """The ranker: a causal transformer over a user's items, which may read the user's long-term embedding (LTE).
 
+Longer than 350 lines, because the transformer is read whole in one file.
+
 One forward pass, for B users whose newest T events are given oldest first:
 
 1. The *item table* E has a row for every item of the catalogue: a learned projection of the item's frozen content
@@ -42,31 +44,34 @@ REPEAT_BUCKETS = 8
 
 @dataclass(frozen=True)
 class RankerConfig:
-    """All that a ranker is, beside its weights. `items` and `dimensions` are the catalogue's; `max_tokens` counts the
-    context tokens too. `sequence` is the policy that its sequences follow: `lagged` or `newest`."""
+    """All that a ranker is, beside its weights.
+
+    `items` and `dimensions` are the catalogue's; `representations` says how many LTEs the ranker reads, and
+    `popularity_counts` how many of `POPULARITY_COUNTS` its item bias reads. Section `model` of the settings describes
+    the other fields, and has their defaults; saved.py has those of earlier releases.
+    """
 
     items: int
     dimensions: int
-    representations: int = 1
-    max_tokens: int = 50
-    width: int = 64
-    blocks: int = 2
-    heads: int = 2
-    feed_forward: int = 1
-    dropout: float = 0.3
-    id_embedding: bool = True
-    id_dropout: float = 0.0
-    integration: str = "prefix"
-    sequence: str = "lagged"
-    popularity_bias: bool = False
-    time_features: bool = False
-    repeat_bias: bool = False
-    long_memory: str = "none"
-    memory_events: int = 150
-    popularity_counts: int = 3
-    """How many of `POPULARITY_COUNTS` the item bias reads; a description without it is of a release that had three."""
+    representations: int
+    max_tokens: int
+    width: int
+    blocks: int
+    heads: int
+    feed_forward: int
+    dropout: float
+    id_embedding: bool
+    id_dropout: float
+    integration: str
+    sequence: str
+    popularity_bias: bool
+    time_features: bool
+    repeat_bias: bool
+    long_memory: str
+    memory_events: int
+    popularity_counts: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.width % self.heads:
             raise LTEError(
                 f"model.width {self.width} is not divisible by model.heads {self.heads}; choose a width that is"
@@ -104,8 +109,8 @@ class Batch:
     are real. `lte` (B, R, dimensions) float32, anything where `has_lte` (B, R) bool is false. `gaps` (B, T) int64: for
     time features, the bucket of the time from each event to the next one, or to the query. `older` (B, S) int64 with
     `older_lengths` (B,): the events before `items`, for the memory. `dates` (B,) int64: the row of the popularity of
-    each user's snapshot date. For training, `targets` (M,) int64 are the items to predict: that of user `target_users[m]`
-    comes after the first `target_places[m]` of its events.
+    each user's snapshot date. For training, `targets` (M,) int64 are the items to predict: the one of user
+    `target_users[m]` comes after the first `target_places[m]` of its events.
     """
 
     items: torch.Tensor
@@ -130,12 +135,21 @@ class Batch:
         return dataclasses.replace(self, **moved)
 
 
+def _given(tensor: torch.Tensor | None, name: str) -> torch.Tensor:
+    if tensor is None:
+        raise ValueError(f"the batch has no {name}, which the model reads")
+    return tensor
+
+
 class Ranker(nn.Module):
     """Scores every item of its catalogue as a user's next one.
 
     `content` is the frozen (items, dimensions) matrix of unit vectors of the basis; `item_ids` names its rows, and
     the integers in every `items` tensor are row numbers. `kind` says which LTEs it may read.
     """
+
+    content: torch.Tensor
+    popularity: torch.Tensor
 
     def __init__(self, config: RankerConfig, kind: LTEKind, item_ids: Sequence[str], content: torch.Tensor):
         super().__init__()
@@ -195,7 +209,7 @@ class Ranker(nn.Module):
         scale = math.sqrt(self.config.width)
         events = functional.embedding(batch.items, table) * scale  # (B, T, width)
         if self.gaps is not None:
-            events = events + functional.embedding(batch.gaps, self.gaps)
+            events = events + functional.embedding(_given(batch.gaps, "gaps"), self.gaps)
         events = self.integration.into_events(events, batch.lte, batch.has_lte)
         context = self.integration.tokens(batch.lte, batch.has_lte)  # (B, C, width)
         x = torch.cat((context.to(events.dtype), events), dim=1)  # (B, C + T, width)
@@ -215,11 +229,13 @@ class Ranker(nn.Module):
 
         `popularity` (dates, counts, items) is what `batch.dates` points into.
         """
-        users, places = batch.target_users, batch.target_places
+        users, places = _given(batch.target_users, "target_users"), _given(batch.target_places, "target_places")
         table = self.item_table()
         hidden = self(batch, table)[:, self.config.context_tokens - 1 :]  # (B, 1 + T, width)
         hidden, table = self._with_bias(hidden[users, places], table, batch, popularity, users)  # (M, width)
-        return objective(hidden, table, batch.targets, self._repeat_biases(batch.items[users], places))
+        return objective(
+            hidden, table, _given(batch.targets, "targets"), self._repeat_biases(batch.items[users], places)
+        )
 
     @torch.inference_mode()
     def scores(

@@ -1,7 +1,7 @@
 """The best items of many users: rows of their events and LTEs in, as Arrow, lists of items with scores out.
 
-What is served (pyfunc.py) and what scores every user (jobs/score_users.py) ranks by this file. A row is a user with
-the columns that pyfunc.py describes; an empty list may be null, and so may a count of 0.
+The served model (lte_model/serving/pyfunc.py) and the job that scores every user (jobs/score_users.py) both rank by this
+file. A row is a user with the columns that pyfunc.py describes; an empty list may be null, and so may a count of 0.
 """
 
 import functools
@@ -22,7 +22,8 @@ from lte_model.ranker.saved import load_ranker
 @dataclass(frozen=True)
 class Ranked:
     """`item_ids` and `scores` (logits, float32) have a list for each of N users, best first; `candidates` (N,) says
-    how many items each list was chosen among."""
+    how many items each list was chosen among.
+    """
 
     item_ids: pa.ListArray
     scores: pa.ListArray
@@ -130,6 +131,7 @@ def _lengths(lists: pa.ListArray) -> np.ndarray:
 @functools.lru_cache(maxsize=1)
 def open_recommender(directory: str) -> Recommender:
     """The model that `save_ranker` wrote, loaded once by this process and used by one thread: a Spark worker has one
-    core, and there is a worker for each."""
+    core, and there is a worker for each.
+    """
     torch.set_num_threads(1)
     return Recommender(load_ranker(directory))

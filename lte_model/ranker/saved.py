@@ -5,16 +5,31 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from lte_model.domain.kind import LTEKind
+from lte_model.domain.kind import KIND_FIELDS, LTEKind
 from lte_model.errors import LTEError
 from lte_model.ranker.model import Ranker, RankerConfig
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
+
+BEFORE_THE_FIELD: dict[str, Any] = {
+    "representations": 1,
+    "feed_forward": 1,
+    "id_dropout": 0.0,
+    "sequence": "lagged",
+    "popularity_bias": False,
+    "time_features": False,
+    "repeat_bias": False,
+    "long_memory": "none",
+    "memory_events": 150,
+    "popularity_counts": 3,
+}
+"""The fields of a `RankerConfig` that the description of an earlier release may lack, and what its models were."""
 
 
 def save_ranker(ranker: Ranker, directory: str | os.PathLike) -> None:
@@ -48,7 +63,9 @@ def load_ranker(directory: str | os.PathLike, device: str | torch.device = "cpu"
             f"there is no trained model in {directory} ({Path(error.filename or '').name or WEIGHTS_FILE} is missing); "
             "run lte_model.training.train for its date and side"
         ) from None
-    kind = LTEKind(**{field.name: description[field.name] for field in dataclasses.fields(LTEKind)})
-    ranker = Ranker(RankerConfig(**description["config"]), kind, description["item_ids"], weights["content"])
+    kind = LTEKind(**{field: description[field] for field in KIND_FIELDS})
+    ranker = Ranker(
+        RankerConfig(**BEFORE_THE_FIELD | description["config"]), kind, description["item_ids"], weights["content"]
+    )
     ranker.load_state_dict(weights)
     return ranker.to(device).eval()

@@ -21,24 +21,21 @@ A model reads the LTEs of its own basis in every state, for it asks for them by 
 which they would be missing: an alias on a basis that is not in force, and more than two bases at a time.
 """
 
-import argparse
 import datetime
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import polars as pl
-from deltalake import DeltaTable
 
-from lte_model.command_line import run
+from lte_model.command_line import CommandParser, run
 from lte_model.domain.basis import chosen_basis
-from lte_model.domain.windows import parse_run_date
 from lte_model.errors import LTEError
 from lte_model.registry.in_force import DAYS_BEHIND, named_bases, out_of_force, publications, readers
-from lte_model.registry.versions import CHALLENGER, PREVIOUS
-from lte_model.settings import Settings, load_settings, with_make
+from lte_model.settings import Settings, with_make
 from lte_model.tracking import lineage
-from lte_model.tracking.lineage import CHAMPION
+from lte_model.tracking.lineage import CHALLENGER, CHAMPION, PREVIOUS
+from lte_model.warehouse.reading import scan
 
 
 @dataclass(frozen=True)
@@ -58,9 +55,7 @@ class RegisteredBasis:
         published = f"{self.users:,} users live of {self.live_date}" if self.live_date else "nothing live"
         read_by = ", ".join(f"{alias} (version {number})" for alias, number in self.readers.items())
         force = "in force" if self.is_in_force else "not in force"
-        return (
-            f"basis {self.basis_id}: {self.dimensions} dimensions, {named_bases}, {published}, {read_by or 'no alias'}"
-        )
+        return f"basis {self.basis_id}: {self.dimensions} dimensions, {force}, {published}, {read_by or 'no alias'}"
 
 
 @dataclass(frozen=True)
@@ -75,11 +70,9 @@ class Change:
 def registered_bases(settings: Settings) -> tuple[RegisteredBasis, ...]:
     """Every basis of table semantic_bases. Raises `LTEError` where there is none, and where the settings name one that
     isn't there, or leave a choice open."""
-    path = settings.table_path("semantic_bases")
-    if not DeltaTable.is_deltatable(path):
-        raise LTEError(f"table semantic_bases does not exist at {path}; run jobs.fit_basis first")
-    rows = pl.scan_delta(path).select("basis_id", "dimensions").sort("basis_id").collect()
-    in_force = [chosen_basis(rows["basis_id"].to_list(), wanted, path) for wanted in settings.basis.in_force]
+    rows = scan(settings, "semantic_bases").select("basis_id", "dimensions").sort("basis_id").collect()
+    registered, place = rows["basis_id"].to_list(), settings.table_path("semantic_bases")
+    in_force = [chosen_basis(registered, wanted, place) for wanted in settings.basis.in_force]
     published, read_by = publications(settings), readers(settings)
     trained_in = [version.tags.get("basis_id") for version in lineage.registered_versions(settings)]
 
@@ -159,7 +152,7 @@ def fitted(settings: Settings, date: datetime.date) -> str:
     where there is none."""
     wanted = settings.basis
     registered_bases(settings)  # it names what is wrong with the table
-    rows = pl.scan_delta(settings.table_path("semantic_bases")).filter(
+    rows = scan(settings, "semantic_bases").filter(
         pl.col("fitted_on") <= date, ~pl.col("basis_id").is_in(named_bases(settings)),
         encoder=wanted.encoder, dimensions=wanted.dimensions, text_template=wanted.text_template,
     )  # fmt: skip
@@ -201,26 +194,16 @@ _MOVES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lte_model.registry.basis_change",
-        description="Says which bases are in force and who reads them.",
+    parser = CommandParser("Says which bases are in force and who reads them.")
+    parser.add_command("status", "every basis, who reads it, the state of a change and what comes next")
+    asks = parser.add_command(
+        "fitted", "prints the basis that was fitted last and isn't in force, as JSON", "as of this day"
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, description in (
-        ("status", "every basis, who reads it, the state of a change and what comes next"),
-        ("fitted", "prints the basis that was fitted last and isn't in force, as JSON"),
-        ("release", "checks that nothing keeps a basis from being retired"),
-    ):
-        command = commands.add_parser(name, help=description, description=description)
-        if name == "fitted":
-            command.add_argument("--date", type=parse_run_date, required=True, help="as of this day")
-            command.add_argument("--dimensions", type=int, help="of the basis (default: those of the settings)")
-            command.add_argument("--text-template", help="of the basis (default: that of the settings)")
-        if name == "release":
-            command.add_argument("--basis", required=True, metavar="ID")
-        command.add_argument("--settings", help="settings file (default: the one that LTE_SETTINGS names)")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
+    asks.add_argument("--dimensions", type=int, help="of the basis (default: those of the settings)")
+    asks.add_argument("--text-template", help="of the basis (default: that of the settings)")
+    releases = parser.add_command("release", "checks that nothing keeps a basis from being retired")
+    releases.add_argument("--basis", required=True, metavar="ID")
+    arguments, settings = parser.read_settings()
     if arguments.command == "fitted":
         made = with_make(settings, arguments.dimensions, arguments.text_template)
         print(json.dumps([{"basis": fitted(made, arguments.date)}]))

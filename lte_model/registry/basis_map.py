@@ -20,7 +20,6 @@ The map is kept in `<checkpoints>/basis_maps/<A>-<B>/` as `map.safetensors` and,
 the measures as metrics, in MLflow's run `basis map A->B`.
 """
 
-import argparse
 import dataclasses
 import datetime
 import json
@@ -34,11 +33,9 @@ import mlflow
 import numpy as np
 import polars as pl
 import scipy.linalg
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from safetensors.numpy import save as save_tensors
 
-from lte_model.command_line import run
+from lte_model.command_line import CommandParser, run
 from lte_model.domain.basis import to_vector
 from lte_model.domain.windows import parse_run_date
 from lte_model.errors import LTEError
@@ -50,7 +47,7 @@ from lte_model.ranker.cases import Cases
 from lte_model.ranker.model import Ranker
 from lte_model.ranker.saved import load_ranker
 from lte_model.registry import versions
-from lte_model.settings import Settings, load_settings
+from lte_model.settings import Settings
 from lte_model.tracking import runs
 from lte_model.training.training_set import TrainingSet
 from lte_model.warehouse.catalogue import basis_in_force
@@ -91,10 +88,6 @@ class BasisMap:
             )
         return (vectors.astype(np.float64) @ self.rotation).astype(np.float32)
 
-    def reversed(self) -> "BasisMap":
-        """The way back; between bases of as many dimensions it undoes the map."""
-        return BasisMap(self.target, self.source, self.rotation.T)
-
 
 def fit_map(source: str, target: str, ours: np.ndarray, theirs: np.ndarray) -> BasisMap:
     """The map that brings `ours` (items, dimensions of the source) nearest to `theirs` (items, dimensions of the target),
@@ -132,7 +125,7 @@ def _nearest(vectors: np.ndarray, items: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredMap:
     """A map with its measures, over how many items it was fitted, and how many were held out."""
 
     basis_map: BasisMap
@@ -141,7 +134,7 @@ class Measured:
     loss: Mapping[str, float]
 
 
-def make_map(settings: Settings, source: str, target: str, date: datetime.date | None = None) -> Measured:
+def make_map(settings: Settings, source: str, target: str, date: datetime.date | None = None) -> MeasuredMap:
     """Fits the map on the newest item vectors, and measures it; with a `date` on the users' LTEs of that day too.
 
     Raises `LTEError` for bases that aren't registered, are the same, or share too few items.
@@ -162,7 +155,7 @@ def make_map(settings: Settings, source: str, target: str, date: datetime.date |
     loss = {f"items/{name}": value for name, value in loss_of(basis_map, ours[held_out], theirs[held_out]).items()}
     if date is not None:
         loss |= _loss_of_users(tables, basis_map, date)
-    return Measured(basis_map, int((~held_out).sum()), int(held_out.sum()), loss)
+    return MeasuredMap(basis_map, int((~held_out).sum()), int(held_out.sum()), loss)
 
 
 def held_out_items(item_ids: Sequence[str]) -> np.ndarray:
@@ -194,7 +187,7 @@ def _loss_of_users(tables: Tables, basis_map: BasisMap, date: datetime.date) -> 
             f"table lte_snapshots holds no LTE of {date} in both {basis_map.source} and {basis_map.target}; run "
             f"jobs.snapshot_lte --date {date} --basis {basis_map.source} --basis {basis_map.target}"
         )
-    loss = {}
+    loss: dict[str, float] = {}
     for (name,), of_name in both.partition_by("representation", as_dict=True).items():
         ours, theirs = (
             to_vector(_matrix(of_name[f"vector_sum{suffix}"]), of_name[f"event_count{suffix}"].to_numpy())
@@ -259,7 +252,7 @@ def ranking_loss(training_set: TrainingSet, source: TrainingSet, ranker: Ranker,
 def ranking_figures(comparison: Comparison) -> dict[str, float]:
     """The headline measure of each side, and how much is lost over the own LTEs, relative, with its interval."""
     headline = comparison.headline
-    figures = {f"{side}/{headline}": found[headline]["value"] for side, found in comparison.metrics().items()}
+    figures = {f"{side}/{headline}": found[headline].value for side, found in comparison.metrics().items()}
     for side in (MAPPED, NONE):
         over = comparison.uplifts({side: (side, OWN)})[side][headline]
         figures |= {f"{side} over own/{bound}": over[bound] for bound in ("value", "low", "high")}
@@ -273,7 +266,7 @@ def map_directory(settings: Settings, source: str, target: str) -> Path:
     return Path(settings.checkpoints, "basis_maps", f"{source}-{target}")
 
 
-def keep_map(settings: Settings, measured: Measured) -> Path:
+def keep_map(settings: Settings, measured: MeasuredMap) -> Path:
     """Writes the map in the place of the one before, and logs it; returns its directory."""
     basis_map = measured.basis_map
     directory = map_directory(settings, basis_map.source, basis_map.target)
@@ -296,22 +289,8 @@ def keep_map(settings: Settings, measured: Measured) -> Path:
     return directory
 
 
-def read_map(settings: Settings, source: str, target: str) -> BasisMap:
-    """The map that was kept. Raises `LTEError` where there is none, or its files are damaged or another map's."""
-    directory = map_directory(settings, source, target)
-    again = f"run python -m lte_model.registry.basis_map --from {source} --to {target}"
-    try:
-        described = json.loads((directory / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-        rotation = load_file(directory / MAP_FILE)["rotation"]
-        if (described["from"], described["to"]) != (source, target) or list(rotation.shape) != described["dimensions"]:
-            raise LTEError(f"the files in {directory} are of map {described['from']}->{described['to']}; {again}")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise LTEError(f"there is no map from {source} to {target} in {directory} ({error!r}); {again}") from None
-    return BasisMap(source, target, rotation)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Maps one basis to another, and measures what is lost.")
+    parser = CommandParser("Maps one basis to another, and measures what is lost.")
     parser.add_argument(
         "--from", dest="source", default="", metavar="ID", help="from this basis (default: basis.basis_id)"
     )
@@ -319,9 +298,7 @@ def main() -> None:
     parser.add_argument("--date", type=parse_run_date, help="measure on the LTEs of this day too")
     parser.add_argument("--version", help="measure what the map costs this registered model, of basis --to")
     parser.add_argument("--training-date", type=parse_run_date, help="on the test users of this training")
-    parser.add_argument("--settings", default=None, help="settings file (default: $LTE_SETTINGS)")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
+    arguments, settings = parser.read_settings()
     if bool(arguments.version) != bool(arguments.training_date):
         raise LTEError("give --version and --training-date together: a model, and the test users that it ranks")
     source = basis_in_force(Tables(settings), arguments.source)

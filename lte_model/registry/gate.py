@@ -6,20 +6,27 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
 from lte_model import figures
+from lte_model.domain.kind import KIND_FIELDS
+from lte_model.domain.representations import split_names
 from lte_model.errors import LTEError
 from lte_model.evaluation import results
 from lte_model.evaluation.results import OVER_NONE, OVER_POPULARITY
 from lte_model.figures import Outcome
 from lte_model.registry import versions
 from lte_model.registry.in_force import DAYS_BEHIND, named_bases, publications
-from lte_model.registry.versions import KIND, SIDE, champion_number, full_name
+from lte_model.registry.versions import SIDE, champion_number, full_name
 from lte_model.settings import Settings
+from lte_model.warehouse.reading import scan
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GATE_TAG, GATE_PASSED = "gate", "passed"
 """The tag of a version with what the gate said of it."""
@@ -90,7 +97,7 @@ def loads(settings: Settings, version: ModelVersion) -> Check:
     rule = "loads from the registry"
     try:
         model = versions.load_version(settings, version)
-        ranked = model.predict(model.input_example)
+        ranked: pd.DataFrame = model.predict(model.input_example)
     except Exception as error:  # noqa: BLE001 - whatever fails here would fail where it is served
         return Check(rule, False, " ".join(f"{type(error).__name__}: {error}".split()))
     finite = all(math.isfinite(score) for scores in ranked["scores"] for score in scores)
@@ -102,7 +109,7 @@ def loads(settings: Settings, version: ModelVersion) -> Check:
 def _not_below(version: ModelVersion, comparison: str, rule: str) -> Check:
     uplift = versions.figure(version, comparison)
     found = f"{figures.metric_label(version.tags['headline_metric'])} {versions.uplift(version, comparison)}"
-    return Check(rule, figures.is_defined(uplift) and figures.outcome(uplift) is not Outcome.WORSE, found)
+    return Check(rule, uplift.is_defined and uplift.outcome is not Outcome.WORSE, found)
 
 
 def _not_below_champion(settings: Settings, version: ModelVersion, champion: str | None) -> Check:
@@ -124,10 +131,8 @@ def _not_below_champion(settings: Settings, version: ModelVersion, champion: str
         uplift, users = over_champion(settings, training_date, ours, theirs)
     except LTEError as error:
         return Check(rule, False, f"version {champion} can't rank its test users: {error}")
-    found = (
-        f"{figures.percent(uplift['value'])} {figures.percent_interval(uplift)} over version {champion}, {users} users"
-    )
-    return Check(rule, figures.outcome(uplift) is not Outcome.WORSE, found)
+    found = f"{uplift.percent()} {uplift.percent_interval()} over version {champion}, {users} users"
+    return Check(rule, uplift.outcome is not Outcome.WORSE, found)
 
 
 def _covers(settings: Settings, version: ModelVersion) -> Check:
@@ -144,11 +149,12 @@ def reads_live_ltes(settings: Settings, version: ModelVersion) -> Check:
     tags = version.tags
     # A model of several representations, joined by +, reads each of them.
     wanted = [
-        {field: tags[field] for field in KIND} | {"representation": name} for name in versions.representations_of(tags)
+        {field: tags[field] for field in KIND_FIELDS} | {"representation": name}
+        for name in split_names(tags["representation"])
     ]
     newest = {row["representation"]: row["snapshot_date"] for row in sorted(published, key=_date_of)}
     live = {
-        tuple(str(row[field]) for field in KIND): row["snapshot_date"]
+        tuple(str(row[field]) for field in KIND_FIELDS): row["snapshot_date"]
         for row in published
         if (newest[row["representation"]] - row["snapshot_date"]).days <= DAYS_BEHIND
     }
@@ -156,14 +162,14 @@ def reads_live_ltes(settings: Settings, version: ModelVersion) -> Check:
     missing = [kind for kind in wanted if tuple(kind.values()) not in live]
     if not missing:
         return Check(rule, True, f"those of {date} have its basis {tags['basis_id']}")
-    stopped = [row for row in published if all(str(row[field]) == missing[0][field] for field in KIND)]
+    stopped = [row for row in published if all(str(row[field]) == missing[0][field] for field in KIND_FIELDS)]
     if stopped:
         last = f"those of {date} are live, and of its basis {tags['basis_id']} only those of {_date_of(stopped[0])}"
         return Check(rule, False, f"{last}: put it into basis.beside and run lte_daily for {date}")
     differences = [
         ", ".join(
             f"{field} {found}, not {missing[0][field]}"
-            for field, found in zip(KIND, kind, strict=True)
+            for field, found in zip(KIND_FIELDS, kind, strict=True)
             if found != missing[0][field]
         )
         for kind in live
@@ -199,18 +205,18 @@ def _has_the_champions_users(settings: Settings, version: ModelVersion, champion
         return Check(rule, True, "it is the champion's basis")
     if not publications(settings):
         return Check(rule, False, "nothing is published yet; run lte_daily with both bases in force")
-    live = pl.scan_delta(settings.table_path("lte_live"))
+    live = scan(settings, "lte_live")
 
     def users(tags: Mapping[str, str], name: str) -> pl.LazyFrame:
         return live.filter(basis_id=tags["basis_id"], representation=name).select("user_id").unique()
 
-    of_champion = pl.concat([users(theirs, name) for name in versions.representations_of(theirs)]).unique()
+    of_champion = pl.concat([users(theirs, name) for name in split_names(theirs["representation"])]).unique()
     shares = [
         of_champion.join(users(version.tags, name).with_columns(has_one=True), "user_id", "left")
         .select(pl.col("has_one").fill_null(False).mean())
         .collect()
         .item()
-        for name in versions.representations_of(version.tags)
+        for name in split_names(version.tags["representation"])
     ]
     share = min(1.0 if found is None else found for found in shares)
     least = settings.gates.min_basis_coverage

@@ -1,18 +1,12 @@
 """Which bases are in force, and which registered models read each."""
 
 import polars as pl
-from deltalake import DeltaTable
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
-from lte_model.errors import LTEError
-from lte_model.registry.versions import CHALLENGER, KIND, PREVIOUS, representations_of
+from lte_model.domain.kind import KIND_FIELDS
+from lte_model.domain.representations import split_names
 from lte_model.settings import Settings
-from lte_model.tracking import lineage
-from lte_model.tracking.lineage import CHAMPION, numbers_by_alias
-
-ALIASES = (CHAMPION, PREVIOUS, CHALLENGER)
-"""The aliases whose model somebody may read tomorrow."""
+from lte_model.tracking.lineage import ALIASES, versions_with
+from lte_model.warehouse.reading import exists, scan
 
 DAYS_BEHIND = 1
 """While `publish_lte` goes from basis to basis, one has the new date and the other not yet."""
@@ -20,37 +14,24 @@ DAYS_BEHIND = 1
 
 def readers(settings: Settings) -> dict[str, tuple[str, str]]:
     """{alias: (version, basis_id)} of the registered model. Raises `LTEError` where MLflow doesn't answer."""
-    return {alias: (str(version.version), version.tags["basis_id"]) for alias, version in _aliased(settings).items()}
+    found = versions_with(settings, *ALIASES)
+    return {alias: (str(version.version), version.tags["basis_id"]) for alias, version in found.items()}
 
 
 def representations_read(settings: Settings, basis_id: str) -> tuple[str, ...]:
-    """Those that the versions of an alias read in a basis, each once; none where none reads it. Raises as `readers`."""
-    of_basis = [version.tags for version in _aliased(settings).values() if version.tags["basis_id"] == basis_id]
-    return tuple(dict.fromkeys(name for tags in of_basis for name in representations_of(tags)))
-
-
-def _aliased(settings: Settings) -> dict[str, ModelVersion]:
-    client, name = lineage.open_mlflow(settings), settings.mlflow.model_name
-    if client is None:
-        return {}
-    try:
-        numbers = numbers_by_alias(client, name)
-        return {alias: client.get_model_version(name, numbers[alias]) for alias in ALIASES if alias in numbers}
-    except MlflowException as error:
-        place = settings.mlflow.place
-        raise LTEError(
-            f"MLflow at {place} doesn't say which basis the models read: {error.message}; is it up?"
-        ) from None
+    """The representations that the aliases' versions read in a basis, each once. Raises as `readers`."""
+    found = versions_with(settings, *ALIASES)
+    of_basis = [version.tags for version in found.values() if version.tags["basis_id"] == basis_id]
+    return tuple(dict.fromkeys(name for tags in of_basis for name in split_names(tags["representation"])))
 
 
 def publications(settings: Settings) -> list[dict]:
-    """The newest publication of each representation of each basis: KIND, snapshot_date, users."""
-    path = settings.table_path("publications")
-    if not DeltaTable.is_deltatable(path):
+    """The newest publication of each representation of each basis: the fields of its `LTEKind`, snapshot_date, users."""
+    if not exists(settings, "publications"):
         return []
     newest = pl.col("snapshot_date") == pl.col("snapshot_date").max().over("basis_id", "representation")
-    rows = pl.scan_delta(path).filter(newest).select(*KIND, "snapshot_date", "users")
-    return rows.sort(KIND).collect().to_dicts()
+    rows = scan(settings, "publications").filter(newest).select(*KIND_FIELDS, "snapshot_date", "users")
+    return rows.sort(KIND_FIELDS).collect().to_dicts()
 
 
 def named_bases(settings: Settings) -> tuple[str, ...]:

@@ -26,7 +26,6 @@ What the gate and the person said stays on the version, as tags. Which version i
 alias (tag `champion_on_record` of the model), so that an alias that a person moved in MLflow's own pages is noticed.
 """
 
-import argparse
 import datetime
 import json
 import sys
@@ -36,15 +35,15 @@ from pathlib import Path
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 
-from lte_model.command_line import run
+from lte_model.command_line import CommandParser, run
 from lte_model.errors import LTEError
 from lte_model.files import one_at_a_time
 from lte_model.registry import versions
 from lte_model.registry.gate import GATE_PASSED, GATE_TAG, bases_stay_in_force, gate, loads, reads_live_ltes, run_gate
 from lte_model.registry.in_force import out_of_force
-from lte_model.registry.versions import CHALLENGER, PREVIOUS, champion_number, full_name, or_none
-from lte_model.settings import Settings, load_settings
-from lte_model.tracking.lineage import CHAMPION, registered_model
+from lte_model.registry.versions import champion_number, full_name, or_none
+from lte_model.settings import Settings
+from lte_model.tracking.lineage import CHALLENGER, CHAMPION, ON_RECORD, PREVIOUS, registered_model
 
 APPROVAL_TAG = "approval"
 """The tag of a version with what a person said of it."""
@@ -53,9 +52,6 @@ APPROVE = "Approve"
 NOTHING_TO_DO = 99
 """The exit code by which Airflow takes a task for skipped."""
 
-ON_RECORD = "champion_on_record"
-"""The tag of the model with the version that was promoted last by the commands of this file."""
-
 
 def challenger(settings: Settings) -> dict[str, str]:
     """The version that is challenger now, the date of its training, and the champion it would replace ("" for none).
@@ -63,7 +59,7 @@ def challenger(settings: Settings) -> dict[str, str]:
     What follows names the version: another training may register a challenger while a person looks at this one.
     Raises `LTEError` where there is no challenger.
     """
-    version = versions.version_with(settings, CHALLENGER)
+    version = versions.required_version(settings, CHALLENGER)
     return {
         "version": str(version.version),
         "training_date": version.tags["training_date"],
@@ -116,7 +112,7 @@ def rollback(settings: Settings, reason: str, number: str | None = None) -> Mode
     if not reason.strip():
         raise LTEError("a rollback needs a reason, for those who ask later; give it with --reason")
     with _alone(settings):
-        version = versions.version_of(settings, number) if number else versions.version_with(settings, PREVIOUS)
+        version = versions.version_of(settings, number) if number else versions.required_version(settings, PREVIOUS)
         champion = champion_number(settings)
         if champion == str(version.version):
             raise LTEError(f"{full_name(version)} is the champion already; give --version to go back to another")
@@ -204,11 +200,7 @@ def _now() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lte_model.registry.promotion",
-        description="Checks, promotes and rolls back versions of the ranker.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = CommandParser("Checks, promotes and rolls back versions of the ranker.")
     made = {}
     for name, description in (
         ("challenger", "prints the challenger, its training date and the champion, as JSON"),
@@ -218,8 +210,7 @@ def main() -> None:
         ("rollback", "makes the previous champion, or a version, champion again"),
         ("watch", "checks a champion that was put there by hand"),
     ):
-        made[name] = commands.add_parser(name, help=description, description=description)
-        made[name].add_argument("--settings", help="settings file (default: the one that LTE_SETTINGS names)")
+        made[name] = parser.add_command(name, description)
     for name in ("gate", "promote", "answer"):
         made[name].add_argument("--version", required=True, help="its number")
     made["promote"].add_argument("--over", required=True, help="the champion it was compared with; empty for none")
@@ -229,8 +220,7 @@ def main() -> None:
     made["answer"].add_argument("--reason", default="", help="in the person's words")
     made["rollback"].add_argument("--reason", required=True, help="why, for those who ask later")
     made["rollback"].add_argument("--version", help="the version to go back to (default: the previous champion)")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
+    arguments, settings = parser.read_settings()
     match arguments.command:
         case "challenger":
             print(json.dumps([challenger(settings)]))

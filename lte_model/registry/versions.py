@@ -7,7 +7,6 @@ How a challenger becomes champion, and what leads back, is in promotion.py. A ve
 rests on as tags, so that nobody needs a file of the machine that trained it.
 """
 
-import argparse
 import datetime
 import hashlib
 import json
@@ -25,25 +24,21 @@ from mlflow.pyfunc import PyFuncModel
 from mlflow.tracking import MlflowClient
 
 from lte_model import figures
-from lte_model.command_line import run
-from lte_model.domain.representations import AUTOENCODER, REPRESENTATIONS
-from lte_model.domain.windows import parse_run_date
+from lte_model.command_line import CommandParser, run
+from lte_model.domain.kind import KIND_FIELDS
+from lte_model.domain.representations import AUTOENCODER, REPRESENTATIONS, split_names
 from lte_model.errors import LTEError
 from lte_model.evaluation import results
 from lte_model.evaluation.results import OVER_NONE, OVER_POPULARITY, Evaluation
-from lte_model.figures import Figure
-from lte_model.settings import Settings, load_settings
-from lte_model.tracking import lineage, runs
+from lte_model.figures import Figure, from_json, to_json
+from lte_model.settings import Settings
+from lte_model.tracking import runs
 from lte_model.tracking.code_version import code_version
-from lte_model.tracking.lineage import CHAMPION, numbers_by_alias
+from lte_model.tracking.lineage import CHALLENGER, CHAMPION, TABLE_TAG, numbers_by_alias, version_with
+from lte_model.warehouse.reading import scan
 
 SIDE = "prefix"
 """The side of a training that is registered."""
-
-CHALLENGER, PREVIOUS = "challenger", "previous"
-
-KIND = ("basis_id", "representation", "lag_days", "window_days")
-"""What an LTE and a model must share; tags of a version, and columns of `lte_live`."""
 
 _PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"}
 """How files end that run code when they are read."""
@@ -57,20 +52,12 @@ _REQUIREMENTS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m lte_model.registry.versions", description="Registers the ranker, and lists its versions."
+    parser = CommandParser("Registers the ranker, and lists its versions.")
+    parser.add_command(
+        "register", "registers the prefix model of a training as challenger", "the day the training ran on"
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, description in (
-        ("register", "registers the prefix model of a training as challenger"),
-        ("status", "lists the versions and their aliases"),
-    ):
-        command = commands.add_parser(name, help=description, description=description)
-        if name == "register":
-            command.add_argument("--date", type=parse_run_date, required=True, help="the date of the training")
-        command.add_argument("--settings", help="settings file (default: the one that LTE_SETTINGS names)")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
+    parser.add_command("status", "lists the versions and their aliases")
+    arguments, settings = parser.read_settings()
     match arguments.command:
         case "register":
             version = register(settings, arguments.date)
@@ -112,22 +99,6 @@ def register(settings: Settings, training_date: datetime.date) -> ModelVersion:
     return client.get_model_version(name, version.version)
 
 
-def find(settings: Settings, alias: str) -> ModelVersion | None:
-    """The version that has the alias; None where none has, also where MLflow was never used: it creates nothing.
-
-    Raises `LTEError` where MLflow doesn't answer.
-    """
-    client, name = lineage.open_mlflow(settings), settings.mlflow.model_name
-    if client is None:
-        return None
-    try:
-        number = numbers_by_alias(client, name).get(alias)
-        return None if number is None else client.get_model_version(name, number)
-    except MlflowException as error:
-        place = settings.mlflow.place
-        raise LTEError(f"MLflow at {place} doesn't say which model is {alias}: {error.message}; is it up?") from None
-
-
 def fetch(settings: Settings, version: ModelVersion, folder: Path) -> Path:
     """Copies a version into `folder`; returns the directory in it that `load_ranker` reads. None of its code is run.
 
@@ -157,12 +128,12 @@ def fetch(settings: Settings, version: ModelVersion, folder: Path) -> Path:
 
 def load(settings: Settings, alias: str) -> PyFuncModel:
     """The registered model with that alias, ready to rank; its input is described in lte_model/serving/pyfunc.py."""
-    return load_version(settings, version_with(settings, alias))
+    return load_version(settings, required_version(settings, alias))
 
 
 def load_version(settings: Settings, version: ModelVersion) -> PyFuncModel:
-    """The same of a version. The registry gives weights and catalogue; the code is what is installed here, for whoever
-    may write to a registry may not run code where it is read. Raises as `fetch` does."""
+    """A registered version, ready to rank. The registry gives weights and catalogue, and the code is what is installed
+    here: whoever may write to a registry may not run code where it is read. Raises as `fetch` does."""
     from lte_model.ranker.saved import load_ranker
     from lte_model.serving.pyfunc import served
 
@@ -195,7 +166,7 @@ def _tags(evaluation: Evaluation) -> dict[str, str]:
     metric = results.headline_metric(evaluation)
     tags = {
         "training_date": evaluation["training_date"],
-        **{field: str(evaluation[field]) for field in KIND},
+        **{field: str(evaluation[field]) for field in KIND_FIELDS},
         **{name: json.dumps(evaluation[name]) for name in ("anchors", "validation", "test")},
         "test_users": str(evaluation["test_users"]),
         "test_users_with_lte": str(evaluation["test_users_with_lte"]),
@@ -205,19 +176,19 @@ def _tags(evaluation: Evaluation) -> dict[str, str]:
     for side, measured in evaluation["sides"].items():
         for name, figure in measured["metrics"].items():
             if side == SIDE or name == metric:
-                tags[_figure_tag(side, name)] = json.dumps(figure)
+                tags[_figure_tag(side, name)] = to_json(figure, indent=None)
     for comparison in (OVER_NONE, OVER_POPULARITY):
-        tags[_figure_tag(comparison, metric)] = json.dumps(evaluation["uplift"][comparison][metric])
+        tags[_figure_tag(comparison, metric)] = to_json(evaluation["uplift"][comparison][metric], indent=None)
     for table, state in evaluation["tables"].items():
-        tags[f"delta_version.{table}"] = str(state["version"])
+        tags[f"{TABLE_TAG}{table}"] = str(state["version"])
     return tags
 
 
 def _encoders(settings: Settings, evaluation: Evaluation) -> dict[str, str]:
     """The version of a learned representation: which encoder made the LTE of each date, as a tag; else no tag."""
-    if AUTOENCODER not in representations_of(evaluation):
+    if AUTOENCODER not in split_names(evaluation["representation"]):
         return {}
-    accounts = pl.scan_delta(settings.table_path("snapshot_accounts")).filter(
+    accounts = scan(settings, "snapshot_accounts").filter(
         pl.col("basis_id") == evaluation["basis_id"],
         pl.col("representation") == AUTOENCODER,
         pl.col("snapshot_date").cast(pl.String).is_in(_dates_of(evaluation)),
@@ -238,7 +209,7 @@ def _figure_tag(side: str, metric: str) -> str:
 
 def figure(version: ModelVersion, side: str) -> Figure:
     """The metric that decides, of a side or a comparison."""
-    return json.loads(version.tags[_figure_tag(side, version.tags["headline_metric"])])
+    return from_json(version.tags[_figure_tag(side, version.tags["headline_metric"])])
 
 
 def _sha256(directory: Path) -> str:
@@ -284,13 +255,8 @@ def _log_model(directory: Path, run_id: str) -> str:
     return logged.model_uri
 
 
-def representations_of(tags: Mapping[str, str]) -> list[str]:
-    """The representations that a model reads, whose tag joins them by +."""
-    return tags["representation"].split("+")
-
-
 def _require_publishable(evaluation: Evaluation) -> None:
-    for name in representations_of(evaluation):
+    for name in split_names(evaluation["representation"]):
         kind = REPRESENTATIONS.get(name)
         if kind and not kind.publishable:
             raise LTEError(
@@ -300,7 +266,7 @@ def _require_publishable(evaluation: Evaluation) -> None:
 
 
 def lte_in_words(tags: Mapping[str, str]) -> str:
-    count = len(representations_of(tags))
+    count = len(split_names(tags["representation"]))
     return "long-term embedding" if count == 1 else f"{count} long-term embeddings"
 
 
@@ -315,26 +281,26 @@ def _description(settings: Settings, tags: Mapping[str, str]) -> str:
 
 
 def with_interval(version: ModelVersion, side: str, metric: str) -> str:
-    """The same, with the name of the metric."""
+    """A side's figure, such as `NDCG@500 0.2321 [0.2204, 0.2453]`."""
     return f"{figures.metric_label(metric)} {measured(version, side)}"
 
 
 def measured(version: ModelVersion, side: str) -> str:
     """The figure of a side that decides, with its interval, as text."""
     found = figure(version, side)
-    return f"{figures.number(found['value'])} {figures.interval(found)}".strip()
+    return f"{found.number()} {found.interval()}".strip()
 
 
 def uplift(version: ModelVersion, comparison: str) -> str:
     """The relative difference of a comparison, with its interval, as text."""
     found = figure(version, comparison)
-    return f"{figures.percent(found['value'])} {figures.percent_interval(found)}".strip()
+    return f"{found.percent()} {found.percent_interval()}".strip()
 
 
-def version_with(settings: Settings, alias: str) -> ModelVersion:
+def required_version(settings: Settings, alias: str) -> ModelVersion:
     """The version that has the alias. Raises `LTEError` where none has."""
     runs.configure(settings)
-    version = find(settings, alias)
+    version = version_with(settings, alias)
     if version is None:
         first = "lte_model.registry.versions register --date D" if alias == CHALLENGER else "lte_promotion"
         raise LTEError(
@@ -361,9 +327,10 @@ def version_of(settings: Settings, number: str) -> ModelVersion:
 
 
 def champion_number(settings: Settings) -> str | None:
-    """The number of the champion's version."""
+    """The number of the champion's version; None where there is none."""
     runs.configure(settings)
-    return numbers_by_alias(MlflowClient(), settings.mlflow.model_name).get(CHAMPION)
+    champion = version_with(settings, CHAMPION)
+    return None if champion is None else str(champion.version)
 
 
 def full_name(version: ModelVersion) -> str:

@@ -63,7 +63,7 @@ class Rows(Protocol):
 class SQLiteRows:
     """A table for each view, a row for each feature of a user."""
 
-    errors = ()
+    errors: tuple[type[Exception], ...] = ()
 
     def __init__(self, feast: "FeatureStore"):
         self._path = feast.config.online_store.path
@@ -109,7 +109,7 @@ class RedisRows:
     def __init__(self, feast: "FeatureStore"):
         from redis.exceptions import RedisError
 
-        self.errors = (RedisError,)
+        self.errors: tuple[type[Exception], ...] = (RedisError,)
         self._client = feast.provider.online_store._get_client(feast.config.online_store)
         self._lock = self._client.lock(f"{PROJECT}:pushing", timeout=LOCK_SECONDS)
 

@@ -74,7 +74,7 @@ class OnlineReader:
         if not found:
             return [None] * len(user_ids)
         sums = np.array([row["vector_sum"] for row in found], dtype=np.int32)
-        vectors = iter(zip(to_vector(sums, [row["event_count"] for row in found]), sums, strict=True))
+        vectors = iter(zip(to_vector(sums, np.array([row["event_count"] for row in found])), sums, strict=True))
         return [
             _lte(user, row, *next(vectors), basis_id, representation) if row else None
             for user, row in zip(user_ids, rows, strict=True)

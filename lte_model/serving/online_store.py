@@ -170,7 +170,7 @@ class OnlineStore:
                 entity_key_serialization_version=KEY_VERSION,
             )
         )
-        self._rows: Rows = {"sqlite": SQLiteRows, "redis": RedisRows}[self.settings.type](self.feast)
+        self._rows: Rows = RedisRows(self.feast) if self.settings.type == "redis" else SQLiteRows(self.feast)
         self._live = settings.table_path("lte_live")
 
     def bases(self, representation: str) -> list[str]:
@@ -285,9 +285,10 @@ class OnlineStore:
 
     @contextmanager
     def _answers(self) -> Iterator[None]:
+        failures: tuple[type[Exception], ...] = (sqlite3.Error, *self._rows.errors)
         try:
             yield
-        except (sqlite3.Error, *self._rows.errors) as error:
+        except failures as error:
             raise LTEError(
                 f"the {self.settings.type} online store failed: {error}; is it up, and is [online_store] in the settings "
                 "right? What was begun is made good by running it again"

@@ -2,7 +2,7 @@
 
 MLflow keeps this file in the logged model and runs it where `mlflow models serve` serves it ("models from code");
 weights and catalogue come from the safetensors and JSON that lie beside it. Nothing is pickled. The pipeline itself
-reads those two alone (`registry.load`), and runs no code of a registry.
+reads those two alone (`lte_model.registry.versions.load`), and runs no code of a registry.
 
 A row of the input is a user: `item_ids`, the events of the sequence, oldest first, and the columns of the user's row
 in `lte_live` as they are; with several representations, those of the first. A user without an LTE has `event_count` 0
@@ -14,6 +14,7 @@ A model asks for more where its description says so: with time features, `event_
 `event_count_<name>` for each after the first.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from functools import partial
 from types import SimpleNamespace
@@ -23,11 +24,11 @@ import pandas as pd
 import pyarrow as pa
 from mlflow.models import Model, ModelSignature, set_model
 from mlflow.pyfunc import PyFuncModel, PythonModel, PythonModelContext
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.types.schema import Array
 
 from lte_model.domain.basis import to_grid
-from lte_model.domain.kind import LTEKind, require_kind
+from lte_model.domain.kind import KIND_FIELDS, LTEKind, require_kind
 from lte_model.errors import LTEError
 from lte_model.ranker.model import Ranker
 from lte_model.ranker.recommender import Recommender
@@ -41,17 +42,13 @@ ARTIFACT = "ranker"
 _TYPES = {DataType.string: pa.string(), DataType.long: pa.int64()}
 
 _KIND_COLUMNS = {
-    "basis_id": DataType.string,
-    "representation": DataType.string,
-    "lag_days": DataType.long,
-    "window_days": DataType.long,
+    field.name: DataType.long if field.type is int else DataType.string for field in dataclasses.fields(LTEKind)
 }
-"""The fields of an `LTEKind`."""
 
 
 def signature(ranker: Ranker) -> ModelSignature:
     """The columns that the ranker reads of a user, and what it answers."""
-    columns = [ColSpec(Array(DataType.string), "item_ids")]
+    columns: list[ColSpec | TensorSpec] = [ColSpec(Array(DataType.string), "item_ids")]
     # Either these or the user's id, as `predict` says.
     columns += [ColSpec(type_, name, required=False) for name, type_ in _lte_columns(ranker).items()]
     columns += [ColSpec(type_, name, required=False) for name, type_ in _KIND_COLUMNS.items()]
@@ -67,7 +64,7 @@ def signature(ranker: Ranker) -> ModelSignature:
 
 def _lte_columns(ranker: Ranker) -> dict[str, Array | DataType]:
     """The columns of the LTEs themselves, and what they hold."""
-    columns = {}
+    columns: dict[str, Array | DataType] = {}
     for number, name in enumerate(ranker.kind.representations):
         suffix = f"_{name}" if number else ""
         columns |= {f"vector_sum{suffix}": Array(DataType.long), f"event_count{suffix}": DataType.long}
@@ -106,7 +103,7 @@ class ServedRanker(PythonModel):
         k = int((params or {}).get("k", 10))
         if k < 1:
             raise LTEError(f"k = {k} asks for no item; give 1 or more")
-        ranker, fields = self.recommender.ranker, list(_KIND_COLUMNS)
+        ranker, fields = self.recommender.ranker, list(KIND_FIELDS)
         missing = [name for name in (*_lte_columns(ranker), *fields) if name not in model_input]
         if missing:
             if "user_id" not in model_input:

@@ -21,8 +21,14 @@ from lte_model.settings import Settings
 TABLE_TAG = "delta_version."
 """How the tags begin that name the tables of a version; `lte_model.registry.versions` sets them."""
 
-CHAMPION = "champion"
-"""The alias of the version that is in use."""
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+"""The aliases of the version that is in use, of the newest one that was trained, and of the champion before."""
+
+ALIASES = (CHAMPION, PREVIOUS, CHALLENGER)
+"""The aliases whose model somebody may read tomorrow."""
+
+ON_RECORD = "champion_on_record"
+"""The tag of the model with the version that lte_model.registry.promotion made champion last."""
 
 ERASED_TAG = "trained_on_users_erased_on"
 """Tag of a version: the first day on which a user that it was trained on was erased."""
@@ -71,6 +77,29 @@ def registered_versions(settings: Settings) -> list[RegisteredVersion]:
     return sorted(versions, key=lambda version: version.version)
 
 
+def versions_with(settings: Settings, *aliases: str) -> dict[str, ModelVersion]:
+    """{alias: its version}, as of one moment, without the aliases that no version has.
+
+    Empty where MLflow was never used, and nothing is created there. Raises `LTEError` where MLflow doesn't answer.
+    """
+    client, name = open_mlflow(settings), settings.mlflow.model_name
+    if client is None:
+        return {}
+    try:
+        numbers = numbers_by_alias(client, name)
+        return {alias: client.get_model_version(name, numbers[alias]) for alias in aliases if alias in numbers}
+    except MlflowException as error:
+        raise LTEError(
+            f"MLflow at {settings.mlflow.place} doesn't say which model is {' or '.join(aliases)}: {error.message}; is "
+            "it up?"
+        ) from None
+
+
+def version_with(settings: Settings, alias: str) -> ModelVersion | None:
+    """The version that has the alias; None where none has. Raises as `versions_with`."""
+    return versions_with(settings, alias).get(alias)
+
+
 def numbers_by_alias(client: MlflowClient, name: str) -> dict[str, str]:
     """Alias → version number; empty for a model that isn't registered."""
     model = registered_model(client, name)
@@ -96,8 +125,9 @@ def model_on(settings: Settings, date: datetime.date) -> RegisteredVersion | Non
     ]
     if not versions:
         return None
-    number = numbers_by_alias(open_mlflow(settings), settings.mlflow.model_name).get(CHAMPION)
-    return next((version for version in versions if str(version.version) == number), versions[-1])
+    champion = version_with(settings, CHAMPION)
+    number = None if champion is None else int(champion.version)
+    return next((version for version in versions if version.version == number), versions[-1])
 
 
 def tables_in_use(versions: list[RegisteredVersion]) -> dict[str, dict[int, list[RegisteredVersion]]]:
@@ -112,8 +142,9 @@ def tables_in_use(versions: list[RegisteredVersion]) -> dict[str, dict[int, list
 
 def leave_tag(settings: Settings, version: RegisteredVersion, tag: str, value: str) -> None:
     """Sets a tag of a version, unless it has that value already."""
-    if version.tags.get(tag) != value:
-        open_mlflow(settings).set_model_version_tag(version.name, str(version.version), tag, value)
+    client = open_mlflow(settings)
+    if client is not None and version.tags.get(tag) != value:
+        client.set_model_version_tag(version.name, str(version.version), tag, value)
 
 
 def erasures(versions: list[RegisteredVersion]) -> list[str]:
@@ -168,12 +199,12 @@ def _trained_on(client: MlflowClient, run_id: str | None) -> Iterator[tuple[str,
     if not run_id:
         return
     try:
-        inputs = client.get_run(run_id).inputs.dataset_inputs
+        inputs = client.get_run(run_id).inputs
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return
         raise
-    for entry in inputs:
-        # As `tracking.log_dataset` writes it.
+    for entry in inputs.dataset_inputs if inputs else ():
+        # As `lte_model.tracking.runs.log_dataset` writes it.
         if entry.dataset.digest.startswith("v") and entry.dataset.digest[1:].isdigit():
             yield entry.dataset.name, int(entry.dataset.digest[1:])

@@ -160,7 +160,7 @@ def log_dataset(settings: Settings, table: str, version: int, context: str) -> N
     """Names a Delta table at a version as an input of the active run."""
     source = DeltaDatasetSource(path=settings.table_path(table), delta_table_version=version)
     # MLflow leaves version 0 out of the source, so that the digest, which its UI shows beside the name, tells it too.
-    dataset = MetaDataset(source, name=table, digest=f"v{version}")
+    dataset = MetaDataset(source, name=table, digest=f"v{version}")  # type: ignore[abstract]  # has no profile to make
     with _alone(settings):
         try:
             mlflow.log_input(dataset, context=context)

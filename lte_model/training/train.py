@@ -16,7 +16,6 @@ the settings; with another fingerprint training starts anew, and says so.
 Under torchrun several processes share each batch (distributed.py); the gradient is the mean over all its targets.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import datetime
@@ -27,15 +26,14 @@ from pathlib import Path
 import mlflow
 import torch
 
-from lte_model.command_line import run
-from lte_model.domain.windows import parse_run_date
+from lte_model.command_line import CommandParser, run
 from lte_model.errors import LTEError
 from lte_model.files import write_atomically
 from lte_model.ranker.cases import Cases
 from lte_model.ranker.integrations import INTEGRATIONS
 from lte_model.ranker.model import Ranker, RankerConfig
-from lte_model.ranker.saved import save_ranker
-from lte_model.settings import Settings, load_settings
+from lte_model.ranker.saved import BEFORE_THE_FIELD, save_ranker
+from lte_model.settings import Settings
 from lte_model.tracking import runs
 from lte_model.training.checkpoints import (
     CHECKPOINT_FILE,
@@ -113,16 +111,17 @@ def train(
             ranker.load_state_dict(again.averaged.state_dict())
         if group.is_first:
             save_ranker(ranker, directory / MODEL_DIRECTORY)
+            seconds = sum(epoch["seconds"] for epoch in progress.curve)
             result = {
                 "fingerprint": fingerprint,
                 "training_date": str(training_date),
                 "best_epoch": progress.best_epoch,
-                "seconds": sum(epoch["seconds"] for epoch in progress.curve),
+                "seconds": seconds,
                 "curve": progress.curve,
                 "versions": training_set.tables.versions,
             }
             write_atomically(directory / RESULT_FILE, json.dumps(result, indent=1).encode())
-            mlflow.log_metrics({"best_epoch": progress.best_epoch, "training_seconds": result["seconds"]})
+            mlflow.log_metrics({"best_epoch": progress.best_epoch, "training_seconds": seconds})
     say(group, f"best epoch {progress.best_epoch}: {directory / MODEL_DIRECTORY}")
     return directory / MODEL_DIRECTORY
 
@@ -141,13 +140,14 @@ def open_to_train(settings: Settings, training_date: datetime.date) -> TrainingS
 
 def ranker_config(settings: Settings, training_set: TrainingSet, integration: str) -> RankerConfig:
     items, dimensions = training_set.catalogue.vectors.shape
+    # Keep the default when the bias is off, so that a new count doesn't retrain models that ignore it.
+    counts = len(POPULARITY_COUNTS) if settings.model.popularity_bias else BEFORE_THE_FIELD["popularity_counts"]
     return RankerConfig(
         items=items,
         dimensions=dimensions,
         representations=len(settings.model.representations),
         integration=integration,
-        # What a model doesn't read is no part of what it is: a training is done again for its own sake alone.
-        popularity_counts=len(POPULARITY_COUNTS) if settings.model.popularity_bias else RankerConfig.popularity_counts,
+        popularity_counts=counts,
         **settings.model.model_dump(exclude={"representations", "integration"}),
     )
 
@@ -171,7 +171,8 @@ def _fingerprint(
     group: Group,
 ) -> str:
     """The hash of everything that decides the weights: rows and settings, not the table version, which also counts
-    commits of other dates."""
+    commits of other dates.
+    """
     content = hashlib.sha256()
     described = {
         "config": dataclasses.asdict(config),
@@ -182,7 +183,7 @@ def _fingerprint(
         "item_ids": training_set.catalogue.item_ids.to_list(),
     }
     content.update(json.dumps(described, sort_keys=True).encode())
-    content.update(training_set.catalogue.vectors)
+    content.update(training_set.catalogue.vectors.data)
     content.update(cases.digest())
     content.update(validation.digest())
     return content.hexdigest()
@@ -191,11 +192,8 @@ def _fingerprint(
 def _log_inputs(settings: Settings, training_set: TrainingSet, config: RankerConfig, device: torch.device) -> None:
     mlflow.set_tags(
         {
-            "basis_id": training_set.kind.basis_id,
-            "representation": training_set.kind.representation,
+            **dataclasses.asdict(training_set.kind),
             "integration": config.integration,
-            "lag_days": training_set.kind.lag_days,
-            "window_days": training_set.kind.window_days,
             "device": str(device),
         }
     )
@@ -214,15 +212,12 @@ def _log_inputs(settings: Settings, training_set: TrainingSet, config: RankerCon
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Trains the ranker of a date, with the LTE or without it.")
-    parser.add_argument("--date", type=parse_run_date, required=True, help="the day the training runs on")
+    parser = CommandParser("Trains the ranker of a date, with the LTE or without it.", "the day the training runs on")
     parser.add_argument("--integration", choices=INTEGRATIONS, help="how the LTE enters (default: model.integration)")
     parser.add_argument("--side", default="", help="a name for this training (default: the integration)")
-    parser.add_argument("--settings", default=None, help="settings file (default: $LTE_SETTINGS)")
-    arguments = parser.parse_args()
-    settings = load_settings(arguments.settings)
+    arguments, settings, date = parser.read()
     with training_group(settings.training.device) as group:
-        train(settings, arguments.date, arguments.integration or settings.model.integration, arguments.side, group)
+        train(settings, date, arguments.integration or settings.model.integration, arguments.side, group)
 
 
 if __name__ == "__main__":

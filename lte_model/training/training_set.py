@@ -26,7 +26,7 @@ import polars as pl
 
 from lte_model.domain.basis import to_vector
 from lte_model.domain.kind import LTEKind
-from lte_model.domain.representations import REPRESENTATIONS
+from lte_model.domain.representations import REPRESENTATIONS, join_names
 from lte_model.domain.windows import TrainingDates
 from lte_model.errors import LTEError
 from lte_model.ranker.batches import gaps_to_next
@@ -139,7 +139,7 @@ class TrainingSet:
         )
 
     def popularity(self, dates: list[datetime.date]) -> np.ndarray:
-        """What sold before each of `dates`: (dates, counts, items), as popularity.py has it."""
+        """What sold before each of `dates`: (dates, counts, items), as lte_model/warehouse/popularity.py has it."""
         return popularity_matrix(self.tables.scan("item_popularity"), self.catalogue.rows, dates, self.training_date)
 
     def ltes(self, cases: pl.DataFrame, needed: list[datetime.date]) -> tuple[np.ndarray, np.ndarray]:
@@ -152,13 +152,13 @@ class TrainingSet:
         event_counts = np.zeros(lte.shape[:2], dtype=np.int64)
         for number, representation in enumerate(representations):
             snapshots = self._snapshots(representation, cases["snapshot_date"].unique().to_list(), needed)
-            found = cases.lazy().join(
+            joined = cases.lazy().join(
                 snapshots.select("snapshot_date", "user_id", "vector_sum", "event_count"),
                 on=["snapshot_date", "user_id"],
                 how="left",
                 maintain_order="left",
             )
-            found = found.select("vector_sum", pl.col("event_count").fill_null(0)).collect()
+            found = joined.select("vector_sum", pl.col("event_count").fill_null(0)).collect()
             has_lte = found["event_count"].to_numpy() > 0
             event_counts[:, number] = found["event_count"].to_numpy()
             vectors = found["vector_sum"].filter(pl.Series(has_lte))
@@ -170,7 +170,8 @@ class TrainingSet:
 
     def _snapshots(self, representation: str, dates: list[datetime.date], needed: list[datetime.date]) -> pl.LazyFrame:
         """The snapshots of `dates`. Raises `LTEError` where one of `needed` is missing, and for another lag or window:
-        a lag of 0 is that of `leaking`, and of it alone."""
+        a lag of 0 is that of `leaking`, and of it alone.
+        """
         snapshots = self.tables.scan("lte_snapshots").filter(
             pl.col("basis_id") == self.kind.basis_id,
             pl.col("representation") == representation,
@@ -201,7 +202,8 @@ class TrainingSet:
 
 def open_training_set(settings: Settings, training_date: datetime.date) -> TrainingSet:
     """The training set of `training_date`. Raises `LTEError` for a missing table, a date without rows, rows of several
-    bases, lags or windows, an unregistered basis, and cuts that are not those of the settings."""
+    bases, lags or windows, an unregistered basis, and cuts that are not those of the settings.
+    """
     tables = Tables(settings)
     dates = settings.training_set.dates(training_date)
     kind = _kind(tables, training_date)
@@ -238,7 +240,7 @@ def _kind(tables: Tables, training_date: datetime.date) -> LTEKind:
             f"run jobs.build_training_set --date {training_date} again"
         )
     ((basis_id, lag_days, window_days),) = kinds
-    return LTEKind(basis_id, "+".join(tables.settings.model.representations), lag_days, window_days)
+    return LTEKind(basis_id, join_names(tables.settings.model.representations), lag_days, window_days)
 
 
 def _require_cuts(tables: Tables, training_date: datetime.date, dates: TrainingDates) -> None:

@@ -1,21 +1,34 @@
-"""The Delta tables as Polars reads them, without a JVM, each at one fixed version."""
+"""The Delta tables as Polars reads them, without a JVM; and what is said where one is missing."""
 
-import deltalake
 import polars as pl
+from deltalake import DeltaTable
 
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
+from lte_model.warehouse.tables import TABLES, Table
 
-WRITTEN_BY = {
-    "events": "jobs.ingest_events",
-    "items": "jobs.ingest_items",
-    "semantic_bases": "jobs.fit_basis",
-    "item_embeddings": "jobs.embed_items",
-    "item_popularity": "jobs.count_popularity",
-    "lte_snapshots": "jobs.snapshot_lte",
-    "training_set": "jobs.build_training_set",
-}
-"""The tables that are read here and in the evaluation, and what to run where one is missing."""
+
+def missing(table: Table, path: str, options: str = "") -> LTEError:
+    """The error of a table that isn't at `path`. `options` go on the command line of the job that writes it."""
+    job = f"{table.written_by} {options}".strip()
+    return LTEError(f"table {table.name} does not exist at {path}; run {job} first")
+
+
+def exists(settings: Settings, table: str) -> bool:
+    """Whether the table was created; it may have no rows."""
+    return DeltaTable.is_deltatable(settings.table_path(table))
+
+
+def place_of(settings: Settings, table: str, options: str = "") -> str:
+    """The path or URL of `table`. Raises `LTEError` where there is no such table; `options` are as in `missing`."""
+    if not exists(settings, table):
+        raise missing(TABLES[table], settings.table_path(table), options)
+    return settings.table_path(table)
+
+
+def scan(settings: Settings, table: str, options: str = "") -> pl.LazyFrame:
+    """The rows of `table` as it is now, unread. Raises as `place_of`."""
+    return pl.scan_delta(place_of(settings, table, options))
 
 
 class Tables:
@@ -27,9 +40,6 @@ class Tables:
 
     def scan(self, table: str) -> pl.LazyFrame:
         """The rows of `table`, unread. Raises `LTEError` where there is no such table."""
-        path = self.settings.table_path(table)
         if table not in self.versions:
-            if not deltalake.DeltaTable.is_deltatable(path):
-                raise LTEError(f"table {table} does not exist at {path}; run {WRITTEN_BY[table]} first")
-            self.versions[table] = deltalake.DeltaTable(path).version()
-        return pl.scan_delta(path, version=self.versions[table])
+            self.versions[table] = DeltaTable(place_of(self.settings, table)).version()
+        return pl.scan_delta(self.settings.table_path(table), version=self.versions[table])

@@ -11,6 +11,8 @@ of its own, the others have a process each. Of each step are measured
 
 Of the three sizes the least squares give `fixed + per unit × units`, with the largest residual as a share of the
 value; a step's unit is what it goes over. `Target` names all that the extrapolation assumes; its arithmetic is below.
+
+Longer than 350 lines, because the steps, their measuring and the extrapolation from them are one argument.
 """
 
 import argparse
@@ -125,7 +127,8 @@ class Fitted:
 
 def fitted(units: Sequence[float], values: Sequence[float]) -> Fitted:
     """By least squares of the relative error, so that the smallest size weighs as much as the largest; neither part is
-    below zero."""
+    below zero.
+    """
     x, y = np.asarray(units, float), np.asarray(values, float)
     if len(x) < 2 or not y.any():
         return Fitted(0.0, float(y.mean() / x.mean()) if len(x) else 0.0, 0.0)
@@ -219,7 +222,8 @@ def peak_memory(pid: int) -> float:
 
 def measure_here(users: int) -> list[Measured]:
     """Every step of a shop of so many users."""
-    from jobs.demo_shop import ShopSpec, write_demo_shop
+    from jobs.demo_shop.feed import write_demo_shop
+    from jobs.demo_shop.spec import ShopSpec
     from jobs.spark.session import spark_session
     from jobs.spark.warehouse import Warehouse
 
@@ -313,13 +317,14 @@ def rank(users: int) -> None:
     import torch
 
     from lte_model.domain.kind import LTEKind
-    from lte_model.ranker.model import Ranker, RankerConfig
+    from lte_model.ranker.model import Ranker
     from lte_model.ranker.recommender import Recommender
     from lte_model.settings import Model
+    from tests.lte_model.configs import ranker_config
 
     torch.set_num_threads(1)
     content = torch.nn.functional.normalize(torch.randn(RANKED_ITEMS, 64), dim=1)
-    config = RankerConfig(*content.shape, **Model().model_dump(exclude={"representations"}))
+    config = ranker_config(*content.shape, id_dropout=Model().id_dropout)
     ranker = Ranker(config, LTEKind("made up", "uniform", 30, 365), [str(row) for row in range(RANKED_ITEMS)], content)
     recommender = Recommender(ranker.eval())
     items = np.random.default_rng(0).integers(RANKED_ITEMS, size=(users, config.max_events)).astype(str)
@@ -345,15 +350,16 @@ def made_up_champion(settings: Settings, basis_id: str):
 
     from jobs.score_users import Champion
     from lte_model.domain.kind import LTEKind
-    from lte_model.ranker.model import Ranker, RankerConfig
+    from lte_model.ranker.model import Ranker
     from lte_model.ranker.saved import save_ranker
+    from tests.lte_model.configs import ranker_config
 
     rows = pl.scan_delta(settings.table_path("item_embeddings")).filter(basis_id=basis_id).sort("item_id")
     rows = rows.head(CHAMPIONS_ITEMS).collect()
     content = torch.tensor(rows["vector"].to_list(), dtype=torch.float32)
     kind = LTEKind(basis_id, "uniform", settings.window.lag_days, settings.window.window_days)
     sizes = settings.model.model_dump(exclude={"representations"})
-    ranker = Ranker(RankerConfig(*content.shape, **sizes), kind, rows["item_id"].to_list(), content)
+    ranker = Ranker(ranker_config(*content.shape, **sizes), kind, rows["item_id"].to_list(), content)
     folder = Path(settings.home, "champion")
     save_ranker(ranker, folder)
     return Champion("made up", 1, folder, ranker)

@@ -33,12 +33,13 @@ from jobs.spark.session import spark_session
 from lte_model.domain.basis import GRID
 from lte_model.domain.kind import LTEKind
 from lte_model.ranker.batches import scored
-from lte_model.ranker.model import Ranker, RankerConfig
+from lte_model.ranker.model import Ranker
 from lte_model.ranker.recommender import open_recommender
 from lte_model.ranker.saved import save_ranker
 from lte_model.serving.pyfunc import ARTIFACT, ServedRanker
 from lte_model.settings import Model, load_settings
 from tests.benchmarks.bench_training import DIMENSIONS, figure, made_up
+from tests.lte_model.configs import ranker_config
 from tests.repository import REPOSITORY
 
 USERS, ITEMS, LENGTH = 20_000, 3_399, 49
@@ -62,7 +63,7 @@ def prepare(folder: Path, users: int, items: int, length: int) -> None:
     torch.manual_seed(0)
     sizes = Model(max_tokens=length + 1).model_dump(exclude={"representations"})
     content = torch.nn.functional.normalize(torch.randn(items, DIMENSIONS), dim=1)
-    config = RankerConfig(items=items, dimensions=DIMENSIONS, **sizes)
+    config = ranker_config(items=items, dimensions=DIMENSIONS, **sizes)
     ranker = Ranker(config, KIND, [str(row) for row in range(items)], content)
     torch.nn.init.normal_(ranker.id_embedding, std=0.1)
     save_ranker(ranker, folder / "model")

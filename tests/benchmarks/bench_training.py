@@ -32,13 +32,14 @@ import torch
 from lte_model.domain.kind import LTEKind
 from lte_model.metrics import ndcg
 from lte_model.ranker.cases import Cases
-from lte_model.ranker.model import Ranker, RankerConfig
+from lte_model.ranker.model import Ranker
 from lte_model.ranker.ranks import target_ranks
 from lte_model.settings import Model, Settings, Training
 from lte_model.training.device import choose_device
 from lte_model.training.distributed import Group
 from lte_model.training.fit import Fit
 from tests.benchmarks.rival import sasrec, write_folder
+from tests.lte_model.configs import ranker_config
 from tests.repository import REPOSITORY
 
 HOME = REPOSITORY / ".lte" / "bench" / "training"
@@ -147,7 +148,7 @@ def new_fit(found: Sequences, items: int, device: torch.device, **training: obje
     """A training of the sequences that has not begun: `LENGTH` events and one prefix, and else the settings' defaults."""
     settings = Settings(model=Model(max_tokens=LENGTH + 1), training=Training(**training))
     sizes = settings.model.model_dump(exclude={"representations"})
-    config = RankerConfig(items=items, dimensions=DIMENSIONS, **sizes)
+    config = ranker_config(items=items, dimensions=DIMENSIONS, **sizes)
     content = np.random.default_rng(2).normal(size=(items, DIMENSIONS)).astype(np.float32)
     content /= np.linalg.norm(content, axis=1, keepdims=True)
     torch.manual_seed(0)

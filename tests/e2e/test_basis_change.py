@@ -17,15 +17,15 @@ from mlflow import MlflowClient
 from infra.local.airflow_api import FINISHED
 from infra.runs.airflow_runs import follow_promotion, run_once
 from infra.runs.installation import read_feed
-from jobs.retire_basis import TABLES
+from jobs.retire_basis import TABLES_OF_BASES
+from lte_model.domain.kind import KIND_FIELDS
 from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
 from lte_model.registry import versions
 from lte_model.registry.basis_change import change
 from lte_model.registry.in_force import publications, readers
-from lte_model.registry.versions import CHALLENGER, KIND, PREVIOUS
 from lte_model.settings import load_settings
-from lte_model.tracking.lineage import CHAMPION
+from lte_model.tracking.lineage import CHALLENGER, CHAMPION, PREVIOUS
 from tests.production.every_table import BOOTSTRAP, TRAINING
 from tests.repository import REPOSITORY
 
@@ -106,7 +106,9 @@ class Shop:
         """The bases whose live LTEs the served model of an alias takes; it refuses the others by name."""
         model, taken = versions.load(self.settings, alias), set()
         for (basis_id,), rows in self.rows("lte_live").collect().partition_by("basis_id", as_dict=True).items():
-            users = rows.head(5).select(*KIND, "vector_sum", "event_count", item_ids=pl.lit([], pl.List(pl.String)))
+            users = rows.head(5).select(
+                *KIND_FIELDS, "vector_sum", "event_count", item_ids=pl.lit([], pl.List(pl.String))
+            )
             try:
                 assert len(model.predict(users.to_pandas())) == 5
                 taken.add(basis_id)
@@ -182,7 +184,7 @@ def test_one_basis_takes_the_place_of_another(installation, shop):
     released = f"take {old} out of basis.beside, then run lte_basis_retirement for it"
     assert shop.state() == ("released", released)
     assert f"basis {old} can't be retired: it is in force" in shop.refusal(last, old)
-    tables = [table.name for together in TABLES.values() for table in together]
+    tables = [table.name for together in TABLES_OF_BASES.values() for table in together]
     there = [table for table in tables if Path(shop.settings.table_path(table)).exists()]
     assert {"lte_live", "publications", "lte_snapshots", "snapshot_accounts", "item_embeddings"} <= {*there}
     before = {table: shop.rows(table).filter(basis_id=new).collect() for table in there}

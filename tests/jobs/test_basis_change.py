@@ -18,10 +18,10 @@ from jobs.publish_lte import publish_lte
 from jobs.quality.check import check
 from jobs.quality.suites.by_table import SUITES
 from jobs.recipes.bases import basis_in_force
-from jobs.retire_basis import TABLES, retire_from_table
+from jobs.retire_basis import TABLES_OF_BASES, retire_from_table
 from jobs.score_users import read_champion, score_users
 from jobs.snapshot_lte import due_of_training, snapshot_lte
-from lte_model.command_line import JobParser, asked_bases
+from lte_model.command_line import CommandParser, asked_bases
 from lte_model.domain.kind import LTEKind
 from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
@@ -29,7 +29,7 @@ from lte_model.registry import promotion, versions
 from lte_model.registry.basis_change import change, require_released
 from lte_model.registry.gate import gate
 from lte_model.settings import Basis
-from lte_model.tracking.lineage import CHAMPION
+from lte_model.tracking.lineage import CHAMPION, version_with
 from lte_model.warehouse.tables import ITEM_EMBEDDINGS, LTE_LIVE, LTE_SNAPSHOTS, RECOMMENDATIONS, SEMANTIC_BASES
 from tests.jobs import events as made
 from tests.jobs.events import collected, oracle
@@ -122,7 +122,7 @@ def test_a_basis_in_force_without_its_rows_stops_the_gate(shop):
 
 
 def test_a_job_works_for_the_bases_in_force_unless_some_are_asked_for(shop):
-    parser = JobParser("A job.", "a date")
+    parser = CommandParser("A job.", "a date")
     parser.add_bases("do it in this basis")
     for words, found in (([], (OLD, NEW)), (["--basis", NEW], (NEW,)), (["--basis", NEW, "--basis", NEW], (NEW,))):
         assert asked_bases(parser.parse_args(["--date", str(DATE), *words]), shop.settings) == found
@@ -156,7 +156,7 @@ def register(settings, basis_id, scale, seed):
 
 def scored(warehouse, folder):
     """(basis, {user: list and scores}) of the champion's recommendations for DATE."""
-    version = versions.find(warehouse.settings, CHAMPION)
+    version = version_with(warehouse.settings, CHAMPION)
     score_users(warehouse, DATE, read_champion(warehouse.settings, version, Path(folder, str(version.version))))
     rows = warehouse.read(RECOMMENDATIONS).where(f"date = DATE'{DATE}'").collect()
     ((basis_id, number),) = {(row.basis_id, row.model_version) for row in rows}
@@ -256,12 +256,12 @@ def test_the_whole_change_there_back_and_there_again(shop, tmp_path):
     require_released(shop.settings, OLD)
     kept = {
         table.name: of_basis(shop, table, NEW).count()
-        for tables in TABLES.values()
+        for tables in TABLES_OF_BASES.values()
         for table in tables
         if shop.exists(table)
     }
     for removed in (True, False):  # a second run finds nothing
-        for tables in TABLES.values():
+        for tables in TABLES_OF_BASES.values():
             for table in tables:
                 assert (retire_from_table(shop, table, OLD) > 0) == (removed and table.name in kept)
     for name, rows in kept.items():

@@ -17,7 +17,7 @@ from jobs.snapshot_lte import snapshot_lte
 from lte_model.domain.kind import LTEKind
 from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
-from lte_model.ranker.model import Ranker, RankerConfig
+from lte_model.ranker.model import Ranker
 from lte_model.ranker.recommender import open_recommender
 from lte_model.ranker.saved import save_ranker
 from lte_model.settings import Scoring
@@ -27,6 +27,7 @@ from tests.jobs import events as made
 from tests.jobs.events import Event
 from tests.jobs.rows import frame, recommendation
 from tests.jobs.small_tables import DATE, FEED, LAG, VECTORS, WINDOW, ingest
+from tests.lte_model.configs import ranker_config
 
 KIND = LTEKind("basis", "uniform", LAG, WINDOW)
 LAGGED = {"sequence": "lagged"}
@@ -38,7 +39,7 @@ def new_champion(folder, kind=KIND, item_ids=made.ITEMS, content=None, **options
     torch.manual_seed(0)
     content = torch.from_numpy((VECTORS.units / 2**14).astype(np.float32)) if content is None else content
     sizes = {"representations": len(kind.representations), "max_tokens": 4, "width": 16} | options
-    ranker = Ranker(RankerConfig(*content.shape, **sizes), kind, item_ids, content).eval()
+    ranker = Ranker(ranker_config(*content.shape, **sizes), kind, item_ids, content).eval()
     for parameter in ranker.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     save_ranker(ranker, folder / "model")

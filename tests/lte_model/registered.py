@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import json
 
 import polars as pl
 import torch
@@ -11,12 +10,14 @@ from mlflow.tracking import MlflowClient
 from lte_model.domain.basis import GRID
 from lte_model.domain.kind import LTEKind
 from lte_model.evaluation import results
-from lte_model.ranker.model import Ranker, RankerConfig
+from lte_model.figures import Figure, to_json
+from lte_model.ranker.model import Ranker
 from lte_model.ranker.saved import save_ranker
 from lte_model.registry import gate, promotion, versions
 from lte_model.tracking import runs
 from lte_model.training.checkpoints import MODEL_DIRECTORY, side_directory
 from lte_model.training.training_set import open_training_set
+from tests.lte_model.configs import ranker_config
 from tests.lte_model.small_shop import TRAINING_DATE
 
 JANUARY, FEBRUARY = datetime.date(2026, 1, 1), datetime.date(2026, 2, 1)
@@ -25,7 +26,7 @@ ITEMS, DIMENSIONS = 20, 8
 
 
 def figure(value, spread):
-    return {"value": value, "low": value - spread, "high": value + spread}
+    return Figure(value, value - spread, value + spread)
 
 
 def random_ranker(kind=KIND, seed=0, item_ids=None, content=None, **options):
@@ -35,7 +36,7 @@ def random_ranker(kind=KIND, seed=0, item_ids=None, content=None, **options):
         item_ids = [f"item {row}" for row in range(ITEMS)]
         content = torch.nn.functional.normalize(torch.randn(ITEMS, DIMENSIONS), dim=1)
         content = (content * GRID).round() / GRID
-    config = RankerConfig(*content.shape, max_tokens=6, width=16, heads=2, **options)
+    config = ranker_config(*content.shape, max_tokens=6, width=16, heads=2, **options)
     ranker = Ranker(config, kind, item_ids, content).eval()
     if config.popularity_bias:
         torch.nn.init.normal_(ranker.popularity_scale)
@@ -67,7 +68,7 @@ def evaluated(settings, date, ranker, over_none=0.2, over_popularity=0.3, with_l
     }
     path = results.evaluation_path(settings, date)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(evaluation), encoding="utf-8")
+    path.write_text(to_json(evaluation), encoding="utf-8")
     return ranker
 
 

@@ -17,7 +17,7 @@ from jobs.quality.suites.by_table import SUITES
 from jobs.score_users import read_champion, score_users
 from jobs.spark.session import spark_session
 from jobs.spark.warehouse import Warehouse
-from lte_model.command_line import JobParser, run
+from lte_model.command_line import CommandParser, run
 from lte_model.domain.windows import parse_date
 from lte_model.evaluation.evaluate import evaluate
 from lte_model.registry import versions
@@ -27,7 +27,7 @@ from lte_model.warehouse.tables import TABLES
 
 
 def main() -> None:
-    parser = JobParser(__doc__, "the last day of the feed")
+    parser = CommandParser(__doc__, "the last day of the feed")
     parser.add_argument("--since", type=parse_date, required=True, help="its first day")
     arguments, settings, date = parser.read()
     with spark_session(settings, "small_pipeline") as spark:
@@ -46,7 +46,7 @@ def main() -> None:
         MlflowClient().set_registered_model_alias(version.name, lineage.CHAMPION, version.version)
         with tempfile.TemporaryDirectory() as folder:
             score_users(
-                warehouse, date, read_champion(settings, versions.find(settings, lineage.CHAMPION), Path(folder))
+                warehouse, date, read_champion(settings, lineage.version_with(settings, lineage.CHAMPION), Path(folder))
             )
         for table in TABLES.values():
             maintain(warehouse, table, date, lineage.registered_versions(settings))

@@ -7,11 +7,10 @@ import pytest
 from deltalake import write_deltalake
 
 from jobs.engine.files import list_files, read_pieces
-from jobs.quality.suites.rules import scan
 from lte_model.serving.live import with_live_ltes
 from lte_model.settings import Settings, load_settings
 from lte_model.training.training_set import open_training_set
-from lte_model.warehouse.reading import Tables
+from lte_model.warehouse.reading import Tables, scan
 from tests.lte_model.small_shop import SETTINGS, TRAINING_DATE, make_shop, write_warehouse
 from tests.production import s3_server
 

@@ -5,13 +5,14 @@ import datetime
 import polars as pl
 from great_expectations import expectations as gxe
 
-from jobs.quality.suites.rules import Batch, at_least_one_row, later, present, scan
+from jobs.quality.suites.rules import CheckedRows, at_least_one_row, later, present
 from lte_model.domain.basis import CONTENT_COLUMNS
 from lte_model.domain.windows import ONE_DAY
 from lte_model.settings import Settings
+from lte_model.warehouse.reading import scan
 
 
-def events(settings: Settings, date: datetime.date, since: datetime.date | None) -> list[Batch]:
+def events(settings: Settings, date: datetime.date, since: datetime.date | None) -> list[CheckedRows]:
     """The events of the days that the run of `date` brought, or of those since `since`, and the account of them."""
     first = since or _first_day_brought(settings, date)
     of_the_days = pl.col("known_date").is_between(first, date, closed="left")
@@ -38,7 +39,7 @@ def events(settings: Settings, date: datetime.date, since: datetime.date | None)
         )
     )
     return [
-        Batch(
+        CheckedRows(
             "events",
             rows,
             ("user_id", "item_id", "event_ts", "known_date"),
@@ -52,7 +53,7 @@ def events(settings: Settings, date: datetime.date, since: datetime.date | None)
                 ),
             ),
         ),
-        Batch(
+        CheckedRows(
             "ingested_days",
             accounts,
             ("known_date",),
@@ -74,7 +75,7 @@ def _first_day_brought(settings: Settings, date: datetime.date) -> datetime.date
     return days.item() or date - ONE_DAY
 
 
-def items(settings: Settings, date: datetime.date) -> list[Batch]:
+def items(settings: Settings, date: datetime.date) -> list[CheckedRows]:
     """The items known before `date`."""
     rows = (
         scan(settings, "items")
@@ -89,4 +90,4 @@ def items(settings: Settings, date: datetime.date) -> list[Batch]:
         gxe.ExpectColumnValuesToBeBetween(column="content_length", min_value=1),
         gxe.ExpectColumnValuesToBeBetween(column="price", min_value=0),
     )
-    return [Batch("items", rows, ("item_id",), rules)]
+    return [CheckedRows("items", rows, ("item_id",), rules)]

@@ -3,38 +3,40 @@
 import datetime
 
 import polars as pl
-from deltalake import DeltaTable
 from great_expectations import expectations as gxe
 
-from jobs.quality.suites.rules import Batch, at_least_one_row, first_value, later, present, scan
+from jobs.quality.suites.rules import CheckedRows, at_least_one_row, first_value, later, present
 from jobs.quality.suites.vectors import window_end
+from lte_model.domain.representations import JOINT
 from lte_model.settings import Settings
+from lte_model.warehouse.popularity import POPULARITY_COUNTS
+from lte_model.warehouse.reading import exists, scan
 
 
-def item_popularity(settings: Settings, date: datetime.date, anchors: bool) -> list[Batch]:
+def item_popularity(settings: Settings, date: datetime.date, anchors: bool) -> list[CheckedRows]:
     """The counts of `date`, or those that the training of `date` reads. Every date must have some."""
     dates = settings.training_set.dates(date).snapshot_dates if anchors else (date,)
     keys = ("snapshot_date", "item_id")
-    counted = ("events_7d", "events_30d", "events_180d", "events_window")
-    rows = scan(settings, "item_popularity").filter(pl.col("snapshot_date").is_in(dates)).select(*keys, *counted)
+    counts = scan(settings, "item_popularity").filter(pl.col("snapshot_date").is_in(dates))
+    rows = counts.select(*keys, *POPULARITY_COUNTS)
     days = pl.LazyFrame({"snapshot_date": dates}).join(
         rows.group_by("snapshot_date").agg(items=pl.len()), "snapshot_date", "left"
     )
     rules = (
         at_least_one_row(),
-        *present(*keys, *counted),
+        *present(*keys, *POPULARITY_COUNTS),
         gxe.ExpectCompoundColumnsToBeUnique(column_list=list(keys)),
         gxe.ExpectColumnValuesToBeBetween(column="events_7d", min_value=0),
         gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A="events_30d", column_B="events_7d", or_equal=True),
         gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A="events_180d", column_B="events_30d", or_equal=True),
     )
     return [
-        Batch("item_popularity", rows, keys, rules),
-        Batch("item_popularity_dates", days, ("snapshot_date",), tuple(present("items"))),
+        CheckedRows("item_popularity", rows, keys, rules),
+        CheckedRows("item_popularity_dates", days, ("snapshot_date",), tuple(present("items"))),
     ]
 
 
-def training_set(settings: Settings, date: datetime.date) -> list[Batch]:
+def training_set(settings: Settings, date: datetime.date) -> list[CheckedRows]:
     """The training set of `date`, all splits, each row against the dates of its own anchor or cut."""
     dates = settings.training_set.dates(date)
     ends = {"validation": dates.validation.end, "test": dates.test.end}
@@ -59,7 +61,7 @@ def training_set(settings: Settings, date: datetime.date) -> list[Batch]:
     evaluates = rows.filter(pl.col("split").is_in(list(ends)))
     trains = rows.filter(~pl.col("split").is_in(list(ends)))
     return [
-        Batch(
+        CheckedRows(
             "training_set",
             rows,
             keys,
@@ -78,7 +80,7 @@ def training_set(settings: Settings, date: datetime.date) -> list[Batch]:
                 later("snapshot_date", "newest_event_date"),
             ),
         ),
-        Batch(
+        CheckedRows(
             "training_set_targets",
             evaluates,
             keys,
@@ -89,7 +91,7 @@ def training_set(settings: Settings, date: datetime.date) -> list[Batch]:
                 later("target_end", "target_date"),
             ),
         ),
-        Batch(
+        CheckedRows(
             "training_set_sequences",
             trains,
             keys,
@@ -102,17 +104,16 @@ def training_set(settings: Settings, date: datetime.date) -> list[Batch]:
     ]
 
 
-def recommendations(settings: Settings, date: datetime.date) -> list[Batch]:
+def recommendations(settings: Settings, date: datetime.date) -> list[CheckedRows]:
     """The recommendations of `date`, and whether everybody with an LTE has some.
 
     Nothing to check where there are none, and no model is champion.
     """
-    there = DeltaTable.is_deltatable(settings.table_path("recommendations"))
+    there = exists(settings, "recommendations")
     if not there or scan(settings, "recommendations").filter(date=date).head(1).collect().is_empty():
-        from lte_model.registry import versions  # MLflow takes seconds to import
-        from lte_model.tracking import lineage
+        from lte_model.tracking.lineage import CHAMPION, version_with  # MLflow takes seconds to import
 
-        if versions.find(settings, lineage.CHAMPION) is None:
+        if version_with(settings, CHAMPION) is None:
             return []
     keys = ("date", "user_id")
     model = ("model_name", "model_version", "basis_id", "representation")
@@ -142,7 +143,7 @@ def recommendations(settings: Settings, date: datetime.date) -> list[Batch]:
         gxe.ExpectColumnValuesToBeInSet(column="descending", value_set=[True]),
         gxe.ExpectColumnValuesToBeInSet(column="finite", value_set=[True]),
     )
-    read = of_date.select("basis_id", pl.col("representation").str.split("+")).unique().explode("representation")
+    read = of_date.select("basis_id", pl.col("representation").str.split(JOINT)).unique().explode("representation")
     with_lte = scan(settings, "lte_snapshots").filter(pl.col("snapshot_date") == date)
     covered = (
         with_lte.join(read, ["basis_id", "representation"], "semi")
@@ -153,6 +154,6 @@ def recommendations(settings: Settings, date: datetime.date) -> list[Batch]:
     )
     coverage = gxe.ExpectColumnValuesToBeInSet(column="has_list", value_set=[True])
     return [
-        Batch("recommendations", rows, keys, rules),
-        Batch("recommendations_coverage", covered, ("user_id",), (coverage,)),
+        CheckedRows("recommendations", rows, keys, rules),
+        CheckedRows("recommendations_coverage", covered, ("user_id",), (coverage,)),
     ]

@@ -5,11 +5,12 @@ import datetime
 import polars as pl
 from great_expectations import expectations as gxe
 
-from jobs.quality.suites.rules import Batch, at_least_one_row, later, present, scan
+from jobs.quality.suites.rules import CheckedRows, at_least_one_row, later, present
 from lte_model.settings import Settings
+from lte_model.warehouse.reading import scan
 
 
-def test_measurements(settings: Settings, date: datetime.date, test: str) -> list[Batch]:
+def test_measurements(settings: Settings, date: datetime.date, test: str) -> list[CheckedRows]:
     """The measurements of one online test as of `date`: the days, and their sums by variant and metric."""
     keys = ("variant", "metric", "day")
     sums = ("sum_y", "sum_yy", "sum_x", "sum_xx", "sum_xy")
@@ -28,7 +29,7 @@ def test_measurements(settings: Settings, date: datetime.date, test: str) -> lis
     metrics = totals.group_by("metric").agg(variants=pl.len())
     divisions = totals.group_by("variant").agg(user_counts=pl.col("users").n_unique())
     return [
-        Batch(
+        CheckedRows(
             "test_measurements",
             rows,
             keys,
@@ -41,7 +42,7 @@ def test_measurements(settings: Settings, date: datetime.date, test: str) -> lis
                 later("test_end", "day"),
             ),
         ),
-        Batch(
+        CheckedRows(
             "test_measurements_totals",
             totals,
             ("variant", "metric"),
@@ -52,13 +53,13 @@ def test_measurements(settings: Settings, date: datetime.date, test: str) -> lis
                 gxe.ExpectColumnValuesToBeBetween(column="spread", min_value=-1e-9),
             ),
         ),
-        Batch(
+        CheckedRows(
             "test_measurements_metrics",
             metrics,
             ("metric",),
             (gxe.ExpectColumnValuesToBeBetween(column="variants", min_value=2),),
         ),
-        Batch(
+        CheckedRows(
             "test_measurements_variants",
             divisions,
             ("variant",),

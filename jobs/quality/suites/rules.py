@@ -8,16 +8,12 @@ snapshot of D is dated before D−L.
 from dataclasses import dataclass
 
 import polars as pl
-from deltalake import DeltaTable
 from great_expectations import expectations as gxe
 from great_expectations.expectations.expectation import Expectation
 
-from lte_model.errors import LTEError
-from lte_model.settings import Settings
-
 
 @dataclass(frozen=True)
-class Batch:
+class CheckedRows:
     """Rows of one table and one date, and the rules for them. `keys` name a row where it breaks one."""
 
     name: str
@@ -26,19 +22,13 @@ class Batch:
     rules: tuple[Expectation, ...]
 
 
-def scan(settings: Settings, table: str) -> pl.LazyFrame:
-    """The table's rows, read without a JVM. Raises `LTEError` where the table isn't there."""
-    path = settings.table_path(table)
-    if not DeltaTable.is_deltatable(path):
-        raise LTEError(f"table {table} does not exist at {path}; run the job that writes it")
-    return pl.scan_delta(path)
-
-
 def present(*columns: str) -> list[Expectation]:
+    """Each of the columns has a value in every row."""
     return [gxe.ExpectColumnValuesToNotBeNull(column=column) for column in columns]
 
 
 def at_least_one_row() -> Expectation:
+    """There is a row."""
     return gxe.ExpectTableRowCountToBeBetween(min_value=1)
 
 

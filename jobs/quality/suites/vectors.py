@@ -8,15 +8,17 @@ import polars as pl
 from great_expectations import expectations as gxe
 from great_expectations.expectations.expectation import Expectation
 
-from jobs.quality.suites.rules import Batch, at_least_one_row, later, present, scan
+from jobs.quality.suites.rules import CheckedRows, at_least_one_row, later, present
 from lte_model.domain.basis import GRID, MAX_EVENTS, chosen_basis
 from lte_model.domain.representations import AUTOENCODER, REPRESENTATIONS
 from lte_model.settings import Settings
+from lte_model.warehouse.reading import scan
 
 
 def bases(settings: Settings, asked: Sequence[str] = ()) -> dict[str, int]:
     """The bases that are `asked` for, or those in force, with their dimensions. Raises `LTEError` for one that isn't
-    registered."""
+    registered.
+    """
     registered = dict(
         scan(settings, "semantic_bases").select("basis_id", "dimensions").sort("basis_id").collect().rows()
     )
@@ -31,7 +33,7 @@ def _with_dimensions_of_basis(settings: Settings, rows: pl.LazyFrame) -> pl.Lazy
     return rows.join(registered, "basis_id", "left")
 
 
-def item_embeddings(settings: Settings, date: datetime.date, asked: Sequence[str] = ()) -> list[Batch]:
+def item_embeddings(settings: Settings, date: datetime.date, asked: Sequence[str] = ()) -> list[CheckedRows]:
     """The vectors of every basis, and every item known before `date` in each of the bases `asked` for, or in force."""
     vector = pl.col("vector")
     vectors = _with_dimensions_of_basis(settings, scan(settings, "item_embeddings"))
@@ -61,12 +63,14 @@ def item_embeddings(settings: Settings, date: datetime.date, asked: Sequence[str
         column="has_vector", value_set=[True], mostly=1 - settings.gates.max_unknown_item_share
     )
     return [
-        Batch("item_embeddings", embeddings, ("basis_id", "item_id"), rules),
-        Batch("items_with_a_vector", covered, ("basis_id", "item_id"), (coverage,)),
+        CheckedRows("item_embeddings", embeddings, ("basis_id", "item_id"), rules),
+        CheckedRows("items_with_a_vector", covered, ("basis_id", "item_id"), (coverage,)),
     ]
 
 
-def item_encodings(settings: Settings, date: datetime.date, anchors: bool, asked: Sequence[str] = ()) -> list[Batch]:
+def item_encodings(
+    settings: Settings, date: datetime.date, anchors: bool, asked: Sequence[str] = ()
+) -> list[CheckedRows]:
     """The encoder of `date`, or those of every date that the training of `date` reads, in the basis of the trainings or
     in those `asked` for. Every date must have one.
 
@@ -115,21 +119,24 @@ def item_encodings(settings: Settings, date: datetime.date, anchors: bool, asked
     )
     one_each = (*present("encoders"), gxe.ExpectColumnPairValuesToBeEqual(column_A="encoders", column_B="bases"))
     return [
-        Batch("item_encodings", rows, keys, rules),
-        Batch("item_encodings_dates", encoders, ("fitted_on",), one_each),
+        CheckedRows("item_encodings", rows, keys, rules),
+        CheckedRows("item_encodings_dates", encoders, ("fitted_on",), one_each),
     ]
 
 
-def lte_snapshots(settings: Settings, date: datetime.date, anchors: bool, asked: Sequence[str] = ()) -> list[Batch]:
+def lte_snapshots(
+    settings: Settings, date: datetime.date, anchors: bool, asked: Sequence[str] = ()
+) -> list[CheckedRows]:
     """The snapshots of `date`, of all representations of the settings in each of the bases `asked` for, or in force; or
-    those that the training of `date` reads, in the basis of the trainings."""
+    those that the training of `date` reads, in the basis of the trainings.
+    """
     dates = settings.training_set.dates(date).snapshot_dates if anchors else (date,)
     keys = ("basis_id", "representation", "snapshot_date", "user_id")
     asked = asked or settings.basis.in_force[: 1 if anchors else None]
     rows = _ltes(settings, "lte_snapshots", keys).filter(pl.col("snapshot_date").is_in(dates))
     return [
-        Batch("lte_snapshots", rows, keys, _rules_of_ltes(settings, keys)),
-        Batch(
+        CheckedRows("lte_snapshots", rows, keys, _rules_of_ltes(settings, keys)),
+        CheckedRows(
             "lte_snapshots_representations",
             _per_representation(rows, settings.model.representations, bases(settings, asked)),
             ("basis_id", "representation"),
@@ -138,23 +145,24 @@ def lte_snapshots(settings: Settings, date: datetime.date, anchors: bool, asked:
     ]
 
 
-def lte_live(settings: Settings, date: datetime.date) -> list[Batch]:
+def lte_live(settings: Settings, date: datetime.date) -> list[CheckedRows]:
     """What is live on `date`, of all representations of the settings in each basis in force; of one that is never
-    published, nothing."""
+    published, nothing.
+    """
     keys = ("basis_id", "representation", "user_id")
     rows = _ltes(settings, "lte_live", (*keys, "snapshot_date"))
     never = [kind.name for kind in REPRESENTATIONS.values() if not kind.publishable]
     wanted = [name for name in settings.model.representations if name not in never]
     published = scan(settings, "lte_live").select(*keys)
     return [
-        Batch("lte_live", rows, keys, _rules_of_ltes(settings, keys)),
-        Batch(
+        CheckedRows("lte_live", rows, keys, _rules_of_ltes(settings, keys)),
+        CheckedRows(
             "lte_live_representations",
             _per_representation(rows, wanted, bases(settings)),
             ("basis_id", "representation"),
             tuple(present("users")),
         ),
-        Batch(
+        CheckedRows(
             "lte_live_published",
             published,
             keys,

@@ -6,8 +6,9 @@ import torch
 
 from lte_model.domain.kind import LTEKind
 from lte_model.ranker.losses import CatalogueLoss
-from lte_model.ranker.model import Batch, Ranker, RankerConfig
+from lte_model.ranker.model import Batch, Ranker
 from lte_model.ranker.ranks import ranks_of
+from tests.lte_model.configs import ranker_config
 from tests.lte_model.ranker.test_model import every_event
 
 TASTES, ITEMS_OF_TASTE, DIMENSIONS, EVENTS, USERS = 4, 25, 16, 8, 200
@@ -49,7 +50,7 @@ def batch_of(bought, lte, **changes) -> Batch:
 def trained(shop, *, candidates: bool, id_dropout: float, seed: int = 0) -> Ranker:
     content, bought, lte, _ = shop
     torch.manual_seed(seed)
-    config = RankerConfig(
+    config = ranker_config(
         items=ITEMS, dimensions=DIMENSIONS, max_tokens=EVENTS + 1, width=32, dropout=0.1, id_dropout=id_dropout
     )
     ranker = Ranker(config, LTEKind("b", "uniform", 30, 365), [f"i{row}" for row in range(ITEMS)], content)

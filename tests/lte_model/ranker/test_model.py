@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import json
 import math
 
 import pytest
@@ -11,8 +12,9 @@ from lte_model.domain.kind import LTEKind
 from lte_model.errors import LTEError
 from lte_model.ranker.integrations import INTEGRATIONS
 from lte_model.ranker.model import GAP_BUCKETS, Batch, Dropout, Ranker, RankerConfig
-from lte_model.ranker.saved import load_ranker, save_ranker
+from lte_model.ranker.saved import BEFORE_THE_FIELD, DESCRIPTION_FILE, load_ranker, save_ranker
 from lte_model.warehouse.popularity import POPULARITY_COUNTS
+from tests.lte_model.configs import ranker_config
 
 KIND = LTEKind(basis_id="3f2a", representation="uniform", lag_days=30, window_days=365)
 ITEMS, DIMENSIONS = 23, 6
@@ -34,7 +36,7 @@ def make_ranker(integration="prefix", seed=0, **options) -> Ranker:
     """A small ranker in evaluation mode, with no parameter left at zero."""
     torch.manual_seed(seed)
     options = {"items": ITEMS, "dimensions": DIMENSIONS, "max_tokens": 9, "width": 16} | options
-    config = RankerConfig(integration=integration, **options)
+    config = ranker_config(integration=integration, **options)
     content = torch.nn.functional.normalize(torch.randn(ITEMS, DIMENSIONS), dim=1)
     ranker = Ranker(config, KIND, [f"i{n}" for n in range(ITEMS)], content)
     for parameter in ranker.parameters():
@@ -252,7 +254,7 @@ def test_content_vectors_are_frozen():
 def test_an_untrained_ranker_starts_near_the_uniform_distribution():
     torch.manual_seed(0)
     content = torch.nn.functional.normalize(torch.randn(500, 64), dim=1)
-    ranker = Ranker(RankerConfig(items=500, dimensions=64), KIND, [str(n) for n in range(500)], content).eval()
+    ranker = Ranker(ranker_config(items=500, dimensions=64), KIND, [str(n) for n in range(500)], content).eval()
     no_lte = torch.zeros(32, 1, dtype=torch.bool)
     items = torch.randint(500, (32, 20))
     batch = Batch(
@@ -268,7 +270,8 @@ def test_an_untrained_ranker_starts_near_the_uniform_distribution():
 @pytest.mark.parametrize("counts", [3, 4])
 def test_the_item_bias_is_that_of_each_users_date(counts):
     """Against the bias written out: scale · popularity of the user's own date, added to the logits. A model of a
-    release that had three counts reads the first three."""
+    release that had three counts reads the first three.
+    """
     ranker = make_ranker(popularity_bias=True, popularity_counts=counts)
     popularity = torch.randn(4, len(POPULARITY_COUNTS), ITEMS, generator=torch.Generator().manual_seed(1))
     batch = dataclasses.replace(users(5, 3), dates=torch.tensor([3, 0, 0, 2, 1]))
@@ -370,6 +373,18 @@ def test_a_saved_ranker_comes_back_the_same(tmp_path, integration, options):
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_description_of_the_first_release_is_read_as_its_models_were(tmp_path):
+    ranker = make_ranker(popularity_counts=3)
+    save_ranker(ranker, tmp_path)
+    description = json.loads((tmp_path / DESCRIPTION_FILE).read_text())
+    first = ("items", "dimensions", "max_tokens", "width", "blocks", "heads", "dropout", "id_embedding", "integration")
+    description["config"] = {field: description["config"][field] for field in first}
+    (tmp_path / DESCRIPTION_FILE).write_text(json.dumps(description))
+    loaded = load_ranker(tmp_path)
+    assert loaded.config == ranker.config and torch.equal(loaded.scores(users(3, 4)), ranker.scores(users(3, 4)))
+    assert {*first, *BEFORE_THE_FIELD} == {field.name for field in dataclasses.fields(RankerConfig)}
+
+
 def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(LTEError, match="there is no trained model in .*nowhere.*lte_model.training.train"):
         load_ranker(tmp_path / "nowhere")
@@ -387,7 +402,7 @@ def test_a_missing_model_is_named(tmp_path):
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, named):
     with pytest.raises(LTEError, match=named):
-        RankerConfig(items=5, dimensions=4, **sizes)
+        ranker_config(items=5, dimensions=4, **sizes)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.2, 0.75, 1.0])

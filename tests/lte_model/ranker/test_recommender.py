@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from lte_model.domain.basis import GRID, to_vector
 from lte_model.domain.kind import LTEKind
 from lte_model.errors import LTEError
-from lte_model.ranker.model import Batch, Ranker, RankerConfig, gap_buckets
+from lte_model.ranker.model import Batch, Ranker, gap_buckets
 from lte_model.ranker.recommender import Recommender
+from tests.lte_model.configs import ranker_config
 
 ITEMS, DIMENSIONS = 12, 4
 KIND = LTEKind("b", "uniform+recency", 3, 10)
@@ -22,7 +23,7 @@ NOW = 1_700_000_000
 def new_recommender(seed=0):
     torch.manual_seed(seed)
     options = {"time_features": True, "long_memory": "linear_attention", "memory_events": 3}
-    config = RankerConfig(ITEMS, DIMENSIONS, representations=2, max_tokens=5, width=16, **options)
+    config = ranker_config(ITEMS, DIMENSIONS, representations=2, max_tokens=5, width=16, **options)
     ranker = Ranker(config, KIND, [f"i{row}" for row in range(ITEMS)], torch.randn(ITEMS, DIMENSIONS))
     for parameter in ranker.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

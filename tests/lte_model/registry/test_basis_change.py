@@ -20,10 +20,10 @@ from lte_model.ranker.saved import save_ranker
 from lte_model.registry import basis_change, gate, promotion
 from lte_model.registry.basis_change import RegisteredBasis, _state
 from lte_model.registry.in_force import DAYS_BEHIND
-from lte_model.registry.versions import CHALLENGER, PREVIOUS, register
+from lte_model.registry.versions import register
 from lte_model.serving.pyfunc import ServedRanker, input_example
 from lte_model.settings import Basis, with_make
-from lte_model.tracking.lineage import CHAMPION
+from lte_model.tracking.lineage import CHALLENGER, CHAMPION, PREVIOUS
 from lte_model.training.checkpoints import MODEL_DIRECTORY, side_directory
 from lte_model.training.train import train
 from lte_model.training.training_set import open_training_set
@@ -235,7 +235,7 @@ def test_each_model_ranks_the_test_users_by_the_ltes_of_its_own_basis(own_shop):
     apart = np.abs(ranks[0] - ranks[1])  # the grid of the turned basis rounds other digits off
     assert len(apart) > 10 and apart.mean() < 0.5 and apart.max() <= 3
     uplift, users = over_champion(settings, TRAINING_DATE, theirs, ours)
-    assert users == len(ranks[0]) and abs(uplift["value"]) < 0.05
+    assert users == len(ranks[0]) and abs(uplift.value) < 0.05
 
 
 # An LTE of one basis is refused by a model of another, whichever way it comes.

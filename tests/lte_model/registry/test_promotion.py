@@ -14,8 +14,7 @@ from lte_model.errors import LTEError
 from lte_model.evaluation import results
 from lte_model.registry import promotion, versions
 from lte_model.registry.gate import gate
-from lte_model.registry.versions import CHALLENGER
-from lte_model.tracking.lineage import CHAMPION
+from lte_model.tracking.lineage import CHALLENGER, CHAMPION
 from lte_model.training.training_set import open_training_set
 from tests.lte_model.registered import (
     FEBRUARY,

@@ -31,7 +31,7 @@ from lte_model.registry import gate, promotion, versions
 from lte_model.serving.pyfunc import as_rows
 from lte_model.settings import MLflow, Settings
 from lte_model.tracking import code_version, runs
-from lte_model.tracking.lineage import CHAMPION
+from lte_model.tracking.lineage import CHALLENGER, CHAMPION, version_with
 from tests.loopback import free_port
 from tests.lte_model.registered import DIMENSIONS, ITEMS, JANUARY, KIND, aliases, figure, settings_file, trained
 
@@ -46,8 +46,8 @@ def test_registered_version_says_what_it_is(installation):
         "anchors": '["2025-10-01", "2025-11-01"]', "test": '["2025-12-01", "2026-01-01"]',
     }  # fmt: skip
     assert wanted.items() <= version.tags.items()
-    assert json.loads(version.tags["prefix.recall_at_500"]) == figure(0.15, 0.02)
-    assert json.loads(version.tags["prefix over none.ndcg_at_500"]) == figure(0.2, 0.1)
+    assert json.loads(version.tags["prefix.recall_at_500"]) == dataclasses.asdict(figure(0.15, 0.02))
+    assert json.loads(version.tags["prefix over none.ndcg_at_500"]) == dataclasses.asdict(figure(0.2, 0.1))
     assert version.run_id == runs.find_or_create_run(installation, JANUARY, "prefix")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], stdout=subprocess.PIPE, text=True, check=True).stdout
     assert version.tags["code_version"].removesuffix("-dirty") == commit[:12]
@@ -80,15 +80,15 @@ def test_the_same_model_is_registered_once_and_another_anew(installation):
     trained(installation, JANUARY, over_none=0.05)
     assert versions.register(installation, JANUARY).version == 1
     assert aliases(installation) == {"challenger": 1}
-    refreshed = versions.version_with(installation, versions.CHALLENGER)
-    assert json.loads(refreshed.tags["prefix over none.ndcg_at_500"]) == figure(0.05, 0.1)
+    refreshed = versions.required_version(installation, CHALLENGER)
+    assert json.loads(refreshed.tags["prefix over none.ndcg_at_500"]) == dataclasses.asdict(figure(0.05, 0.1))
 
 
 def test_loaded_model_ranks_as_the_trained_one(installation, monkeypatch):
     ranker = trained(installation, JANUARY)
     versions.register(installation, JANUARY)
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    model = versions.load(installation, versions.CHALLENGER)
+    model = versions.load(installation, CHALLENGER)
     sums = np.arange(DIMENSIONS, dtype=np.int32) * 1000
     kind = dataclasses.asdict(KIND)
     users = pd.DataFrame(
@@ -124,7 +124,7 @@ def test_a_model_that_reads_more_is_served_by_a_wider_signature(installation):
         **dataclasses.asdict(KIND), "vector_sum_recency": other, "event_count_recency": 4,
         "event_times": times, "query_time": times[-1] + 350 * 60,
     }  # fmt: skip
-    ranked = versions.load(installation, versions.CHALLENGER).predict(pd.DataFrame([user]), params={"k": 5})
+    ranked = versions.load(installation, CHALLENGER).predict(pd.DataFrame([user]), params={"k": 5})
     lte = [to_vector(vector[None], np.array([count])) for vector, count in ((sums, 2), (other, 4))]
     newest = ranker.config.max_events
     batch = Batch(
@@ -149,13 +149,13 @@ def test_a_model_of_a_leaking_window_is_not_registered(installation):
 
 def test_a_champion_is_found_and_its_files_rank_as_the_one_that_is_served(installation, tmp_path):
     """Bit for bit, for the same users in the same order; and none of the registry's code runs."""
-    assert versions.find(installation, CHAMPION) is None
+    assert version_with(installation, CHAMPION) is None
     trained(installation, JANUARY)
     versions.register(installation, JANUARY)
-    assert versions.find(installation, CHAMPION) is None
+    assert version_with(installation, CHAMPION) is None
     gate.gate(installation, "1")
     promotion.promote(installation, "1", None)
-    version = versions.find(installation, CHAMPION)
+    version = version_with(installation, CHAMPION)
     for set_uri in (mlflow.set_tracking_uri, mlflow.set_registry_uri):
         set_uri(f"sqlite:///{tmp_path}/elsewhere.db")  # what only reads leaves the process set to whatever it is
     recommender = Recommender(load_ranker(versions.fetch(installation, version, tmp_path / "fetched")))
@@ -209,7 +209,7 @@ class Trap:
 
 def plant(settings, tampered, kind, proof):
     """Registers a model that would leave `proof` as it is loaded, as anybody could who may write to the registry."""
-    version = versions.version_with(settings, versions.CHALLENGER)
+    version = versions.required_version(settings, CHALLENGER)
     mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(tampered))
     described = tampered / "MLmodel"
     code = f"import pathlib; pathlib.Path({str(proof)!r}).touch()\n"
@@ -301,7 +301,7 @@ def registered(tmp_path_factory, tracking_uri):
 
 @pytest.fixture(scope="module")
 def served(registered):
-    return versions.load(registered, versions.CHALLENGER)
+    return versions.load(registered, CHALLENGER)
 
 
 def make_live(settings):
@@ -326,7 +326,7 @@ def make_live(settings):
 def test_a_user_id_is_looked_up_in_what_is_live(installation, tmp_path, monkeypatch):
     trained(installation, JANUARY)
     versions.register(installation, JANUARY)
-    model = versions.load(installation, versions.CHALLENGER)
+    model = versions.load(installation, CHALLENGER)
     monkeypatch.setenv("LTE_SETTINGS", str(settings_file(installation, tmp_path)))
     by_id = pd.DataFrame({"item_ids": [["item 3"], [], ["item 5"]], "user_id": ["u2", "u1", "nobody"]})
     with pytest.raises((LTEError, MlflowException), match="table lte_live does not exist at .*; run jobs.publish_lte"):
@@ -385,7 +385,7 @@ def answer_of(server, url, body):
 
 def test_missing_parts_are_named(installation):
     with pytest.raises(LTEError, match="has no challenger in sqlite:.*; run .* register --date D first"):
-        versions.load(installation, versions.CHALLENGER)
+        versions.load(installation, CHALLENGER)
     with pytest.raises(LTEError, match="has no version 3; .* status lists those that there are"):
         versions.version_of(installation, "3")
     assert "no version yet" in versions.status(installation)[0]

@@ -16,16 +16,9 @@ from lte_model.domain.basis import to_grid, to_vector
 from lte_model.domain.windows import ONE_DAY, lte_window
 from lte_model.errors import LTEError
 from lte_model.settings import Autoencoder, Settings, Window
-from lte_model.training.autoencoder import (
-    DESCRIPTION_FILE,
-    VECTORS_FILE,
-    Bags,
-    Encoder,
-    Events,
-    encoder_cases,
-    fit_encoder,
-    read_events,
-)
+from lte_model.training.autoencoder import Encoder, fit_encoder
+from lte_model.training.encoder_cases import Bags, Events, encoder_cases, read_events
+from lte_model.training.encoder_files import DESCRIPTION_FILE, VECTORS_FILE
 from lte_model.warehouse.catalogue import basis_in_force, read_catalogue
 from lte_model.warehouse.reading import Tables
 from tests.lte_model.small_shop import TRAINING_DATE, write_table

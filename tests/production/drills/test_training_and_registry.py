@@ -14,9 +14,9 @@ from mlflow.tracking import MlflowClient
 
 from lte_model.ranker.saved import WEIGHTS_FILE
 from lte_model.registry import gate, promotion
-from lte_model.registry.versions import CHALLENGER, PREVIOUS, register
+from lte_model.registry.versions import register
 from lte_model.tracking import runs
-from lte_model.tracking.lineage import CHAMPION
+from lte_model.tracking.lineage import CHALLENGER, CHAMPION, ON_RECORD, PREVIOUS
 from lte_model.training.checkpoints import CHECKPOINT_FILE, MODEL_DIRECTORY, read_result, side_directory
 from lte_model.training.train import train
 from tests.lte_model.registered import FEBRUARY, JANUARY, aliases, trained
@@ -157,7 +157,7 @@ def test_mlflow_goes_down_at_any_request_of_a_promotion(on_server, trackable, ou
         trackable.heal()
         client.set_registered_model_alias(name, CHAMPION, "1")
         client.delete_registered_model_alias(name, PREVIOUS)
-        client.set_registered_model_tag(name, promotion.ON_RECORD, "1")
+        client.set_registered_model_tag(name, ON_RECORD, "1")
 
     def promote():
         promotion.promote(on_server, "2", "1")
