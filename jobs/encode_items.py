@@ -48,8 +48,9 @@ class EncoderFile:
 
 
 def read_encoder(settings: Settings, basis_id: str, fitted_on: datetime.date) -> EncoderFile:
-    """The encoder of a date in a basis. Raises `LTEError` where a file is missing or damaged, is of another date, or has
-    vectors off the grid.
+    """The encoder of a date in a basis.
+
+    Raises `LTEError` where a file is missing or damaged, is of another date, or has vectors off the grid.
     """
     directory = encoder_directory(settings, basis_id, fitted_on)
     again = f"run python -m lte_model.training.autoencoder --date {fitted_on} --basis {basis_id}"
@@ -107,8 +108,8 @@ def encode_items(
 ) -> list[tuple[EncoderFile, bool]]:
     """Runs the job for one basis ("": that of the settings).
 
-    Returns the encoder of each date, and whether it was written now. Raises `LTEError` for an encoder that can't be used, and for another one than the table holds of its date. All are
-    looked at before the first is written.
+    Returns the encoder of each date, and whether it was written now. Raises `LTEError` for an encoder that can't be
+    used, and for another one than the table holds of its date. All are looked at before the first is written.
     """
     vectors = load_vectors(warehouse, basis_in_force(warehouse, basis_id))
     encoders = [read_encoder(warehouse.settings, vectors.basis_id, date) for date in dates]
@@ -137,8 +138,8 @@ def _is_there(warehouse: Warehouse, encoder: EncoderFile) -> bool:
     ):
         raise LTEError(
             f"table item_encodings holds encoder {held} of {encoder.fitted_on}, and the files have "
-            f"{encoder.encoder_id} with other vectors: snapshots may have been made with the first, so that it is never replaced. Fit an "
-            "encoder of a later date"
+            f"{encoder.encoder_id} with other vectors: snapshots may have been made with the first, so that it is "
+            "never replaced. Fit an encoder of a later date"
         )
     return True
 

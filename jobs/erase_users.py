@@ -2,7 +2,7 @@
 
     python -m jobs.erase_users --users FILE                   everything, in the order below
     python -m jobs.erase_users --users FILE --table events    one table
-    python -m jobs.erase_users --users FILE --files reports   reports and their copies in MLflow; data_docs; online_store
+    python -m jobs.erase_users --users FILE --files reports   reports, their copies in MLflow; data_docs; online_store
     python -m jobs.erase_users --models                       lists the models that past erasures concern
 
 FILE has a user id per line, UTF-8; space around an id is no part of it, as in the feed. For each table that can name

@@ -2,8 +2,8 @@
 
 Where a basis of the same encoder, dimensions and text template is registered, nothing happens: a basis is frozen, and
 another one would make every item embedding and every LTE anew. `--refit` registers another one beside it, and
-`--dimensions` and `--text-template` one of another make than the settings say. How a new basis takes the place of an old
-one: `python -m lte_model.registry.basis_change status`.
+`--dimensions` and `--text-template` one of another make than the settings say. How a new basis takes the place of an
+old one: `python -m lte_model.registry.basis_change status`.
 """
 
 import datetime

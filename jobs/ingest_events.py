@@ -23,7 +23,7 @@ from jobs.feeds.accounts import (
     with_missing_days,
     write_feed,
 )
-from jobs.feeds.sources import (
+from jobs.feeds.columns import (
     CORRUPT,
     FILE_DAY,
     NUMBER,
@@ -34,16 +34,15 @@ from jobs.feeds.sources import (
     not_a,
     number,
     optional,
-    read_source,
-    reading,
     require_columns,
     text,
     time,
     unfit_id,
 )
+from jobs.feeds.sources import read_source, reading
 from jobs.spark.session import spark_session
 from jobs.spark.warehouse import Warehouse, sql_date
-from lte_model.command_line import JobParser, run
+from lte_model.command_line import CommandParser, run
 from lte_model.domain.windows import ONE_DAY, Interval, parse_date
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
@@ -125,7 +124,8 @@ def ingest_events(warehouse: Warehouse, settings: Settings, days: Interval) -> F
 
 
 def main() -> None:
-    parser = JobParser(__doc__, "the snapshot date that these events are for")
+    """Reads the command line and runs the job."""
+    parser = CommandParser(__doc__, "the snapshot date that these events are for")
     parser.add_argument("--since", help="ingest every day from this one up to --date")
     arguments, settings, date = parser.read()
     days = days_known(date, parse_date(arguments.since) if arguments.since else None)

@@ -23,7 +23,7 @@ from jobs.feeds.accounts import (
     first_reason,
     write_feed,
 )
-from jobs.feeds.sources import (
+from jobs.feeds.columns import (
     CORRUPT,
     NUMBER,
     SOURCE_FILE,
@@ -32,15 +32,14 @@ from jobs.feeds.sources import (
     day,
     not_a,
     number,
-    read_source,
-    reading,
     require_columns,
     text,
     unfit_id,
 )
+from jobs.feeds.sources import read_source, reading
 from jobs.spark.session import spark_session
 from jobs.spark.warehouse import Warehouse
-from lte_model.command_line import JobParser, run
+from lte_model.command_line import CommandParser, run
 from lte_model.domain.basis import CONTENT_COLUMNS
 from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
@@ -122,7 +121,8 @@ def ingest_items(warehouse: Warehouse, settings: Settings, date: datetime.date) 
 
 
 def main() -> None:
-    _, settings, date = JobParser(__doc__, "the snapshot date that these items are for").read()
+    """Reads the command line and runs the job."""
+    _, settings, date = CommandParser(__doc__, "the snapshot date that these items are for").read()
     with spark_session(settings, "ingest_items", date) as spark:
         account = ingest_items(Warehouse(spark, settings), settings, date)
     print(f"items known before {date}: {account}")

@@ -5,9 +5,9 @@
 2. **What they did:** outcomes from a user's first exposure to the end of the period; a user without any counts as 0.
 3. **What they did before:** the outcomes of as many days before the period, which CUPED takes as its covariate.
 
-Of each variant, metric and day the table gets what the day added to n, Σy, Σy², Σx, Σx², Σxy (lte_model/online_test/statistics.py
-reads them): the sums up to a day are those of a test that ended then. No row names a user. Sums are whole numbers, of
-1/10,000 of a metric's unit, so that any order gives the same.
+Of each variant, metric and day the table gets what the day added to n, Σy, Σy², Σx, Σx², Σxy, for
+lte_model/online_test/statistics.py to read: the sums up to a day are those of a test that ended then. No row names a
+user. Sums are whole numbers, of 1/10,000 of a metric's unit, so that any order gives the same.
 
 Every row of both feeds is in `test_accounts`, under what became of it.
 
@@ -24,150 +24,36 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame, Row, Window
 from pyspark.sql import functions as F
 
-from jobs.feeds.accounts import first_reason
-from jobs.feeds.sources import (
-    CORRUPT,
-    FILE_DAY,
-    NUMBER,
-    SOURCE_FILE,
-    TEXT,
-    TIME,
-    number,
-    optional,
-    quoted,
-    read_source,
-    reading,
-    require_columns,
-    text,
-    time,
+from jobs.feeds.online_test import (
+    BEFORE,
+    EXPOSURES,
+    FATE,
+    FIRST,
+    IN_TEST,
+    OUTCOMES,
+    days_before,
+    exposures_by_fate,
+    outcomes_by_fate,
+    read_exposures,
+    read_outcomes,
+    rehearsed_exposures,
 )
+from jobs.feeds.sources import reading
 from jobs.spark.session import spark_session
 from jobs.spark.warehouse import Warehouse, sql_date, sql_text
-from lte_model.command_line import JobParser, run
+from lte_model.command_line import CommandParser, run
 from lte_model.domain.windows import Interval, parse_date
 from lte_model.errors import LTEError
-from lte_model.online_test.statistics import CONTROL, REHEARSED, UNIT, parse_test_name
+from lte_model.online_test.statistics import parse_test_name
 from lte_model.warehouse.tables import TEST_ACCOUNTS, TEST_MEASUREMENTS
-
-EXPOSURES, OUTCOMES = "exposures", "outcomes"
-FATE = "fate"
-"""What became of a row. The three that are part of the test:"""
-FIRST, IN_TEST, BEFORE = "first exposure", "in the test", "in the days before the test"
-
-LARGEST = 1e10
-"""A metric of one row lies below it: sums of squares of whole units then stay within DECIMAL(38)."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTest:
     """What a run of the job counted: users by variant, and rows and users by feed and fate."""
 
     users: dict[str, int]
     accounts: dict[tuple[str, str], tuple[int, int]]
-
-
-def days_before(period: Interval) -> Interval:
-    """As many days before the period."""
-    return Interval(period.start - datetime.timedelta(days=period.days), period.start)
-
-
-def exposures_by_fate(feed: DataFrame, test: str, period: Interval) -> DataFrame:
-    """(user_id, variant, exposed_ts, fate) of every row of the exposures' feed."""
-    exposed_ts = time(feed, "exposure_ts")
-    of_test = text(feed, "test")
-    wrong = [
-        (F.col(CORRUPT).isNotNull(), "the line cannot be taken apart"),
-        (text(feed, "user_id").isNull(), "user_id is missing"),
-        (text(feed, "variant").isNull(), "variant is missing"),
-        (exposed_ts.isNull(), "exposure_ts is not a time"),
-        (exposed_ts >= _midnight(period.end), "after the period"),
-    ]
-    if "test" in feed.columns:
-        wrong = [(of_test.isNull(), "test is missing"), (of_test != test, "of another test"), *wrong]
-    rows = feed.select(
-        text(feed, "user_id").alias("user_id"),
-        text(feed, "variant").alias("variant"),
-        exposed_ts.alias("exposed_ts"),
-        first_reason(*wrong).alias("wrong"),
-    )
-    # The rows of a user that are of the test; of equal times any is the first, for they are of one variant.
-    mine = Window.partitionBy("user_id", F.col("wrong").isNull())
-    variants, first = F.size(F.collect_set("variant").over(mine)), F.min("exposed_ts").over(mine)
-    return rows.select(
-        "user_id",
-        "variant",
-        "exposed_ts",
-        F.coalesce(
-            "wrong",
-            F.when(first < _midnight(period.start), "of a user exposed before the period"),
-            F.when(variants > 1, "of a user of several variants"),
-            F.when(F.row_number().over(mine.orderBy("exposed_ts")) == 1, FIRST),
-            F.lit("later exposure"),
-        ).alias(FATE),
-    )
-
-
-def rehearsed_exposures(outcomes: DataFrame, test: str, period: Interval) -> DataFrame:
-    """The exposures of a rehearsal: each user of an outcome in the period is exposed by the first."""
-    whole = outcomes.where(F.col(CORRUPT).isNull())
-    rows = whole.select(text(whole, "user_id").alias("user_id"), time(whole, "outcome_ts").alias("exposed_ts"))
-    again = F.pmod(F.xxhash64("user_id", F.lit(test)), F.lit(2)) == 1
-    return (
-        rows.where(_within("exposed_ts", period) & F.col("user_id").isNotNull())
-        .groupBy("user_id")
-        .agg(F.min("exposed_ts").alias("exposed_ts"))
-        .select("user_id", F.when(again, REHEARSED).otherwise(CONTROL).alias("variant"), "exposed_ts", _as(FIRST))
-    )
-
-
-def outcomes_by_fate(feed: DataFrame, exposures: DataFrame, metrics: Sequence[str], period: Interval) -> DataFrame:
-    """(user_id, variant, exposed_ts, outcome_ts, each metric in whole units, fate) of every row of the outcomes' feed.
-
-    A metric that is missing in a row is 0. A row that equals another in every column is taken once.
-    """
-    columns = [quoted(name) for name in feed.columns if name not in (SOURCE_FILE, FILE_DAY)]
-    distinct = feed.groupBy(*columns).agg(F.count("*").alias("copies"))
-    outcome_ts = time(distinct, "outcome_ts")
-    both = Interval(days_before(period).start, period.end)
-    wrong = [
-        (F.col(CORRUPT).isNotNull(), "the line cannot be taken apart"),
-        (text(distinct, "user_id").isNull(), "user_id is missing"),
-        (outcome_ts.isNull(), "outcome_ts is not a time"),
-    ]
-    for metric in metrics:
-        value = number(distinct, metric)
-        usable = value.isNotNull() & (F.abs(value) < LARGEST)  # NaN is greater than any number
-        wrong.append(
-            (optional(distinct, metric).isNotNull() & ~usable, f"{metric} is not a number below {LARGEST:.0e}")
-        )
-    wrong.append((~_within(outcome_ts, both), "outside the period and the days before it"))
-    rows = distinct.select(
-        text(distinct, "user_id").alias("user_id"),
-        outcome_ts.alias("outcome_ts"),
-        *[F.coalesce(_whole_units(number(distinct, metric)), F.lit(0)).alias(metric) for metric in metrics],
-        "copies",
-        first_reason(*wrong).alias("wrong"),
-    )
-    known = (
-        rows.join(exposures.where(F.col(FATE) == FIRST).drop(FATE), "user_id", "left")
-        .withColumn(
-            FATE,
-            F.coalesce(
-                "wrong",
-                F.when(F.col("variant").isNull(), "of a user who is not in the test"),
-                F.when(F.col("outcome_ts") < _midnight(period.start), BEFORE),
-                F.when(F.col("outcome_ts") < F.col("exposed_ts"), "before the first exposure"),
-                F.lit(IN_TEST),
-            ),
-        )
-        .drop("wrong")
-    )
-    copies = known.where("copies > 1").select(
-        *[name for name in known.columns if name not in ("copies", FATE)],
-        F.explode(F.sequence(F.lit(2).cast("bigint"), F.col("copies"))).alias("copies"),
-        _as("exact duplicate"),
-    )
-    return known.unionByName(copies).drop("copies")
 
 
 def measurements(exposures: DataFrame, outcomes: DataFrame, metrics: Sequence[str]) -> DataFrame:
@@ -230,19 +116,19 @@ def measurements(exposures: DataFrame, outcomes: DataFrame, metrics: Sequence[st
 
 def measure_test(
     warehouse: Warehouse, date: datetime.date, test: str, period: Interval, rehearse: bool = False
-) -> Measured:
+) -> MeasuredTest:
     """Runs the job: writes the rows of the test and the date. Raises `LTEError` where nothing can be compared.
 
     That is a period that has not ended by `date`, fewer than two variants, and outcomes of nobody in the test.
     """
     require_period(period, date)
     metrics = warehouse.settings.online_test.metrics
-    outcomes_feed = _read_outcomes(warehouse, metrics, Interval(days_before(period).start, date))
+    outcomes_feed = read_outcomes(warehouse, metrics, Interval(days_before(period).start, date))
     if rehearse:
         source, exposures = warehouse.settings.sources.outcomes, rehearsed_exposures(outcomes_feed, test, period)
     else:
         source = warehouse.settings.sources.exposures
-        exposures = exposures_by_fate(_read_exposures(warehouse, Interval(period.start, date)), test, period)
+        exposures = exposures_by_fate(read_exposures(warehouse, Interval(period.start, date)), test, period)
     with _cached(exposures), reading(source):
         accounts = _account(EXPOSURES, exposures)
         counted = exposures.where(F.col(FATE) == FIRST).groupBy("variant").count().orderBy("variant")
@@ -264,7 +150,7 @@ def measure_test(
             accounts |= of_outcomes
             rows = measurements(exposures, outcomes, metrics).collect()
     _write(warehouse, date, test, period, rows, accounts)
-    return Measured(users, accounts)
+    return MeasuredTest(users, accounts)
 
 
 @contextmanager
@@ -283,22 +169,6 @@ def require_period(period: Interval, date: datetime.date) -> None:
         raise LTEError(f"the period {period} has no day; give --from before --to")
     if period.end > date:
         raise LTEError(f"the period {period} of the test isn't over on --date {date}; give --to {date} at most")
-
-
-def _read_exposures(warehouse: Warehouse, days: Interval) -> DataFrame:
-    source = warehouse.settings.sources.exposures
-    types = {"user_id": TEXT, "variant": TEXT, "exposure_ts": TIME, "test": TEXT}
-    feed = read_source(warehouse.spark, source, days, types)
-    require_columns(feed, source, types, ("user_id", "variant", "exposure_ts"))
-    return feed
-
-
-def _read_outcomes(warehouse: Warehouse, metrics: Sequence[str], days: Interval) -> DataFrame:
-    source = warehouse.settings.sources.outcomes
-    types = {"user_id": TEXT, "outcome_ts": TIME, **dict.fromkeys(metrics, NUMBER)}
-    feed = read_source(warehouse.spark, source, days, types)
-    require_columns(feed, source, types, ("user_id", "outcome_ts", *metrics))
-    return feed
 
 
 def _account(feed: str, rows: DataFrame) -> dict[tuple[str, str], tuple[int, int]]:
@@ -333,30 +203,13 @@ def _in_words(accounts: dict[tuple[str, str], tuple[int, int]]) -> str:
     return ", ".join(f"{rows:,} {fate}" for (_, fate), (rows, _) in accounts.items())
 
 
-def _as(fate: str) -> Column:
-    return F.lit(fate).alias(FATE)
-
-
-def _midnight(day: datetime.date) -> Column:
-    return F.lit(day).cast("timestamp")
-
-
-def _within(at: Column | str, days: Interval) -> Column:
-    at = F.col(at) if isinstance(at, str) else at
-    return (at >= _midnight(days.start)) & (at < _midnight(days.end))
-
-
-def _whole_units(value: Column) -> Column:
-    return F.when(F.abs(value) < LARGEST, F.round(value * UNIT).cast("bigint"))
-
-
 def _product(one: Column | str, other: Column | str) -> Column:
     """Of two whole numbers, beyond the reach of BIGINT."""
     one, other = (F.col(side) if isinstance(side, str) else side for side in (one, other))
     return one.cast("decimal(19, 0)") * other.cast("decimal(19, 0)")
 
 
-def describe(test: str, period: Interval, measured: Measured) -> list[str]:
+def describe(test: str, period: Interval, measured: MeasuredTest) -> list[str]:
     """What was measured, as lines for a person."""
     users = ", ".join(f"{variant} {number:,}" for variant, number in measured.users.items())
     lines = [f"test {test} over {period}: users of {users}"]
@@ -367,7 +220,8 @@ def describe(test: str, period: Interval, measured: Measured) -> list[str]:
 
 
 def main() -> None:
-    parser = JobParser(__doc__, "the date of the read-out; the test's period ends on it or before")
+    """Reads the command line and runs the job."""
+    parser = CommandParser(__doc__, "the date of the read-out; the test's period ends on it or before")
     parser.add_argument("--test", required=True, help="the name of the test")
     parser.add_argument("--from", dest="start", required=True, help="the first day of the test")
     parser.add_argument("--to", dest="end", required=True, help="the day after its last day")

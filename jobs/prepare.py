@@ -5,7 +5,6 @@ a JVM need not find, parse and verify them again at each start; it is recorded f
 """
 
 import datetime
-import os
 import shutil
 import subprocess
 import sys

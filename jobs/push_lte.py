@@ -1,4 +1,4 @@
-"""Brings the online store to the LTEs of `--date` that are live, for services that read a user's vector in milliseconds.
+"""Brings the online store to the live LTEs of `--date`, for services that read a user's vector in milliseconds.
 
     lock ─► what does the store hold? ─► note what is coming ─► write rows, remove users ─► note that it is done
 

@@ -8,8 +8,8 @@ Refused while an alias of the registry reads the basis, or the settings name it 
 
 What readers find goes first, and what it is made of last, so that a run after a kill finds the rest. The row of
 `semantic_bases` stays: a basis is frozen, and named in [basis] of the settings again it gives the same vectors again.
-What tells of the past stays too: `lte_monitoring`, `lte_audits`, `training_set`, `recommendations`. Files leave the disk
-with `jobs.maintain_tables`, but for those of a version that a registered model names.
+What tells of the past stays too: `lte_monitoring`, `lte_audits`, `training_set`, `recommendations`. Files leave the
+disk with `jobs.maintain_tables`, but for those of a version that a registered model names.
 """
 
 from delta.tables import DeltaTable

@@ -119,8 +119,8 @@ def users_of(
 ) -> DataFrame:
     """What a ranker reads of each user on `date`: the columns of lte_model/serving/pyfunc.py.
 
-    A column is null where there is nothing. `with_seen` adds the user's `seen_items`. `items` (item_id, item_known_date) are those with a vector; `ltes` has the rows of the date by representation, in
-    the model's order.
+    A column is null where there is nothing. `with_seen` adds the user's `seen_items`. `items` (item_id,
+    item_known_date) are those with a vector; `ltes` has the rows of the date by representation, in the model's order.
     """
     start = lte_window(date, window.lag_days, window.window_days).start
     # On the days alone, so that files without any of them are never opened.

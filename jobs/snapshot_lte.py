@@ -35,9 +35,8 @@ from jobs.recipes.recipe import Recipe, recipes
 from jobs.recipes.weighted import run_weighted
 from jobs.spark.session import spark_session
 from jobs.spark.warehouse import Warehouse, dated
-from lte_model.command_line import JobParser, asked_bases, asked_representations, run
+from lte_model.command_line import CommandParser, asked_bases, asked_representations, run
 from lte_model.domain.representations import require_distinct
-from lte_model.domain.windows import parse_run_date
 from lte_model.errors import LTEError
 from lte_model.settings import Settings, Window
 from lte_model.warehouse.tables import EVENTS, INGESTED_DAYS, LTE_SNAPSHOTS, SNAPSHOT_ACCOUNTS
@@ -46,7 +45,8 @@ from lte_model.warehouse.tables import EVENTS, INGESTED_DAYS, LTE_SNAPSHOTS, SNA
 @dataclass(frozen=True)
 class SnapshotAccount:
     """A snapshot that was made: from that of `made_from`, or from all events of its window where that is None; with
-    the item vectors of an encoder, or of the basis where `encoder_id` is None."""
+    the item vectors of an encoder, or of the basis where `encoder_id` is None.
+    """
 
     representation: str
     snapshot_date: datetime.date
@@ -75,7 +75,7 @@ def snapshot_lte(
     # All of them first: a date without an encoder is found before anything is written.
     due = [part for name in names for part in recipes(warehouse, basis_id, name, sorted(set(dates))).items()]
     vectors = load_vectors(warehouse, basis_id)
-    inputs = read_inputs(warehouse, vectors.catalogue, basis_id)
+    inputs = read_inputs(warehouse, vectors.index, basis_id)
     accounts = []
     for recipe, its_dates in due:
         if recipe.kind.exact:
@@ -106,7 +106,7 @@ def _by_the_engine(
         base = list_files(warehouse.path(LTE_SNAPSHOTS)).of(recipe.partition(calendar.dates[calendar.base]))
     if recipe.encoder:
         vectors = with_encoder(warehouse, vectors, recipe.encoder)
-    files, condition = needed(events, calendar, vectors.catalogue)
+    files, condition = needed(events, calendar, vectors.index)
     rows = run_engine(warehouse.spark, files, condition, base, vectors, calendar)
     return write_snapshots(warehouse, rows, calendar, recipe, inputs, events.version)
 
@@ -146,7 +146,7 @@ def _possible_bases(warehouse: Warehouse, recipe: Recipe) -> dict[datetime.date,
     return {date: inputs for date, inputs in there.items() if used.get(date) == recipe.encoder.encoder_id}
 
 
-def read_inputs(warehouse: Warehouse, catalogue: ItemIndex, basis_id: str) -> Inputs:
+def read_inputs(warehouse: Warehouse, index: ItemIndex, basis_id: str) -> Inputs:
     """The accounts of the events that are there, and the items with a vector."""
     warehouse.require(EVENTS, INGESTED_DAYS)
     accounts = (
@@ -156,7 +156,7 @@ def read_inputs(warehouse: Warehouse, catalogue: ItemIndex, basis_id: str) -> In
         .sort("known_date")
         .collect()
     )
-    return Inputs(basis_id, accounts, catalogue)
+    return Inputs(basis_id, accounts, index)
 
 
 def snapshots_there(warehouse: Warehouse, basis_id: str, representation: str) -> dict[datetime.date, str]:
@@ -213,16 +213,18 @@ def write_snapshots(
     return accounts
 
 
-def due_of_training(
-    settings: Settings, date: datetime.date, names: Sequence[str]
-) -> list[tuple[str, Sequence[datetime.date], Sequence[str]]]:
-    """(basis, dates, representations) of what the training of `date` reads.
+Due = tuple[str, Sequence[datetime.date], Sequence[str]]
+"""(basis, dates, representations) of snapshots to make."""
 
-    In a basis beside nothing is trained. Of it are read the test users' LTEs, by the models of an alias that the new one is
-    compared with; a basis that nobody reads stops no training. Raises `LTEError` where MLflow doesn't answer.
+
+def due_of_training(settings: Settings, date: datetime.date, names: Sequence[str]) -> list[Due]:
+    """The snapshots that the training of `date` reads.
+
+    In a basis beside nothing is trained. Of it are read the test users' LTEs, by the models of an alias that the new
+    one is compared with; a basis that nobody reads stops no training. Raises `LTEError` where MLflow doesn't answer.
     """
     dates = settings.training_set.dates(date)
-    due = [(settings.basis.basis_id, dates.snapshot_dates, names)]
+    due: list[Due] = [(settings.basis.basis_id, dates.snapshot_dates, names)]
     for beside in settings.basis.beside:
         from lte_model.registry.in_force import representations_read  # MLflow takes seconds to import
 
@@ -232,7 +234,8 @@ def due_of_training(
 
 
 def main() -> None:
-    parser = JobParser(__doc__, "the snapshot date", ranges=True)
+    """Reads the command line and runs the job."""
+    parser = CommandParser(__doc__, "the snapshot date", ranges=True)
     parser.add_argument(
         "--anchors",
         action="store_true",
@@ -247,10 +250,10 @@ def main() -> None:
         raise LTEError("--anchors are those of one training; give --date, not a range")
     names = asked_representations(arguments, settings)
     if arguments.anchors:
-        dates = settings.training_set.dates(parse_run_date(arguments.date)).snapshot_dates
-    due = [(basis_id, dates, names) for basis_id in asked_bases(arguments, settings)]
+        dates = settings.training_set.dates(arguments.date).snapshot_dates
+    due: list[Due] = [(basis_id, dates, names) for basis_id in asked_bases(arguments, settings)]
     if arguments.anchors and not arguments.bases:
-        due = due_of_training(settings, parse_run_date(arguments.date), names)
+        due = due_of_training(settings, arguments.date, names)
     with spark_session(settings, "snapshot_lte", *dates) as spark:
         for basis_id, its_dates, its_names in due:
             for account in snapshot_lte(Warehouse(spark, settings), its_dates, arguments.full, its_names, basis_id):

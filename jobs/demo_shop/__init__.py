@@ -3,7 +3,7 @@
 It makes the two feeds that the pipeline ingests, `events.parquet` and `items.parquet`, and the truth behind them,
 `truth.parquet` and `planted.json`: who has which taste, and how much of each kind of dirt the feed contains.
 
-    catalogue   items by an attribute grammar, and the shelves from which an item is drawn
+    assortment  items by an attribute grammar, and the shelves from which an item is drawn
     shoppers    tastes, how they drift, and when each user is there
     browsing    sessions with short intents → events, without dirt
     feed        dirt, the order in which the feed arrives, the files
@@ -11,8 +11,3 @@ It makes the two feeds that the pipeline ingests, `events.parquet` and `items.pa
 Same spec, same bytes: every random number is a pure function of seed, purpose and what it is for (`randomness`).
 No Spark: numpy and pyarrow alone.
 """
-
-from jobs.demo_shop.feed import Planted, write_demo_shop
-from jobs.demo_shop.spec import ShopSpec
-
-__all__ = ["Planted", "ShopSpec", "write_demo_shop"]

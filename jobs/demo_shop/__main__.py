@@ -4,11 +4,13 @@ import argparse
 import time
 from pathlib import Path
 
-from jobs.demo_shop import ShopSpec, write_demo_shop
+from jobs.demo_shop.feed import write_demo_shop
+from jobs.demo_shop.spec import ShopSpec
 from lte_model.command_line import run
 
 
 def main() -> None:
+    """Reads the command line and runs the command."""
     parser = argparse.ArgumentParser(prog="python -m jobs.demo_shop", description=__doc__)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the feeds and their truth")
     parser.add_argument("--users", required=True, type=int, metavar="N")

@@ -17,7 +17,7 @@ from enum import IntEnum
 import numpy as np
 
 from jobs.demo_shop import randomness
-from jobs.demo_shop.catalogue import WHOLE_SHOP, Catalogue, category_shelf
+from jobs.demo_shop.assortment import WHOLE_SHOP, Assortment, category_shelf
 from jobs.demo_shop.shoppers import DEMAND, Shoppers, Taste, draw_facet
 from jobs.demo_shop.spec import BOT_NIGHTS, BOT_SECONDS, DAYS, SEASON_OF_DAY, SECONDS_OF_DAY, ShopSpec
 
@@ -25,6 +25,8 @@ EVENT_TYPES = ("view", "cart", "purchase")
 
 
 class EventType(IntEnum):
+    """What a shopper does with an item."""
+
     VIEW = 0
     CART = 1
     PURCHASE = 2
@@ -57,7 +59,7 @@ _INTENT_KEYS, _SESSION_KEYS, _EVENT_KEYS = 4, 5, 6
 
 
 @dataclass(frozen=True)
-class Events:
+class ShopEvents:
     """n events as columns: user, item, second (since START, int32), type (code of `EVENT_TYPES`), quantity (0: none).
 
     Ordered by user, then second; a user's seconds are all different, so that no two rows are alike by accident.
@@ -75,7 +77,7 @@ def event_keys(shoppers: Shoppers, user: np.ndarray, number: np.ndarray) -> np.n
     return randomness.extend(randomness.extend(shoppers.keys, _EVENT_KEYS)[user], number)
 
 
-def browse(catalogue: Catalogue, shoppers: Shoppers, first: int, end: int) -> Events:
+def browse(assortment: Assortment, shoppers: Shoppers, first: int, end: int) -> ShopEvents:
     """The events of the users [first, end)."""
     counts = shoppers.events[first:end]
     user = np.repeat(np.arange(first, end), counts)
@@ -89,7 +91,7 @@ def browse(catalogue: Catalogue, shoppers: Shoppers, first: int, end: int) -> Ev
     session_user = user[opens_session]
     session_second = _session_seconds(shoppers, session_user, first)
     session_day = session_second // SECONDS_OF_DAY
-    intent = _intent_shelves(catalogue, shoppers, session_user, session_day)
+    intent = _intent_shelves(assortment, shoppers, session_user, session_day)
 
     day = session_day[session]
     shelf = intent[session]
@@ -98,7 +100,7 @@ def browse(catalogue: Catalogue, shoppers: Shoppers, first: int, end: int) -> Ev
     by_popularity = (source >= FROM_INTENT) & ~by_taste
     shelf[by_taste] = shoppers.taste_shelf(user[by_taste], day[by_taste], state[by_taste])
     shelf[by_popularity] = _season_shelf(day[by_popularity], state[by_popularity])
-    item = catalogue.shelves.draw(shelf, day, randomness.uniform(state, "item"))
+    item = assortment.shelves.draw(shelf, day, randomness.uniform(state, "item"))
 
     same_item = ~opens_session & (randomness.uniform(state, "same item") < SAME_ITEM)
     earlier_item = ~same_item & (number > 0) & (randomness.uniform(state, "earlier item") < EARLIER_ITEM)
@@ -118,7 +120,7 @@ def browse(catalogue: Catalogue, shoppers: Shoppers, first: int, end: int) -> Ev
     pause = np.where(opens_session, 0, 5 + randomness.whole(state, "pause", 150))
     waited = np.cumsum(pause)
     second = session_second[session] + waited - waited[np.flatnonzero(opens_session)][session]
-    return Events(
+    return ShopEvents(
         user=user.astype(np.int32),
         item=item.astype(np.int32),
         second=_all_different(second, user - first, np.repeat(last_row, counts)).astype(np.int32),
@@ -127,7 +129,7 @@ def browse(catalogue: Catalogue, shoppers: Shoppers, first: int, end: int) -> Ev
     )
 
 
-def crawl(spec: ShopSpec, catalogue: Catalogue) -> Events:
+def crawl(spec: ShopSpec, assortment: Assortment) -> ShopEvents:
     """The bot's events: through what is on sale, item by item, on nights spread evenly over the two years."""
     row = np.arange(spec.bot_events)
     night = row * BOT_NIGHTS // max(spec.bot_events, 1)
@@ -135,8 +137,8 @@ def crawl(spec: ShopSpec, catalogue: Catalogue) -> Events:
     per_night = -(-spec.bot_events // BOT_NIGHTS)
     day = 1 + night * (DAYS - 1) // BOT_NIGHTS
     second = day * SECONDS_OF_DAY + 2 * 3600 + place * BOT_SECONDS // max(per_night, 1)
-    item = catalogue.shelves.items[place % catalogue.shelves.available[WHOLE_SHOP, day]]
-    return Events(
+    item = assortment.shelves.items[place % assortment.shelves.available[WHOLE_SHOP, day]]
+    return ShopEvents(
         user=np.full(len(row), spec.users, dtype=np.int32),
         item=item.astype(np.int32),
         second=second.astype(np.int32),
@@ -156,7 +158,9 @@ def _session_seconds(shoppers: Shoppers, session_user: np.ndarray, first: int) -
     return np.sort(second + of_user) - of_user
 
 
-def _intent_shelves(catalogue: Catalogue, shoppers: Shoppers, session_user: np.ndarray, day: np.ndarray) -> np.ndarray:
+def _intent_shelves(
+    assortment: Assortment, shoppers: Shoppers, session_user: np.ndarray, day: np.ndarray
+) -> np.ndarray:
     """(sessions,) the shelf of each session's intent."""
     row = np.arange(len(session_user))
     number = row - np.searchsorted(session_user, session_user)
@@ -168,8 +172,8 @@ def _intent_shelves(catalogue: Catalogue, shoppers: Shoppers, session_user: np.n
         shoppers.taste[session_user] != Taste.NONE
     )
     wish[by_taste] = shoppers.taste_shelf(session_user[by_taste], day[by_taste], state[by_taste])
-    like = catalogue.shelves.draw(wish, day, randomness.uniform(state, "like this item"))
-    shelf = catalogue.facet_shelf_of(like, draw_facet(state, "intent facet"))
+    like = assortment.shelves.draw(wish, day, randomness.uniform(state, "like this item"))
+    shelf = assortment.facet_shelf_of(like, draw_facet(state, "intent facet"))
     return shelf[np.maximum.accumulate(np.where(goes_on, 0, row))]
 
 

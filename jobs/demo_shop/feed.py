@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.demo_shop import randomness
-from jobs.demo_shop.browsing import EVENT_TYPES, Events, EventType, browse, crawl, event_keys
-from jobs.demo_shop.catalogue import Catalogue, items_table, make_catalogue
+from jobs.demo_shop.assortment import Assortment, items_table, make_assortment
+from jobs.demo_shop.browsing import EVENT_TYPES, EventType, ShopEvents, browse, crawl, event_keys
 from jobs.demo_shop.shoppers import Shoppers, Taste, make_shoppers, truth_table
 from jobs.demo_shop.spec import DAYS, SALE_OF_DAY, SECONDS_OF_DAY, START, ShopSpec, item_id, user_id
 from lte_model.errors import LTEError
@@ -84,7 +84,6 @@ class Planted:
     without_taste: int
     first_event_date: str
     last_event_date: str
-    last_known_date: str
     reused: bool = False
     """Whether the folder held this shop already. It isn't recorded."""
 
@@ -100,19 +99,19 @@ def write_demo_shop(spec: ShopSpec, folder: str | os.PathLike, users_at_a_time: 
     if found is not None:
         return found
     _record(spec, folder, None)
-    catalogue, shoppers = make_catalogue(spec), make_shoppers(spec)
-    rows = _make_rows(spec, catalogue, shoppers, users_at_a_time)
+    assortment, shoppers = make_assortment(spec), make_shoppers(spec)
+    rows = _make_rows(spec, assortment, shoppers, users_at_a_time)
     rows.leave_clean_what_would_be_alike()
     planted = _count(spec, shoppers, rows)
-    pq.write_table(items_table(catalogue), folder / "items.parquet")
+    pq.write_table(items_table(assortment), folder / "items.parquet")
     pq.write_table(truth_table(shoppers), folder / "truth.parquet")
-    _write_events(spec, catalogue, rows, folder / "events.parquet")
+    _write_events(spec, assortment, rows, folder / "events.parquet")
     _record(spec, folder, planted)
     return planted
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _FeedRows:
     """The feed's n rows as columns, ordered by user; a duplicated row stands here once. 16 bytes each.
 
     `variant` tells which text a broken timestamp has, by how many days a late row is late, and whether what is
@@ -128,7 +127,7 @@ class _Rows:
     variant: np.ndarray
 
     @classmethod
-    def empty(cls, count: int) -> "_Rows":
+    def empty(cls, count: int) -> "_FeedRows":
         wide, narrow = (3, np.int32), (4, np.int8)
         return cls(*(np.zeros(count, dtype) for columns, dtype in (wide, narrow) for _ in range(columns)))
 
@@ -150,28 +149,28 @@ class _Rows:
             self.dirt[np.delete(dirty, first)] = Dirt.CLEAN
 
 
-def _make_rows(spec: ShopSpec, catalogue: Catalogue, shoppers: Shoppers, users_at_a_time: int) -> _Rows:
+def _make_rows(spec: ShopSpec, assortment: Assortment, shoppers: Shoppers, users_at_a_time: int) -> _FeedRows:
     of_users = int(shoppers.events.sum())
-    rows = _Rows.empty(of_users + spec.bot_events)
+    rows = _FeedRows.empty(of_users + spec.bot_events)
     begin = 0
     for first in range(0, spec.users, users_at_a_time):
         end = min(first + users_at_a_time, spec.users)
-        events = browse(catalogue, shoppers, first, end)
+        events = browse(assortment, shoppers, first, end)
         place = slice(begin, begin + len(events.user))
         _fill(rows, place, events)
         number = np.arange(len(events.user)) - np.searchsorted(events.user, events.user)
         _soil(spec, rows, place, event_keys(shoppers, events.user, number))
         begin = place.stop
-    _fill(rows, slice(of_users, None), crawl(spec, catalogue))
+    _fill(rows, slice(of_users, None), crawl(spec, assortment))
     return rows
 
 
-def _fill(rows: _Rows, place: slice, events: Events) -> None:
+def _fill(rows: _FeedRows, place: slice, events: ShopEvents) -> None:
     for name in ("user", "item", "second", "type", "quantity"):
         getattr(rows, name)[place] = getattr(events, name)
 
 
-def _soil(spec: ShopSpec, rows: _Rows, place: slice, state: np.ndarray) -> None:
+def _soil(spec: ShopSpec, rows: _FeedRows, place: slice, state: np.ndarray) -> None:
     """Gives each row of `place` its dirt."""
     clean_share = 1 - sum(spec.dirt_rates)
     bounds = np.cumsum([clean_share, *spec.dirt_rates])[:-1]
@@ -187,7 +186,7 @@ def _soil(spec: ShopSpec, rows: _Rows, place: slice, state: np.ndarray) -> None:
     rows.item[place][unknown] = spec.items + randomness.whole(state[unknown], "unknown item", withdrawn)
 
 
-def _count(spec: ShopSpec, shoppers: Shoppers, rows: _Rows) -> Planted:
+def _count(spec: ShopSpec, shoppers: Shoppers, rows: _FeedRows) -> Planted:
     dirt = np.bincount(rows.dirt, minlength=len(Dirt)).tolist()
     tastes = np.bincount(shoppers.taste, minlength=len(Taste)).tolist()
     return Planted(
@@ -206,7 +205,6 @@ def _count(spec: ShopSpec, shoppers: Shoppers, rows: _Rows) -> Planted:
         without_taste=tastes[Taste.NONE],
         first_event_date=_date(rows.second.min() // SECONDS_OF_DAY),
         last_event_date=_date(rows.second.max() // SECONDS_OF_DAY),
-        last_known_date=_date(rows.known_day().max()),
     )
 
 
@@ -214,7 +212,7 @@ def _date(day: int) -> str:
     return (START + datetime.timedelta(days=int(day))).isoformat()
 
 
-def _write_events(spec: ShopSpec, catalogue: Catalogue, rows: _Rows, path: Path) -> None:
+def _write_events(spec: ShopSpec, assortment: Assortment, rows: _FeedRows, path: Path) -> None:
     order = np.argsort(rows.known_day().astype(np.int64) << 32 | rows.second, kind="stable")
     order = np.repeat(order, np.where(rows.dirt[order] == Dirt.DUPLICATED, 2, 1))
     # codes behind the last id stand for an empty one
@@ -230,7 +228,7 @@ def _write_events(spec: ShopSpec, catalogue: Catalogue, rows: _Rows, path: Path)
             day = second // SECONDS_OF_DAY
             item = rows.item[at]
             bought = rows.type[at] == EventType.PURCHASE
-            price = catalogue.price[np.minimum(item, len(catalogue) - 1)]
+            price = assortment.price[np.minimum(item, len(assortment) - 1)]
             price = np.round(np.where(SALE_OF_DAY[day], price * SALE_FACTOR, price), 2)
             known = np.datetime64(START) + day + np.where(dirt == Dirt.LATE, variant, 0)
             columns = [

@@ -8,11 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.demo_shop import randomness
-from jobs.demo_shop.catalogue import CATEGORIES, FACET_VALUES, FACETS, facet_shelf
+from jobs.demo_shop.assortment import CATEGORIES, FACET_VALUES, FACETS, facet_shelf
 from jobs.demo_shop.spec import DAYS, SEASON_OF_DAY, ShopSpec, user_id
 
 
 class Taste(IntEnum):
+    """Whether a shopper has a taste, and whether it moves."""
+
     STABLE = 0
     DRIFTING = 1
     NONE = 2

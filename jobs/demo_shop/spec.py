@@ -93,6 +93,7 @@ class ShopSpec:
 
     @property
     def bot_events(self) -> int:
+        """How many events the bot has."""
         return round(self.bot_weight * self.events_per_user)
 
 

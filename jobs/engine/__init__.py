@@ -5,6 +5,7 @@
     packing    a part's events, as small integers grouped by user, one blob per group of users
     sums       a group's blobs times the item vectors: the snapshot rows of each date
     inputs     what a snapshot was made from: complete, and still the same?
+    snapshots  a snapshot read again, without Spark: some users' LTEs, a tally of all rows
 
 Ids travel, vectors wait: only blobs of integers are shuffled, and vectors meet them at the end.
 """

@@ -60,6 +60,7 @@ class Calendar:
         return [(step, 1, date) for step, date in enumerate(self.dates) if step != self.base]
 
     def window(self, date: datetime.date) -> Interval:
+        """The days that the LTE of `date` sees."""
         return lte_window(date, self.lag_days, self.window_days)
 
     def steps(self, event_day: np.ndarray, known_day: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

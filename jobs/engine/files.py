@@ -39,9 +39,11 @@ class Listing:
 
     @property
     def records(self) -> int:
+        """How many rows the files hold."""
         return int(self.files["num_records"].sum())
 
     def where(self, condition: pl.Expr) -> "Listing":
+        """The files for which the condition on their columns holds."""
         return Listing(self.version, self.root, self.files.filter(condition))
 
     def of(self, partition: Mapping[str, str]) -> "Listing":

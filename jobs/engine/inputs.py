@@ -31,7 +31,7 @@ class Inputs:
 
     basis_id: str
     accounts: pl.DataFrame
-    catalogue: ItemIndex
+    index: ItemIndex
 
     def hash(self, date: datetime.date, lag_days: int, window_days: int, choices: str = "") -> str:
         """16 hex digits of the SHA-256 of all that the snapshot of `date` reads, and of its lag and window.
@@ -45,9 +45,9 @@ class Inputs:
         seen = self.accounts.filter(pl.col("known_date").is_between(window.start, date, closed="left"))
         for day, content_hash in seen.select("known_date", "content_hash").iter_rows():
             content.update(f"{day} {content_hash}\n".encode())
-        known = np.flatnonzero(self.catalogue.known_day < day_number(date))
-        content.update(self.catalogue.known_day[known].astype(np.int32).tobytes())
-        content.update("\n".join(self.catalogue.item_ids.take(pa.array(known)).to_pylist()).encode())
+        known = np.flatnonzero(self.index.known_day < day_number(date))
+        content.update(self.index.known_day[known].astype(np.int32).tobytes())
+        content.update("\n".join(self.index.item_ids.take(pa.array(known)).to_pylist()).encode())
         return content.hexdigest()[:16]
 
     def require_complete(self, listing: Listing, days: Interval) -> None:
@@ -56,11 +56,10 @@ class Inputs:
         Days before the first account are before the shop's history. `listing` has the files of table `events`: their
         ranges of days tell what there is without a look into them.
         """
-        first = self.accounts["known_date"].min()
-        if first is None:
+        ingested: set[datetime.date] = set(self.accounts["known_date"])
+        if not ingested:
             raise LTEError("table ingested_days has no account of events; run jobs.ingest_events --since")
-        ingested = set(self.accounts["known_date"])
-        missing = [day for day in every(1, max(first, days.start), days.end) if day not in ingested]
+        missing = [day for day in every(1, max(min(ingested), days.start), days.end) if day not in ingested]
         if missing:
             raise LTEError(
                 f"the events known on {_named(missing)} are missing, and the snapshot would average over the gap; "

@@ -19,13 +19,13 @@ class ItemIndex:
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """The vectors of one basis: row i of `units` (items, dimensions), int32 in grid units, is that of the catalogue's
-    item i."""
+    """The vectors of one basis: row i of `units` (items, dimensions) int32, in grid units, is of the index's item i."""
 
     basis_id: str
-    catalogue: ItemIndex
+    index: ItemIndex
     units: np.ndarray
 
     @property
     def dimensions(self) -> int:
+        """How many components a vector has."""
         return self.units.shape[1]

@@ -34,21 +34,22 @@ def group_of(bucket: np.ndarray, groups: int) -> np.ndarray:
 
 
 def group_buckets(group: int, groups: int) -> range:
+    """The buckets of a group."""
     return range(-(-group * BUCKETS // groups), -(-(group + 1) * BUCKETS // groups))
 
 
-def pack(events: pa.Table, calendar: Calendar, catalogue: ItemIndex, groups: int) -> Iterator[tuple[int, bytes]]:
+def pack(events: pa.Table, calendar: Calendar, index: ItemIndex, groups: int) -> Iterator[tuple[int, bytes]]:
     """(group, blob) of the events that the calendar's moves add or take.
 
     `events` has `COLUMNS`, the ids dictionary-encoded. Events of items without a vector are left out.
     """
     events = events.unify_dictionaries().combine_chunks()
     users, items = (_chunk(events[name]) for name in ("user_id", "item_id"))
-    item_index = pc.index_in(items.dictionary, value_set=catalogue.item_ids).fill_null(-1).to_numpy()
+    item_index = pc.index_in(items.dictionary, value_set=index.item_ids).fill_null(-1).to_numpy()
     item = item_index[items.indices.to_numpy()] if len(items) else np.empty(0, np.int32)
     user = users.indices.to_numpy()
     event_day, known_day = (_chunk(events[name].cast(pa.int32())).to_numpy() for name in ("event_date", "known_date"))
-    known_day = np.maximum(known_day, catalogue.known_day[item])
+    known_day = np.maximum(known_day, index.known_day[item])
     enters, leaves = calendar.steps(event_day, known_day)
     has_vector = item >= 0
     moved = has_vector & calendar.moved(enters, leaves)
@@ -82,6 +83,7 @@ def pack(events: pa.Table, calendar: Calendar, catalogue: ItemIndex, groups: int
 
 
 def unpack(blob: bytes) -> pa.RecordBatch:
+    """The events of a blob, as `pack` wrote them."""
     with pa.ipc.open_stream(blob) as reader:
         return reader.read_next_batch()
 

@@ -84,7 +84,7 @@ def days_seen(calendar: Calendar) -> Interval:
     return Interval(calendar.window(calendar.dates[0]).start, calendar.dates[-1])
 
 
-def needed(events: Listing, calendar: Calendar, catalogue: ItemIndex) -> tuple[Listing, pc.Expression]:
+def needed(events: Listing, calendar: Calendar, index: ItemIndex) -> tuple[Listing, pc.Expression]:
     """The files that may hold events which the calendar's moves add or take, and the condition on their rows."""
     first, last = (calendar.window(date) for date in (calendar.dates[0], calendar.dates[-1]))
     whole = Interval(first.start, last.end)
@@ -99,7 +99,7 @@ def needed(events: Listing, calendar: Calendar, catalogue: ItemIndex) -> tuple[L
     }
     files = pl.any_horizontal(overlaps(column, days) for column, spans in moved.items() for days in spans)
     condition = _any([in_days(column, days) for column, spans in moved.items() for days in spans])
-    new_items = catalogue.item_ids.take(_numbers(catalogue.known_day, newly_known))
+    new_items = index.item_ids.take(_numbers(index.known_day, newly_known))
     if len(new_items):
         files |= overlaps("event_date", whole)
         condition |= pc.field("item_id").isin(new_items)

@@ -22,6 +22,7 @@ from jobs.engine.items import ItemIndex, ItemVectors
 from jobs.engine.packing import BUCKETS, COLUMNS, group_buckets, pack, unpack
 from jobs.engine.sums import ROWS, snapshot_rows
 from jobs.spark.shipping import served_folder
+from lte_model.errors import LTEError
 
 EVENTS_OF_A_GROUP = 5_000_000
 USERS_OF_A_GROUP = 50_000
@@ -43,9 +44,10 @@ class Shipped:
 
     @staticmethod
     def ship(spark: SparkSession, vectors: ItemVectors) -> "Shipped":
+        """Gives the items and their vectors to every machine, as files."""
         name = uuid.uuid4().hex
         shipped = Shipped(f"{name}.arrow", f"{name}.npy")
-        table = pa.table({"item_id": vectors.catalogue.item_ids, "known_day": vectors.catalogue.known_day})
+        table = pa.table({"item_id": vectors.index.item_ids, "known_day": vectors.index.known_day})
         folder = served_folder()
         with pa.OSFile(str(folder / shipped.items), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
@@ -54,11 +56,13 @@ class Shipped:
             spark.sparkContext.addFile(str(folder / file))
         return shipped
 
-    def catalogue(self) -> ItemIndex:
+    def index(self) -> ItemIndex:
+        """The items, on the machine of a task."""
         table = pa.ipc.open_file(pa.memory_map(SparkFiles.get(self.items))).read_all().combine_chunks()
         return ItemIndex(table["item_id"].combine_chunks(), table["known_day"].to_numpy())
 
     def matrix(self) -> np.ndarray:
+        """The vectors (items, dimensions) int32, mapped into memory."""
         return np.load(SparkFiles.get(self.units), mmap_mode="r")
 
 
@@ -82,16 +86,19 @@ def run_engine(
     shipped = Shipped.ship(spark, vectors)
 
     def pack_part(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        catalogue = shipped.catalogue()
+        index = shipped.index()
         for batch in batches:
             for part in batch["id"].to_pylist():
                 for table in read_pieces(parts[part], COLUMNS, condition, dictionaries=("user_id", "item_id")):
-                    for group, blob in pack(table, calendar, catalogue, groups):
+                    for group, blob in pack(table, calendar, index, groups):
                         yield pa.RecordBatch.from_pydict({"group": pa.array([group], pa.int32()), "blob": [blob]})
 
     def sum_group(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         blobs = [unpack(blob.as_buffer()) for batch in batches for blob in batch["blob"]]
-        group = group_buckets(TaskContext.get().partitionId(), groups)
+        task = TaskContext.get()
+        if task is None:
+            raise LTEError("groups are summed in tasks of Spark alone")
+        group = group_buckets(task.partitionId(), groups)
         yield from snapshot_rows(blobs, _rows_of_base(base, group), shipped.matrix(), calendar)
 
     blobs = spark.range(0, len(parts), 1, max(1, len(parts))).mapInArrow(pack_part, "group INT, blob BINARY")

@@ -95,7 +95,8 @@ def _moves(
     blobs: Sequence[pa.RecordBatch], users_of_blob: Sequence[np.ndarray], users: int, items: int, calendar: Calendar
 ) -> tuple[scipy.sparse.csr_matrix, np.ndarray | None]:
     """What enters (+1) and leaves (−1) along each step, (steps · users, items); the newest day that enters, (steps ·
-    users,). A run of one date has one step, along which all enters, and its blobs say no days."""
+    users,). A run of one date has one step, along which all enters, and its blobs say no days.
+    """
     events_of_blob = [np.diff(blob["items"].offsets.to_numpy()) for blob in blobs]
     user = _joined([np.repeat(*pair) for pair in zip(users_of_blob, events_of_blob, strict=True)], np.int32)
     item = _column(blobs, "items", np.int32)
@@ -127,6 +128,7 @@ def _newest_of_first_date(
 
 
 def require_countable(user_ids: pa.Array, count: np.ndarray, date: datetime.date) -> None:
+    """Raises `LTEError` for a user with more events than a sum can hold."""
     if count.max() > MAX_EVENTS:
         busiest = user_ids[int(count.argmax())].as_py()
         raise LTEError(

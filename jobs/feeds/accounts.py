@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.feeds.sources import CORRUPT, FILE_DAY, SOURCE_FILE, quoted
+from jobs.feeds.columns import CORRUPT, FILE_DAY, SOURCE_FILE, quoted
 from jobs.spark.warehouse import Warehouse, sql_date, sql_text
 from lte_model.domain.windows import ONE_DAY, Interval, every
 from lte_model.errors import LTEError
@@ -43,6 +43,7 @@ class FeedAccount:
 
     @property
     def adds_up(self) -> bool:
+        """Whether every row that was read is kept, in quarantine or a duplicate."""
         return self.rows_read == self.rows_kept + self.rows_quarantined + self.exact_duplicates
 
 
@@ -117,7 +118,8 @@ def write_feed(
     write_kept(classified.where(F.col(REASON).isNull()))
     accounts = _accounts(feed, rows, classified, days).cache()
     totals = [F.coalesce(F.sum(field.name), F.lit(0)) for field in fields(FeedAccount)]
-    account = FeedAccount(*accounts.agg(*totals).first())
+    (row,) = accounts.agg(*totals).collect()
+    account = FeedAccount(*row)
     if not account.adds_up:
         raise LTEError(
             f"feed {feed} of {days}: {account} does not add up; the feed changed under the job: run it again"

@@ -8,7 +8,7 @@ may be written in upper or lower case; the others are read as they are, and an e
 
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 
@@ -18,42 +18,22 @@ from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from jobs.feeds.columns import CORRUPT, FILE_DAY, OURS, SOURCE_FILE, quoted
 from jobs.spark.session import hadoop_files
 from lte_model.domain.windows import Interval, every
 from lte_model.errors import LTEError
 
 CATALOGUE = "table:"
 DATE = "{date}"
-SOURCE_FILE = "_source_file"
-CORRUPT = "_corrupt_row"
-FILE_DAY = "_file_day"
-OURS = (SOURCE_FILE, FILE_DAY, "_day", "_known", "_reason", "_copies", "_raw_row", "_metadata")
-"""Names that a feed's columns can't have."""
-
-LONGEST_ID = 1024
-"""Characters. An item's id stands in the list of every user whom it is recommended to."""
-NOT_IN_AN_ID = "[\\x00-\\x1F\\x7F\\uFEFF]"
-"""Control characters and the byte order mark: no list of ids, a line each, could name such an id."""
-REPLACED = "\N{REPLACEMENT CHARACTER}"
-"""What stands where bytes were no UTF-8. Different ids may have become the same one by it."""
-
-FULL_DATE = r"^\s*\d{4}-\d{1,2}-\d{1,2}([T\s].*)?$"
-"""Text that can be a time. Spark would also read 2024 as New Year's Day, and 12:00 and now as of the run's own day."""
-TIMES = ("1678-01-01", "2262-01-01")
-"""Times lie in between: readers of a Parquet file may count nanoseconds in 64 bits."""
-
-TEXT = (T.StringType, T.IntegerType, T.LongType, T.ShortType)
-NUMBER = (T.StringType, T.DoubleType, T.FloatType, T.IntegerType, T.LongType, T.ShortType, T.DecimalType)
-TIME = (T.StringType, T.TimestampType, T.TimestampNTZType, T.DateType)
 
 
 def read_source(spark: SparkSession, source: str, days: Interval, columns: Iterable[str]) -> DataFrame:
     """The feed's rows as they are, of the files of `days` where it has files a day, and columns of ours.
 
-    `_source_file` is the file of the row; `_corrupt_row` is the text of a CSV or JSON line that could not be taken
-    apart, of which the feed's columns are null, else null; a feed with files a day has `_file_day`, the day of the row's
-    file. Of `columns` those that the feed writes in another case come under these names. Raises `LTEError` where the
-    source isn't there or can't be read.
+    `_source_file` is the file of the row. `_corrupt_row` is the text of a CSV or JSON line that could not be taken
+    apart, of which the feed's columns are null, else null. A feed with files a day has `_file_day`, the day of the
+    row's file. Of `columns` those that the feed writes in another case come under these names. Raises `LTEError` where
+    the source isn't there or can't be read.
     """
     if DATE in source:
         places = [source.replace(DATE, day.isoformat()) for day in every(1, days.start, days.end)]
@@ -151,72 +131,3 @@ def reading(place: str) -> Iterator[None]:
         detail = next((line for line in causes if "Exception" in line or "[" in line), causes[0])
         advice = "write times in microseconds" if "NANOS" in detail else "check the path and the file"
         raise LTEError(f"source {place} cannot be read: {detail[:300]}; {advice}") from None
-
-
-def require_columns(
-    frame: DataFrame, source: str, types: Mapping[str, Sequence[type]], required: Sequence[str]
-) -> None:
-    """Raises `LTEError` where a required column is missing, or a column has a type that can't hold its values."""
-    present = {field.name: field.dataType for field in frame.schema}
-    for column in required:
-        if column not in present:
-            ours = [name for name in present if name not in (SOURCE_FILE, CORRUPT, FILE_DAY)]
-            raise LTEError(f"source {source} has no column {column!r}; it has {', '.join(ours)}")
-    for column, accepted in types.items():
-        if column in present and not isinstance(present[column], tuple(accepted)):
-            raise LTEError(
-                f"column {column!r} of source {source} has type {present[column].simpleString()}; "
-                f"give {' or '.join(sorted({kind.typeName() for kind in accepted}))}"
-            )
-
-
-def quoted(column: str) -> Column:
-    """The column of a feed, whatever its name: a dot in it is no way into a struct."""
-    return F.col(f"`{column.replace('`', '``')}`")
-
-
-def optional(frame: DataFrame, column: str) -> Column:
-    """The column, or null where the source has none."""
-    return F.col(column) if column in frame.columns else F.lit(None).cast("string")
-
-
-def text(frame: DataFrame, column: str) -> Column:
-    """The column as text without surrounding space; null where that leaves nothing."""
-    return F.nullif(F.trim(F.make_valid_utf8(optional(frame, column).cast("string"))), F.lit(""))
-
-
-def unfit_id(frame: DataFrame, column: str) -> list[tuple[Column, str]]:
-    """Why a value of the column is no id, with the condition of each reason."""
-    value = text(frame, column)
-    return [
-        (value.isNull(), f"{column} is missing"),
-        (F.contains(value, F.lit(REPLACED)), f"{column} is not UTF-8"),
-        (value.rlike(NOT_IN_AN_ID), f"{column} holds a control character"),
-        (F.length(value) > LONGEST_ID, f"{column} is longer than {LONGEST_ID:,} characters"),
-    ]
-
-
-def number(frame: DataFrame, column: str) -> Column:
-    """The column as a double; null where it isn't a number, and where it is infinite."""
-    value = optional(frame, column).try_cast("double")
-    return F.when(F.abs(value) < float("inf"), value)  # NaN is greater than any number
-
-
-def not_a(what: str, value: Column, frame: DataFrame, column: str) -> tuple[Column, str]:
-    """The condition that the column says something of which `value` could not be made, and the reason."""
-    return text(frame, column).isNotNull() & value.isNull(), f"{column} is not a {what}"
-
-
-def time(frame: DataFrame, column: str) -> Column:
-    """The column as a timestamp, read as UTC where it names no zone; null where it isn't one."""
-    value = optional(frame, column)
-    if isinstance(frame.select(value).schema[0].dataType, T.StringType):
-        value = F.when(value.rlike(FULL_DATE), value)
-    value = value.try_cast("timestamp")
-    first, end = (F.lit(date).cast("timestamp") for date in TIMES)
-    return F.when((value >= first) & (value < end), value)
-
-
-def day(frame: DataFrame, column: str) -> Column:
-    """The column as a date of UTC; null where it isn't one."""
-    return time(frame, column).cast("date")

@@ -1,5 +1,8 @@
-"""Great Expectations' pages with every value escaped: its own view writes the rows that broke a rule as they are, and an
-id such as `<script>…` would run in the browser of whoever opens the page."""
+"""Great Expectations' pages with every value escaped.
+
+Its own view writes the rows that broke a rule as they are, and an id such as `<script>…` would run in the browser of
+whoever opens the page.
+"""
 
 import html
 from typing import Any
@@ -15,6 +18,7 @@ class EscapedPageView(DefaultJinjaPageView):
 
     @pass_context
     def render_content_block(self, context: Any, content_block: Any, *arguments: Any, **options: Any) -> Any:
+        """The block, as Great Expectations renders it, with its values escaped."""
         return super().render_content_block(context, _escaped(content_block), *arguments, **options)
 
 

@@ -27,8 +27,13 @@ def basis_in_force(warehouse: Warehouse, wanted: str = "") -> str:
 
 
 def load_basis(warehouse: Warehouse, basis_id: str) -> SemanticBasis:
-    """The registered basis. Raises `LTEError` where its state isn't the one that was registered."""
+    """The registered basis.
+
+    Raises `LTEError` where there is none, and where its state isn't the one that was registered.
+    """
     row = warehouse.read(SEMANTIC_BASES).where(F.col("basis_id") == basis_id).first()
+    if row is None:
+        raise LTEError(f"basis {basis_id} is not registered in {warehouse.path(SEMANTIC_BASES)}; run jobs.fit_basis")
     basis = SemanticBasis.from_bytes(row.state, row.text_template)
     if basis.basis_id != basis_id:
         raise LTEError(
@@ -37,22 +42,22 @@ def load_basis(warehouse: Warehouse, basis_id: str) -> SemanticBasis:
     return basis
 
 
-def load_catalogue(warehouse: Warehouse, basis_id: str) -> ItemIndex:
+def load_index(warehouse: Warehouse, basis_id: str) -> ItemIndex:
     """Every item with a vector in the basis, ordered by id. Raises `LTEError` where there is none."""
     rows = _embedded_items(warehouse, basis_id).select("item_id", "known_day").sort("item_id").collect()
-    return _catalogue(rows, basis_id)
+    return _index(rows, basis_id)
 
 
 def load_vectors(warehouse: Warehouse, basis_id: str) -> ItemVectors:
     """The same items with their vectors."""
     rows = _embedded_items(warehouse, basis_id).sort("item_id").collect()
-    catalogue = _catalogue(rows, basis_id)
+    index = _index(rows, basis_id)
     dimensions = len(rows["vector"][0])
     units = np.empty((len(rows), dimensions), dtype=np.int32)
     for start in range(0, len(rows), ITEMS_AT_ONCE):
         vectors = rows["vector"][start : start + ITEMS_AT_ONCE].explode().to_numpy()
         units[start : start + ITEMS_AT_ONCE] = to_grid(vectors.reshape(-1, dimensions))
-    return ItemVectors(basis_id, catalogue, units)
+    return ItemVectors(basis_id, index, units)
 
 
 def _embedded_items(warehouse: Warehouse, basis_id: str) -> pl.LazyFrame:
@@ -62,7 +67,7 @@ def _embedded_items(warehouse: Warehouse, basis_id: str) -> pl.LazyFrame:
     return embeddings.select("item_id", "vector").join(known, "item_id")
 
 
-def _catalogue(rows: pl.DataFrame, basis_id: str) -> ItemIndex:
+def _index(rows: pl.DataFrame, basis_id: str) -> ItemIndex:
     if rows.is_empty():
         raise LTEError(f"table item_embeddings holds no item of basis {basis_id}; run jobs.embed_items")
     return ItemIndex(rows["item_id"].to_arrow().cast(pa.string()), rows["known_day"].to_numpy())

@@ -60,7 +60,8 @@ def require_encoder(encoders: Sequence[EncoderRecord], date: datetime.date, basi
     if encoder is None:
         raise LTEError(
             f"table item_encodings holds no encoder of basis {basis_id} fitted on {date} or before, which the "
-            f"autoencoder LTE of {date} needs; run python -m lte_model.training.autoencoder --date {date} --basis {basis_id}, then "
+            f"autoencoder LTE of {date} needs; run python -m lte_model.training.autoencoder --date {date} "
+            f"--basis {basis_id}, then "
             f"python -m jobs.encode_items --date {date} --basis {basis_id}"
         )
     return encoder
@@ -76,7 +77,7 @@ def encoded_items(warehouse: Warehouse, basis_id: str, fitted_on: datetime.date)
 def with_encoder(warehouse: Warehouse, vectors: ItemVectors, encoder: EncoderRecord) -> ItemVectors:
     """The same items with the encoder's vectors, and their own where the encoder doesn't know them."""
     rows = encoded_items(warehouse, vectors.basis_id, encoder.fitted_on)
-    numbered = pl.DataFrame({"item_id": vectors.catalogue.item_ids}).with_row_index("number")
+    numbered = pl.DataFrame({"item_id": vectors.index.item_ids}).with_row_index("number")
     found = rows.join(numbered, "item_id")
     units = vectors.units.copy()
     if len(found):

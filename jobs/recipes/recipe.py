@@ -34,6 +34,7 @@ class Recipe:
         return {"basis_id": self.basis_id, "representation": self.kind.name, "snapshot_date": str(date)}
 
     def hash(self, inputs: Inputs, date: datetime.date) -> str:
+        """16 hex digits of all that decides the bits of the snapshot of `date`."""
         return inputs.hash(date, self.lag_days, self.window_days, self.choices)
 
 

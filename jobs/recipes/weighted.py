@@ -134,7 +134,7 @@ def weighted_rows(pairs: pa.Table, units: np.ndarray) -> Iterator[pa.RecordBatch
 
 
 def rounded_quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """numerator / denominator as the nearest integers, half to even; both int64, the denominator positive."""
+    """Numerator / denominator as the nearest integers, half to even; both int64, the denominator positive."""
     quotient, rest = np.divmod(numerator, denominator)
     twice = 2 * rest
     return quotient + ((twice > denominator) | ((twice == denominator) & (quotient % 2 == 1)))
@@ -150,17 +150,18 @@ def run_weighted(
     half_life_days: float,
 ) -> DataFrame:
     """The rows of `dates`, ascending, as the engine gives them; computed when they are written. `records` are the
-    rows of `events`, by which the work is cut."""
+    rows of `events`, by which the work is cut.
+    """
     shipped = Shipped.ship(spark, vectors)
     tasks = spark.sparkContext.defaultParallelism
     groups = min(BUCKETS, max(tasks, -(-records * len(dates) // EVENTS_OF_A_GROUP)))
-    catalogue = vectors.catalogue
+    index = vectors.index
     items = spark.createDataFrame(
         pa.table(
             {
-                "item_id": catalogue.item_ids,
-                "item": pa.array(np.arange(len(catalogue), dtype=np.int32)),
-                "item_known_date": pa.array(catalogue.known_day).cast(pa.date32()),
+                "item_id": index.item_ids,
+                "item": pa.array(np.arange(len(index), dtype=np.int32)),
+                "item_known_date": pa.array(index.known_day).cast(pa.date32()),
             }
         )
     )

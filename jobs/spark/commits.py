@@ -1,7 +1,7 @@
 """What every commit of a table says of itself in Delta's commit info, `userMetadata` of DESCRIBE HISTORY.
 
-    {"job": "publish_lte", "dates": ["2024-06-01"], "run": "lte_daily scheduled__2024-06-01T00:00:00+00:00 publish_lte 1",
-     "code": "7ad1b19c03f2"}
+    {"job": "publish_lte", "dates": ["2024-06-01"], "code": "7ad1b19c03f2",
+     "run": "lte_daily scheduled__2024-06-01T00:00:00+00:00 publish_lte 1"}
 
 `dates` are the first and the last that the job was asked for, `run` is Airflow's: DAG, run, task and try; outside
 Airflow there is none. Nothing of a row is in it: the log outlives rows, and nobody could be erased from it.

@@ -85,7 +85,7 @@ def spark_session(settings: Settings, job: str, *dates: datetime.date) -> Iterat
         builder = builder.config(key, value)
     spark = builder.getOrCreate()
     try:
-        if not is_local(spark.sparkContext.master):
+        if not is_local(str(spark.sparkContext.master)):
             ship_code(spark)
         yield spark
     except PySparkException as error:
@@ -109,7 +109,10 @@ def _configuration(settings: Settings) -> dict[str, str]:
 
 def hadoop_files(spark: SparkSession, place: str) -> tuple[JavaObject, JavaObject]:
     """The Hadoop file system that `place` lies in, a path or any URL of Hadoop's, and `place` as its path."""
-    path = spark.sparkContext._jvm.org.apache.hadoop.fs.Path(place)
+    jvm = spark.sparkContext._jvm
+    if jvm is None:
+        raise LTEError("Spark has no JVM; start a session first")
+    path = jvm.org.apache.hadoop.fs.Path(place)
     return path.getFileSystem(spark.sparkContext._jsc.hadoopConfiguration()), path
 
 
@@ -137,8 +140,8 @@ def java_options(settings: Settings) -> str:
     """What the JVM of a local session is started with."""
     logging = Path(__file__).with_name("log4j2.properties")
     options = [f"-Dlog4j2.configurationFile={logging}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off", "-XX:+UseSerialGC"]
-    # Without the optimising compiler a JVM keeps 48 MB for compiled code, which some dozens of queries fill: from then on
-    # a third of a session's time went into sweeping it.
+    # Without the optimising compiler a JVM keeps 48 MB for compiled code, which some dozens of queries fill: from then
+    # on a third of a session's time went into sweeping it.
     options.append("-XX:ReservedCodeCacheSize=240m")
     archive = settings.spark.class_data_archive
     if archive and Path(archive).exists():

@@ -51,17 +51,13 @@ def data_files(warehouse: Warehouse, table: Table) -> list[DataFile]:
     return found
 
 
-def files_of_version(warehouse: Warehouse, table: Table, version: int | None = None) -> pl.DataFrame | None:
+def files_of_version(warehouse: Warehouse, table: Table, version: int | None = None) -> pl.DataFrame:
     """(name, size, and a column `partition.…` for each) of the files of a version, or of the newest.
 
-    None where the log no longer reaches back to the version. A store that doesn't answer is another error.
+    Raises `DeltaError` where the log no longer reaches back to the version. A store that doesn't answer is another
+    error.
     """
-    try:
-        actions = DeltaTable(warehouse.path(table), version=version).get_add_actions(flatten=True)
-    except DeltaError:
-        if version is None:
-            raise
-        return None
+    actions = DeltaTable(warehouse.path(table), version=version).get_add_actions(flatten=True)
     files = pl.DataFrame(pa.table(actions))
     return files.select(
         pl.col("path").map_elements(unquote, return_dtype=pl.String).alias("name"),
@@ -72,8 +68,11 @@ def files_of_version(warehouse: Warehouse, table: Table, version: int | None = N
 
 def is_readable(warehouse: Warehouse, table: Table, version: int, there: Iterable[DataFile]) -> bool:
     """Whether the log knows the version and all its files are among those that are `there`."""
-    files = files_of_version(warehouse, table, version)
-    return files is not None and set(files["name"]) <= {file.name for file in there}
+    try:
+        files = files_of_version(warehouse, table, version)
+    except DeltaError:
+        return False
+    return set(files["name"]) <= {file.name for file in there}
 
 
 def stale_files(warehouse: Warehouse, table: Table, there: Iterable[DataFile]) -> list[DataFile]:
@@ -101,7 +100,8 @@ def vacuum(warehouse: Warehouse, table: Table, candidates: Iterable[DataFile]) -
     listed.createOrReplaceTempView(_LIST)
     try:
         with configured(warehouse.spark, {"spark.databricks.delta.vacuum.logging.enabled": "false"}):
-            warehouse.spark.sql(f"VACUUM delta.`{warehouse.path(table)}` USING INVENTORY (SELECT * FROM {_LIST})")
+            inventory = f"SELECT * FROM {_LIST}"  # noqa: S608 – a name of ours
+            warehouse.spark.sql(f"VACUUM delta.`{warehouse.path(table)}` USING INVENTORY ({inventory})")
     finally:
         warehouse.spark.catalog.dropTempView(_LIST)
 
@@ -115,8 +115,8 @@ def configured(spark: SparkSession, options: Mapping[str, str]) -> Iterator[None
     try:
         yield
     finally:
-        for key, value in before.items():
-            if value is None:
+        for key, old in before.items():
+            if old is None:
                 spark.conf.unset(key)
             else:
-                spark.conf.set(key, value)
+                spark.conf.set(key, old)

@@ -48,8 +48,9 @@ class Warehouse:
             )
 
     def _clear_log(self, table: Table) -> None:
-        """Removes the log of a creation that ended before its commit, by a kill or on a full disk: Spark's catalog takes
-        the mere folder for a table, and would create none.
+        """Removes the log of a creation that ended before its commit, by a kill or on a full disk.
+
+        Spark's catalog takes the mere folder for a table, and would create none.
         """
         files, log = hadoop_files(self.spark, f"{self.path(table)}/_delta_log")
         files.delete(log, True)
