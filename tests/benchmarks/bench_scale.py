@@ -90,7 +90,9 @@ class Target:
 
     @property
     def dates(self) -> int:
-        """The snapshots that a training reads: its anchors, of which the last cuts off the validation, and the test's cut."""
+        """The snapshots that a training reads: its anchors, of which the last cuts off the validation, and the test's
+        cut.
+        """
         return self.anchors + 1
 
     @property

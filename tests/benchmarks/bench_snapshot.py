@@ -13,6 +13,8 @@ reads the same Delta table and writes every user's row; every side's rows are co
 
 Each side runs in a process of its own, those on Spark once before they are measured; the slowest, thirty dates and
 Spark's own ways at the full size, run once and that is it. `--explain` prints the plan of `full`.
+
+Longer than 350 lines, because the sides that are compared stand side by side.
 """
 
 import argparse
@@ -88,7 +90,8 @@ def prepare(size: str) -> None:
         return
     from pyspark.sql import functions as F
 
-    from jobs.demo_shop import ShopSpec, write_demo_shop
+    from jobs.demo_shop.feed import write_demo_shop
+    from jobs.demo_shop.spec import ShopSpec
     from jobs.spark.session import spark_session
     from jobs.spark.warehouse import Warehouse
     from lte_model.warehouse.tables import EVENTS, INGESTED_DAYS, ITEM_EMBEDDINGS, SEMANTIC_BASES

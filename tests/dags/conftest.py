@@ -1,6 +1,21 @@
+"""Airflow's home, and every DAG of the repository."""
+
 import os
 import tempfile
+
+import pytest
+
+from tests.dags.context import DAGS
 
 # Airflow reads its home as it is imported, and makes it: not in the home of who runs the tests.
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-of-tests-"))
 os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
+
+
+@pytest.fixture(scope="module")
+def dags():
+    from airflow.dag_processing.dagbag import BundleDagBag
+
+    bag = BundleDagBag(DAGS, bundle_path=DAGS)
+    assert not bag.import_errors
+    return bag.dags

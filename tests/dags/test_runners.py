@@ -16,7 +16,7 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowSkipException
 from kubernetes.client import ApiClient, V1Pod
 
-from tests.dags.test_house_rules import CONTEXT, DAGS, ENTRY, POOLS
+from tests.dags.context import CONTEXT, DAGS, ENTRY, POOLS
 from tests.repository import REPOSITORY
 
 RUNNERS = ("bash", "spark-submit", "kubernetes")
@@ -211,7 +211,9 @@ def test_a_pod_of_a_mapped_task_has_its_entry(pods, monkeypatch):
 
 
 def test_only_pods_whose_output_is_read_have_a_second_container(pods):
-    """`challenger` and `gate` are read by lte_promotion, `list_trainings` by lte_ablation, `new_basis` by lte_basis_change."""
+    """`challenger` and `gate` are read by lte_promotion, `list_trainings` by lte_ablation, `new_basis` by
+    lte_basis_change.
+    """
     with_output = {task.task_id for task, pod in pods if len(pod["spec"]["containers"]) > 1}
     assert with_output == {"challenger", "gate", "list_trainings", "new_basis"}
 

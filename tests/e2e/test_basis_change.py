@@ -1,6 +1,6 @@
-"""One semantic basis takes the place of another in a real Airflow, on a tiny shop, as lte_model/registry/basis_change.py has it: each
-DAG is triggered, and each line of the settings written, that a person would; the tables and the registry say what became
-of it.
+"""One semantic basis takes the place of another in a real Airflow, on a tiny shop, as
+lte_model/registry/basis_change.py has it: each DAG is triggered, and each line of the settings written, that a person
+would; the tables and the registry say what became of it.
 
 The first champion is made without Airflow, by the same command lines, in one process.
 """

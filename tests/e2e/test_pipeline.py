@@ -2,6 +2,8 @@
 
 The steps are fixtures, so that each runs once, in its order, whichever test is chosen. Where there is a chromium, the
 backfill is started in it, as a person would, and what a person sees is kept as screenshots (SCREENSHOTS=folder).
+
+Longer than 350 lines, because each step goes on from the one before, in one Airflow.
 """
 
 import json
@@ -352,7 +354,7 @@ def test_the_pages_are_served_and_nothing_else_is(installation, promoted, page, 
 
 
 def test_a_second_stack_on_the_same_home_is_refused(installation):
-    with pytest.raises(LTEError, match="runs a stack on .* already"), LocalStack(installation.stack.settings_file):
+    with pytest.raises(LTEError, match=r"runs a stack on .* already"), LocalStack(installation.stack.settings_file):
         pass
 
 

@@ -65,7 +65,8 @@ def events_frame(spark: SparkSession, rows: Iterable[Event]) -> DataFrame:
 
 def item_vectors(dimensions: int = 3, known: dict[str, datetime.date] | None = None) -> ItemVectors:
     """A vector on the grid for each of ITEMS, with the ends of its range among them; known from the start but for
-    those in `known`."""
+    those in `known`.
+    """
     units = np.random.default_rng(0).integers(-(2**14), 2**14, (len(ITEMS), dimensions), endpoint=True, dtype=np.int32)
     units[0], units[1] = 2**14, -(2**14)
     known_day = [day_number((known or {}).get(item, EPOCH)) for item in ITEMS]
@@ -83,8 +84,8 @@ def oracle(
     window_days: int,
 ) -> Rows:
     """(vector sum, event count, newest event date) of each (snapshot date, user), one event at a time."""
-    index = {item: row for row, item in enumerate(vectors.catalogue.item_ids.to_pylist())}
-    known_day = dict(zip(index, vectors.catalogue.known_day.tolist(), strict=True))
+    index = {item: row for row, item in enumerate(vectors.index.item_ids.to_pylist())}
+    known_day = dict(zip(index, vectors.index.known_day.tolist(), strict=True))
     rows = list(rows)
     found: Rows = {}
     for date in dates:

@@ -90,7 +90,7 @@ def test_only_new_items_are_embedded_and_old_vectors_stay(shop):
 def test_an_item_of_unknown_words_has_no_vector_and_is_named(shop):
     deliver(shop, {"item_id": "odd", "title": "zzz", "brand": None, "known_date": "2024-01-01"})
     assert embed_items(shop, DATE)[1:] == (16, ["odd"])
-    assert "odd" not in load_vectors(shop, basis_in_force(shop)).catalogue.item_ids.to_pylist()
+    assert "odd" not in load_vectors(shop, basis_in_force(shop)).index.item_ids.to_pylist()
 
 
 def test_a_new_basis_is_embedded_beside_the_old_whose_vectors_stay(shop):
@@ -121,7 +121,7 @@ def test_a_new_basis_is_embedded_beside_the_old_whose_vectors_stay(shop):
 def test_two_bases_leave_a_choice_open(shop):
     deliver(shop, {"item_id": "new", "title": "green shirt", "brand": "Zeta", "known_date": "2024-01-01"})
     register(shop, *fitted(shop))
-    with pytest.raises(LTEError, match="2 bases are registered .*; set basis.basis_id to one"):
+    with pytest.raises(LTEError, match=r"2 bases are registered .*; set basis.basis_id to one"):
         basis_in_force(shop)
 
 
@@ -133,5 +133,5 @@ def test_a_damaged_basis_is_refused(shop):
 
 
 def test_before_any_basis_the_way_is_shown(warehouse):
-    with pytest.raises(LTEError, match="table semantic_bases does not exist at .*; run jobs.fit_basis first"):
+    with pytest.raises(LTEError, match=r"table semantic_bases does not exist at .*; run jobs.fit_basis first"):
         basis_in_force(warehouse)

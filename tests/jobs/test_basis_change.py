@@ -1,5 +1,6 @@
-"""One basis takes the place of another: both are made and live, each model reads its own, and nothing is lost on the way
-there, back, and there again; the old basis goes when nobody reads it."""
+"""One basis takes the place of another: both are made and live, each model reads its own, and nothing is lost on the
+way there, back, and there again; the old basis goes when nobody reads it.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_a_job_works_for_the_bases_in_force_unless_some_are_asked_for(shop):
 
 def test_a_second_basis_waits_until_the_first_is_named(filled):
     with pytest.raises(
-        LTEError, match="basis basis is registered, and the settings name none: .* Set basis.basis_id to"
+        LTEError, match=r"basis basis is registered, and the settings name none: .* Set basis.basis_id to"
     ):
         require_choice(filled)
     in_force(filled, OLD)
@@ -268,7 +269,7 @@ def test_the_whole_change_there_back_and_there_again(shop, tmp_path):
         there = pl.read_delta(shop.settings.table_path(name))
         assert there["basis_id"].unique().to_list() == [NEW] and len(there) == rows
     assert state() == "settled"
-    with pytest.raises(LTEError, match="version 1 can't be champion again: reads the live LTEs: .* not basis"):
+    with pytest.raises(LTEError, match=r"version 1 can't be champion again: reads the live LTEs: .* not basis"):
         promotion.rollback(shop.settings, "nostalgia", first)
 
 
@@ -278,5 +279,5 @@ def test_a_basis_that_a_model_might_read_is_not_retired(shop):
     with pytest.raises(LTEError, match=f"basis {NEW} can't be retired: it is in force; take it out of"):
         require_released(shop.settings, NEW)
     shop.settings = shop.settings.model_copy(update={"basis": Basis(dimensions=4)})
-    with pytest.raises(LTEError, match="2 bases are registered .*; set basis.basis_id to one"):
+    with pytest.raises(LTEError, match=r"2 bases are registered .*; set basis.basis_id to one"):
         require_released(shop.settings, NEW)

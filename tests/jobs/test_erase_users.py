@@ -16,7 +16,7 @@ from jobs import erase_users as job
 from jobs.erase_users import TABLES_WITH_USERS, describe, erase_from_table, read_users
 from jobs.quality.check import check
 from jobs.quality.erasure import erase_from_gates
-from jobs.quality.suites.rules import Batch
+from jobs.quality.suites.rules import CheckedRows
 from jobs.spark.warehouse import Warehouse
 from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
@@ -247,7 +247,7 @@ def test_no_file_of_the_gates_names_an_erased_user(settings):
             gxe.ExpectColumnValuesToBeInSet(column="user_id", value_set=["good"]),
         )
         with pytest.raises(LTEError):
-            check(settings, "events", [Batch("events", rows, ("user_id",), rules)], DAY)
+            check(settings, "events", [CheckedRows("events", rows, ("user_id",), rules)], DAY)
 
     gate(GONE)
     gate(OTHERS[0])

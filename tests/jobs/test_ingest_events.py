@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.feeds.accounts import COPIES, RAW_ROW, REASON, FeedAccount, days_known, with_missing_days
-from jobs.feeds.sources import CORRUPT, SOURCE_FILE
+from jobs.feeds.columns import CORRUPT, SOURCE_FILE
 from jobs.ingest_events import FEED, classify, ingest_events, rows_of
 from lte_model.domain.windows import ONE_DAY, Interval
 from lte_model.errors import LTEError
@@ -217,5 +217,5 @@ def test_a_column_of_the_wrong_type_is_named(warehouse, tmp_path):
     frame = warehouse.spark.sql("SELECT 'u1' AS user_id, 'i1' AS item_id, true AS event_ts")
     frame.write.parquet(str(tmp_path / "events"))
     reads(warehouse, events=tmp_path / "events")
-    with pytest.raises(LTEError, match="column 'event_ts' of source .* has type boolean; give date or string or"):
+    with pytest.raises(LTEError, match=r"column 'event_ts' of source .* has type boolean; give date or string or"):
         ingest(warehouse)

@@ -12,23 +12,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.feeds.sources import CORRUPT, SOURCE_FILE
-from jobs.measure_test import (
+from jobs.feeds.columns import CORRUPT, SOURCE_FILE
+from jobs.feeds.online_test import (
     EXPOSURES,
     FATE,
     OUTCOMES,
     days_before,
     exposures_by_fate,
-    measure_test,
-    measurements,
     outcomes_by_fate,
     rehearsed_exposures,
 )
+from jobs.measure_test import measure_test, measurements
 from jobs.quality.check import check
 from jobs.quality.suites.by_table import SUITES
 from lte_model.domain.windows import ONE_DAY, Interval, every
 from lte_model.errors import LTEError
-from lte_model.online_test.read_out import content_of, read_measurements
+from lte_model.online_test.content import content_of
+from lte_model.online_test.measurements import read_measurements
 from lte_model.online_test.statistics import REHEARSED, SUMS, UNIT, Moments, uplift
 from lte_model.warehouse.tables import TEST_ACCOUNTS, TEST_MEASUREMENTS
 
@@ -245,10 +245,10 @@ def test_what_is_measured_is_read_out_as_the_users_were(warehouse):
     sides = [Moments.of_users(*truth[variant]) for variant in ("lte", "control")]
     for name, cuped in (("plain", False), ("cuped", True)):
         expected = uplift(*sides, cuped)
-        assert engagement[name]["value"] == pytest.approx(float(expected.value))
-        assert engagement[name]["high"] == pytest.approx(float(expected.high))
-    assert engagement["cuped"]["low"] < 0.5 < engagement["cuped"]["high"] and engagement["outcome"] == "better"
-    assert revenue["plain"]["value"] is None and revenue["outcome"] == "undecided", "revenue of returns alone"
+        assert engagement[name].value == pytest.approx(float(expected.value))
+        assert engagement[name].high == pytest.approx(float(expected.high))
+    assert engagement["cuped"].low < 0.5 < engagement["cuped"].high and engagement["outcome"] == "better"
+    assert revenue["plain"].value is None and revenue["outcome"] == "undecided", "revenue of returns alone"
 
     # The past rows of the test gave way, those of another are there.
     for table, past in ((TEST_MEASUREMENTS, "variant"), (TEST_ACCOUNTS, "fate")):
@@ -275,7 +275,7 @@ def test_a_rehearsal_divides_who_did_something_in_two(spark):
 def test_feeds_that_make_no_test_are_named(warehouse):
     noon = datetime.datetime(2024, 2, 10, 12, tzinfo=datetime.UTC)
     write(warehouse, "outcomes", {"user_id": ["u"], "outcome_ts": [noon], "engagement": [1.0]})
-    with pytest.raises(LTEError, match="outcomes.parquet has no column 'revenue'; it has user_id, outcome_ts, eng"):
+    with pytest.raises(LTEError, match=r"outcomes.parquet has no column 'revenue'; it has user_id, outcome_ts, eng"):
         measure_test(warehouse, DATE, "t", PERIOD)
     write(warehouse, "outcomes", {"user_id": ["x"], "outcome_ts": [noon], "engagement": [1.0], "revenue": [0.0]})
     seen = {"user_id": ["u", "v"], "variant": ["a", "b"], "exposure_ts": [noon, None]}
@@ -284,10 +284,10 @@ def test_feeds_that_make_no_test_are_named(warehouse):
     with pytest.raises(LTEError, match=said):
         measure_test(warehouse, DATE, "t", PERIOD)
     write(warehouse, "exposures", seen | {"exposure_ts": [noon, noon]})
-    with pytest.raises(LTEError, match="no outcome of source .* of a user of test t .* 1 of a user who is not in the"):
+    with pytest.raises(LTEError, match=r"no outcome of source .* of a user of test t .* 1 of a user who is not in the"):
         measure_test(warehouse, DATE, "t", PERIOD)
     write(warehouse, "exposures", seen | {"test": ["other", "other"]})
-    with pytest.raises(LTEError, match="test t has users of 0 variants .*: 2 of another test"):
+    with pytest.raises(LTEError, match=r"test t has users of 0 variants .*: 2 of another test"):
         measure_test(warehouse, DATE, "t", PERIOD)
     with pytest.raises(LTEError, match=r"users of 1 variants .* Rows of source .*outcomes.parquet: 1 first exposure"):
         measure_test(warehouse, DATE, "t", PERIOD, rehearse=True)

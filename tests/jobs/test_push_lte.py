@@ -1,4 +1,8 @@
-"""`push_lte` and the reader: the store holds what is live, in any order of pushes, after kills and erasures, bit for bit."""
+"""`push_lte` and the reader: the store holds what is live, in any order of pushes, after kills and erasures, bit for
+bit.
+
+Longer than 350 lines, because every test shares the shop, the stores and the process in which Feast runs.
+"""
 
 import datetime
 import itertools
@@ -99,7 +103,9 @@ class Shop:
         return max(self.published, default=None)
 
     def publish(self, date, rows):
-        """`rows`: {user: (vector sum, event count)}. An older date is left alone; a row that is the same keeps its date."""
+        """`rows`: {user: (vector sum, event count)}. An older date is left alone; a row that is the same keeps its
+        date.
+        """
         self.snapshots[date] = {user: (*row, date) for user, row in rows.items()}
         if not self.published or self.live_date <= date:
             new = date not in self.published
@@ -195,7 +201,8 @@ FOLDERS = itertools.count()
 @given(steps=STEPS)
 def test_the_store_holds_the_newest_date_that_was_pushed(in_feast, online_store, tmp_path_factory, steps):
     """Whatever is pushed, in any order and repeatedly; an older date only where it is told to go back. A step with the
-    name of a method of the store publishes, and kills the push there."""
+    name of a method of the store publishes, and kills the push there.
+    """
     shop = Shop(tmp_path_factory.getbasetemp() / f"{'redis' in online_store}{next(FOLDERS)}", online_store)
     if "redis" in online_store:
         in_feast("forget", shop.file)
@@ -214,7 +221,7 @@ def test_the_store_holds_the_newest_date_that_was_pushed(in_feast, online_store,
         )
         rows = shop.live if date == shop.live_date else shop.snapshots.get(date)
         if date > shop.live_date or (back and rows is not shop.live and not rows):
-            with pytest.raises(LTEError, match="is live; run jobs.publish_lte|run jobs.snapshot_lte"):
+            with pytest.raises(LTEError, match=r"is live; run jobs.publish_lte|run jobs.snapshot_lte"):
                 in_feast("push", shop.file, date, **options)
             continue
         done = in_feast("push", shop.file, date, **options)
@@ -259,21 +266,21 @@ def test_what_is_live_of_an_older_date_than_the_store_is_refused(in_feast, shop,
 
 
 def test_what_can_not_be_read_is_named(in_feast, shop):
-    with pytest.raises(LTEError, match="holds no uniform LTE; run jobs.push_lte"):
+    with pytest.raises(LTEError, match=r"holds no uniform LTE; run jobs.push_lte"):
         in_feast("read", shop.file, ["u"])
     shop.publish(DATES[0], {USERS[0]: ([1, 2], 1)})
     in_feast("push", shop.file, DATES[0])
-    with pytest.raises(LTEError, match="holds no recency LTE; run jobs.push_lte"):
+    with pytest.raises(LTEError, match=r"holds no recency LTE; run jobs.push_lte"):
         in_feast("read", shop.file, ["u"], "recency")
     with pytest.raises(LTEError, match="there is no representation 'unifrom'"):
         in_feast("read", shop.file, ["u"], "unifrom")
     other = shop.file.with_name("other.toml")
     other.write_text('[basis]\nbasis_id = "other"\n' + shop.file.read_text())
-    with pytest.raises(LTEError, match="holds no uniform LTE of basis other; run jobs.push_lte"):
+    with pytest.raises(LTEError, match=r"holds no uniform LTE of basis other; run jobs.push_lte"):
         in_feast("read", other, ["u"])
     away = shop.file.with_name("away.toml")
     away.write_text(section("redis", "127.0.0.1:1"))
-    with pytest.raises(LTEError, match="the redis online store failed: .* is it up"):
+    with pytest.raises(LTEError, match=r"the redis online store failed: .* is it up"):
         in_feast("read", away, ["u"])
 
 
@@ -299,10 +306,10 @@ def test_two_bases_have_rows_of_their_own_and_a_reader_says_which_it_reads(in_fe
         assert lte["basis_id"] == basis_id and lte["vector_sum"] == np.array(sum_, np.int32).tobytes()
         assert (other is None) == (basis_id == "new")
     with pytest.raises(
-        LTEError, match="2 bases are in force .basis, new.; give OnlineReader the basis_id of the model"
+        LTEError, match=r"2 bases are in force .basis, new.; give OnlineReader the basis_id of the model"
     ):
         in_feast("read", both, [USERS[0]])
-    with pytest.raises(LTEError, match="holds no uniform LTE of basis third; run jobs.push_lte"):
+    with pytest.raises(LTEError, match=r"holds no uniform LTE of basis third; run jobs.push_lte"):
         in_feast("read", both, [USERS[0]], basis_id="third")
 
     assert in_feast("retire", both, "basis") == ["lte_uniform_basis"]

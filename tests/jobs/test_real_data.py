@@ -74,7 +74,7 @@ def sums_by_day(shop):
     The last column of the sums is the count.
     """
     vectors = load_vectors(shop, basis_in_force(shop))
-    catalogue, units = vectors.catalogue, vectors.units
+    catalogue, units = vectors.index, vectors.units
     items = pl.DataFrame({"item_id": pl.Series(catalogue.item_ids), "item": range(len(catalogue))})
     events = (
         pl.read_parquet(DATA / "events.parquet")
@@ -124,10 +124,10 @@ def test_going_on_from_day_to_day_makes_the_same(shop, sums_by_day):
     events = list_files(shop.path(EVENTS))
 
     def made(calendar, base):
-        files, condition = needed(events, calendar, vectors.catalogue)
+        files, condition = needed(events, calendar, vectors.index)
         pieces = [piece for part in files.parts(at_least=1) for piece in part]
         tables = read_pieces(pieces, COLUMNS, condition, dictionaries=("user_id", "item_id"))
-        blobs = [unpack(blob) for table in tables for _, blob in pack(table, calendar, vectors.catalogue, groups=1)]
+        blobs = [unpack(blob) for table in tables for _, blob in pack(table, calendar, vectors.index, groups=1)]
         return pa.Table.from_batches(list(snapshot_rows(blobs, base, vectors.units, calendar)), ROWS)
 
     lag_and_window = (WINDOW.lag_days, WINDOW.window_days)

@@ -1,4 +1,6 @@
-"""A hundred thousand broken rows are accounted for, and ids that look like paths, SQL and markup go all the way as ids."""
+"""A hundred thousand broken rows are accounted for, and ids that look like paths, SQL and markup go all
+the way as ids.
+"""
 
 import datetime
 import random
@@ -76,7 +78,7 @@ def test_a_hundred_thousand_rows_of_which_a_third_is_broken_add_up(warehouse, tm
     assert Counter(map(tuple, warehouse.read(ITEMS).select(*columns).collect())) == expected_items.kept
     # All that was kept can be read without a JVM; the gate stops the day for its negative prices.
     suite = SUITES["events"](warehouse.settings, DATE, since=bad.DAYS.start)
-    with pytest.raises(LTEError, match="rules are broken, the first: events: .*price"):
+    with pytest.raises(LTEError, match=r"rules are broken, the first: events: .*price"):
         check(warehouse.settings, "events", suite, DATE)
     outcome(f"rows of a feed mutated, {form}", times=expected.read + expected_items.read, lost=0, of="rows")
 
@@ -115,7 +117,7 @@ def test_an_id_that_looks_like_sql_or_a_path_is_an_id_and_is_erased_alone(wareho
     vectors = load_vectors(warehouse, basis.basis_id)
     kind = LTEKind(basis.basis_id, "uniform", settings.window.lag_days, settings.window.window_days)
     content = torch.from_numpy((vectors.units / 2**14).astype("float32"))
-    champion = new_champion(tmp_path, kind, vectors.catalogue.item_ids.to_pylist(), content)
+    champion = new_champion(tmp_path, kind, vectors.index.item_ids.to_pylist(), content)
     # SQL with a space behind it is SQL: as in the feed, space around an id is no part of it.
     assert score_users(warehouse, DATE, champion) == len(set(users)) - 1
     check(settings, "lte_live", SUITES["lte_live"](settings, DATE), DATE)

@@ -15,6 +15,8 @@ lower than all that it has. A user with no event that it knows is ranked by popu
 number of events in `train.parquet`.
 
 RecTools trains on a user's last `session_max_len` + 1 events, and on nobody with a single one.
+
+Longer than 350 lines, because it runs in an environment where no other file of this repository can be imported.
 """
 
 import argparse
@@ -270,7 +272,8 @@ class Fit:
         seconds: float | None = None,
     ) -> "Fit":
         """Trains for `epochs`. With `patience`, these are the most, and the weights are those of the best epoch on the
-        targets of `data`, with seen items kept or dropped; with `seconds`, the training ends after that time."""
+        targets of `data`, with seen items kept or dropped; with `seconds`, the training ends after that time.
+        """
         seed_everything(seed, workers=True, verbose=False)
         clock = Clock(seconds)
         callbacks: list[Callback] = [clock]
@@ -381,7 +384,8 @@ def search(
     folder: Path, options: Options, lengths: Sequence[int], seeds: Sequence[int], most_epochs: int, patience: int
 ) -> dict[str, object]:
     """The length, the epochs and what becomes of seen items, as FOLDER/validation decides by the first seed; then
-    FOLDER/test with each seed."""
+    FOLDER/test with each seed.
+    """
     started = time.perf_counter()
     tried = {
         length: fit_and_rank(

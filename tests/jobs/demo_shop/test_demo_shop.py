@@ -1,4 +1,7 @@
-"""The demo shop keeps its promises: same bytes, countable dirt, and a planted truth that can be found again."""
+"""The demo shop keeps its promises: same bytes, countable dirt, and a planted truth that can be found again.
+
+Longer than 350 lines, because every test looks at the same shop, which takes seconds to make.
+"""
 
 import datetime
 import json
@@ -13,11 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.demo_shop import Planted, ShopSpec, write_demo_shop
+from jobs.demo_shop.assortment import BRANDS, CATEGORIES, COLOURS
 from jobs.demo_shop.browsing import EVENT_TYPES
-from jobs.demo_shop.catalogue import BRANDS, CATEGORIES, COLOURS
-from jobs.demo_shop.feed import BROKEN_TIMESTAMPS, FILES, MOST_DAYS_LATE
-from jobs.demo_shop.spec import END, START
+from jobs.demo_shop.feed import BROKEN_TIMESTAMPS, FILES, MOST_DAYS_LATE, Planted, write_demo_shop
+from jobs.demo_shop.spec import END, START, ShopSpec
 from lte_model.errors import LTEError
 
 SPEC = ShopSpec(users=400, items=300, seed=7)

@@ -53,14 +53,14 @@ def listing_of(tables):
 def rows_made(rows, calendar, vectors, base=None, parts=1, groups=1):
     """The rows, as a table, that the engine makes of `rows` in so many parts and groups."""
     tables = [events_table(rows[part::parts]).select(COLUMNS) for part in range(parts)]
-    files, condition = needed(listing_of(tables), calendar, vectors.catalogue)
+    files, condition = needed(listing_of(tables), calendar, vectors.index)
     blobs = [[] for _ in range(groups)]
     for part in files.files["path"]:
         table = tables[int(part)]
         for column in ("user_id", "item_id"):
             encoded = table[column].dictionary_encode()
             table = table.set_column(table.schema.get_field_index(column), column, encoded)
-        for group, blob in pack(ds.dataset(table).to_table(filter=condition), calendar, vectors.catalogue, groups):
+        for group, blob in pack(ds.dataset(table).to_table(filter=condition), calendar, vectors.index, groups):
             blobs[group].append(unpack(blob))
     batches = []
     for group, of_group in enumerate(blobs):
@@ -161,7 +161,7 @@ def test_the_largest_sum_fits():
 
 
 def test_a_user_with_too_many_events_is_refused_by_name():
-    with pytest.raises(LTEError, match="user 'bot' has 131,072 events in the window of 2024-02-26.*jobs.erase_users"):
+    with pytest.raises(LTEError, match=r"user 'bot' has 131,072 events in the window of 2024-02-26.*jobs.erase_users"):
         summed(crowd("bot", "a", MAX_EVENTS + 1) + crowd("u", "a", 1))
 
 

@@ -206,7 +206,7 @@ def test_a_range_is_checked_date_by_date_up_to_a_broken_one(settings, tables, mo
     assert "2024-03-03" not in capsys.readouterr().out
     check_range(monkeypatch, settings, {}, "lte_snapshots --from 2024-03-03 --to 2024-03-05 --every 2")
     assert "gate lte_snapshots of 2024-03-03: 14 rules hold" in capsys.readouterr().out
-    with pytest.raises(LTEError, match="gate lte_snapshots of 2024-03-04: .* expect_table_row_count"):
+    with pytest.raises(LTEError, match=r"gate lte_snapshots of 2024-03-04: .* expect_table_row_count"):
         check_range(monkeypatch, settings, {}, "lte_snapshots --from 2024-03-03 --to 2024-03-05")
 
 
@@ -229,13 +229,13 @@ def test_a_range_that_is_none_is_refused(settings, monkeypatch, options, said):
 
 
 def test_a_missing_table_is_named(settings):
-    with pytest.raises(LTEError, match="table items does not exist at .*; run jobs.ingest_items first"):
+    with pytest.raises(LTEError, match=r"table items does not exist at .*; run jobs.ingest_items first"):
         SUITES["items"](settings, DATE)
 
 
 def test_every_representation_of_the_settings_is_checked(settings, tables, capsys):
     rows, settings = tables["lte_snapshots"], reading(settings, "uniform", "leaking")
-    with pytest.raises(LTEError, match="1 of 14 rules are broken.*lte_snapshots_representations"):
+    with pytest.raises(LTEError, match=r"1 of 14 rules are broken.*lte_snapshots_representations"):
         gate(settings, tables, "lte_snapshots")
     assert "representation=leaking" in capsys.readouterr().out
     leaking = rows.with_columns(
@@ -261,7 +261,7 @@ def test_without_the_autoencoder_no_encoder_is_asked_for(settings, capsys):
 
 def test_a_date_that_was_not_counted_is_named(settings, tables):
     tables["item_popularity"].write_delta(settings.table_path("item_popularity"))
-    with pytest.raises(LTEError, match="gate item_popularity of 2024-03-01: .* rules are broken"):
+    with pytest.raises(LTEError, match=r"gate item_popularity of 2024-03-01: .* rules are broken"):
         check(settings, "item_popularity", SUITES["item_popularity"](settings, DATE, anchors=True), DATE)
 
 

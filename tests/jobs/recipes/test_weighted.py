@@ -32,8 +32,8 @@ LAGGED_END = DATE - LAG * ONE_DAY
 
 def weighted_oracle(name, feed, vectors, dates, half_life=HALF_LIFE):
     """(vector sum, event count, newest event date) of each (snapshot date, user), one event at a time."""
-    index = {item: row for row, item in enumerate(vectors.catalogue.item_ids.to_pylist())}
-    known_day = vectors.catalogue.known_day
+    index = {item: row for row, item in enumerate(vectors.index.item_ids.to_pylist())}
+    known_day = vectors.index.known_day
     found = {}
     for date in dates:
         window = lte_window(date, 0 if name == "leaking" else LAG, WINDOW)
