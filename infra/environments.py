@@ -59,7 +59,7 @@ def pack(name: str, archive: Path, folder: Path = FOLDER) -> Path:
         part = archive.with_name(f"part-{os.getpid()}-{archive.name}")
         with tarfile.open(part, "w:gz", compresslevel=1) as packed:
             packed.add(place, ".")
-        os.replace(part, archive)
+        part.replace(archive)
     return archive
 
 
@@ -81,6 +81,7 @@ def _uv(*arguments: str) -> None:
 
 
 def main() -> None:
+    """Reads the command line and runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="+", choices=list(ENVIRONMENTS), metavar="NAME", help=", ".join(ENVIRONMENTS))
     parser.add_argument("--into", type=Path, default=FOLDER, help="the folder of the environments")

@@ -6,7 +6,8 @@
 2. No advisory is known of it: by pip-audit, which asks the index's advisory service; or by a copy of PyPA's advisory
    database (its folder `vulns`, YAML in the OSV format), where the machine reaches no service.
 
-Ends with 1 where something is found, and with 2 where a package could not be audited: nothing found is not nothing there.
+Ends with 1 where something is found, and with 2 where a package could not be audited: nothing found is not nothing
+there.
 """
 
 import argparse
@@ -34,6 +35,7 @@ FOUND, NOT_AUDITED = 1, 2
 
 
 def main() -> None:
+    """Reads the command line and runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tools", default=".cache/checks", help="the environment of infra/checks/requirements.txt")
     parser.add_argument("--advisories", type=Path, help="a copy of PyPA's advisory database, in the place of a service")
@@ -73,8 +75,10 @@ def index_problems(file: Path) -> list[str]:
 
 
 def asked_service(file: Path, pip_audit: Path) -> tuple[list[str], str]:
-    """(a line for each advisory, why packages were not audited). pip-audit passes over a package that the service doesn't
-    answer for, and ends as if it were well."""
+    """(a line for each advisory, why packages were not audited).
+
+    pip-audit passes over a package that the service doesn't answer for, and ends as if it were well.
+    """
     command = [str(pip_audit), "--requirement", str(file), "--no-deps", "--disable-pip", "--format", "json"]
     done = subprocess.run([*command, "--progress-spinner", "off"], check=False, capture_output=True, text=True)
     try:
@@ -82,7 +86,8 @@ def asked_service(file: Path, pip_audit: Path) -> tuple[list[str], str]:
     except (json.JSONDecodeError, KeyError):
         return [], (done.stderr.strip().splitlines() or ["pip-audit said nothing"])[-1]
     found = [
-        f"{package['name']} {package['version']}: {advisory['id']}, fixed in {', '.join(advisory['fix_versions']) or '–'}"
+        f"{package['name']} {package['version']}: {advisory['id']}, "
+        f"fixed in {', '.join(advisory['fix_versions']) or '–'}"
         for package in packages
         for advisory in package.get("vulns", ())
     ]

@@ -34,7 +34,7 @@ CUSTOM = ("kueue.yaml", "kustomization.yaml")
 
 
 @dataclass(frozen=True)
-class Check:
+class FileCheck:
     """One command. Where `missing` says why, it isn't run."""
 
     name: str
@@ -44,6 +44,7 @@ class Check:
 
 
 def main() -> None:
+    """Reads the command line and runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tools", default=".cache/checks", help="the environment of infra/checks/requirements.txt")
     parser.add_argument("--chart", default="", help="Airflow's official Helm chart, a folder or .tgz")
@@ -66,7 +67,7 @@ def main() -> None:
     sys.exit(1 if wrong else 0)
 
 
-def checks(tools: str, chart: str, folder: Path) -> Iterator[Check]:
+def checks(tools: str, chart: str, folder: Path) -> Iterator[FileCheck]:
     """All checks; those of a rendered chart read what the one before wrote into `folder`."""
     path = os.pathsep.join((tools, os.environ.get("PATH", "")))
 
@@ -76,18 +77,18 @@ def checks(tools: str, chart: str, folder: Path) -> Iterator[Check]:
 
     packages = "make check-infra brings it"
     hadolint, missing = found("hadolint", packages)
-    yield Check("Dockerfile, hadolint", [hadolint, "infra/images/Dockerfile"], missing)
+    yield FileCheck("Dockerfile, hadolint", [hadolint, "infra/images/Dockerfile"], missing)
 
     schema, missing = found("check-jsonschema", packages)
     by_schema = [schema, "--builtin-schema", "vendor.compose-spec", COMPOSE]
-    yield Check("compose.yaml, schema of the Compose specification", by_schema, missing)
+    yield FileCheck("compose.yaml, schema of the Compose specification", by_schema, missing)
     yield _compose_config(path)
 
     validate, missing = found("kubernetes-validate", packages)
     files = [*(REPOSITORY / "infra/kubernetes").glob("*.yaml"), REPOSITORY / "infra/airflow/worker_pod.yaml"]
     files += [*(REPOSITORY / "infra/airflow/pods").glob("*.yaml"), *(REPOSITORY / "infra/settings").glob("*.yaml")]
     manifests = sorted(str(file.relative_to(REPOSITORY)) for file in files if file.name not in CUSTOM)
-    yield Check("Kubernetes manifests, its own schemas", [validate, "--strict", "--quiet", *manifests], missing)
+    yield FileCheck("Kubernetes manifests, its own schemas", [validate, "--strict", "--quiet", *manifests], missing)
 
     helm, missing_helm = found("helm", "make check-infra builds it where there is Go")
     if not chart:
@@ -96,22 +97,22 @@ def checks(tools: str, chart: str, folder: Path) -> Iterator[Check]:
     render = (
         f'"{helm}" template airflow "{chart}" --namespace lte --kube-version {KUBERNETES_VERSION} --values {VALUES}'
     )
-    yield Check("Helm values, the chart's schema", ["bash", "-c", f'{render} > "{rendered}"'], missing_helm)
+    yield FileCheck("Helm values, the chart's schema", ["bash", "-c", f'{render} > "{rendered}"'], missing_helm)
     validated = [validate, "--strict", "--quiet", str(rendered)]
-    yield Check("what the chart makes of them, Kubernetes' schemas", validated, missing or missing_helm)
+    yield FileCheck("what the chart makes of them, Kubernetes' schemas", validated, missing or missing_helm)
 
 
-def _compose_config(path: str) -> Check:
+def _compose_config(path: str) -> FileCheck:
     """Interpolation, anchors, dependencies: what a schema doesn't see. Values stand in for the secrets."""
     name = "compose.yaml, docker compose config"
-    values = {key: "x" for key in SECRETS}
+    values = dict.fromkeys(SECRETS, "x")
     docker, compose = (shutil.which(program, path=path) for program in ("docker", "docker-compose"))
     options = ["-f", COMPOSE, "--profile", "redis", "config", "--quiet"]
     if compose:
-        return Check(name, [compose, *options], environment=values)
+        return FileCheck(name, [compose, *options], environment=values)
     if docker and subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode == 0:
-        return Check(name, [docker, "compose", *options], environment=values)
-    return Check(name, [], "no docker compose")
+        return FileCheck(name, [docker, "compose", *options], environment=values)
+    return FileCheck(name, [], "no docker compose")
 
 
 if __name__ == "__main__":

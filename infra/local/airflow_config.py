@@ -37,7 +37,8 @@ class AirflowConfig:
 
     def write(self) -> None:
         """Writes airflow.cfg, and a password where one is missing. Keys and the section `[lte]` are kept from the last
-        time."""
+        time.
+        """
         file = self.home / "airflow.cfg"
         config = configparser.RawConfigParser()
         config.read(file)

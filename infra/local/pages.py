@@ -22,7 +22,7 @@ from lte_model.settings import SETTINGS_VARIABLE, Settings, load_settings
 
 LOOPBACK = "127.0.0.1"
 USER = "admin"
-PASSWORD_VARIABLE = "UI_PASSWORD"
+PASSWORD_VARIABLE = "UI_PASSWORD"  # noqa: S105 – its name
 MIN_PASSWORD = 12
 """Characters of a password that strangers may try to guess."""
 
@@ -104,6 +104,7 @@ def _pages_of(folders: Mapping[str, str], password: str) -> type[http.server.Sim
 
 
 def main() -> None:
+    """Reads the command line and runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", help=f"settings file (default: the one that {SETTINGS_VARIABLE} names)")
     parser.add_argument("--host", default=LOOPBACK, help=f"the address to listen on (default: {LOOPBACK})")

@@ -42,7 +42,7 @@ class Ports:
 
 def reached_at(host: str) -> str:
     """The address by which this machine reaches what listens on `host`."""
-    return LOOPBACK if host == "0.0.0.0" else host
+    return LOOPBACK if host == "0.0.0.0" else host  # noqa: S104 – compared, not bound
 
 
 def answers(url: str) -> bool:
@@ -59,6 +59,7 @@ def answers(url: str) -> bool:
 
 
 def is_free(host: str, port: int) -> bool:
+    """Whether nobody listens on the port of `host`."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,5 +1,6 @@
 """The processes of the local stack, and how they are stopped without a trace."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -17,8 +18,8 @@ STOP_TIMEOUT = 10.0
 def processes_of(components: Collection[int], mark: str) -> list[psutil.Process]:
     """Every process that came of a stack: by its parent, by its session, or by the mark in its environment.
 
-    `components` are the process ids that the stack started, each the leader of a session; `mark` is the stack's value of
-    `MARK`. Airflow starts a task's command in a session of its own, and its workers overwrite their environment with
+    `components` are the process ids that the stack started, each the leader of a session. `mark` is the stack's value
+    of `MARK`. Airflow starts a task's command in a session of its own, and its workers overwrite their environment with
     their title: none of the three ways finds all processes.
     """
     found: dict[int, psutil.Process] = {}
@@ -49,6 +50,7 @@ def stop_processes(components: Collection[int], mark: str) -> None:
 
 
 def session_of(process: psutil.Process) -> int | None:
+    """The process id of the leader of its session; None where it has ended."""
     try:
         return os.getsid(process.pid)
     except ProcessLookupError:
@@ -68,10 +70,9 @@ def is_spark_driver(process: psutil.Process) -> bool:
 
 
 def send_signal(process: psutil.Process, number: signal.Signals) -> None:
-    try:
+    """Sends the signal, unless the process has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def stop_on_signals() -> threading.Event:

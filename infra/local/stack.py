@@ -1,6 +1,6 @@
 """Airflow, MLflow's UI and the pages (Data Docs, reports) of one installation, on loopback, as one thing.
 
-    make up                                            # or: python -m infra.local.stack --settings FILE [--host ADDRESS]
+    make up                                           # or: python -m infra.local.stack --settings FILE [--host ADDRESS]
 
 1. `<home>/airflow` becomes the AIRFLOW_HOME: airflow.cfg, keys and password are written there, for their owner's eyes
    alone, and SQLite is migrated. What the environment gives (AIRFLOW__DATABASE__SQL_ALCHEMY_CONN, keys, an executor)
@@ -60,12 +60,12 @@ class LocalStack:
     """The running stack of the installation that `settings_file` describes; a context manager.
 
     `mlflow_ui` leaves MLflow's server out where nobody looks at it. `feed_end` is the last logical date of a shop
-    whose feed has ended; it stays in airflow.cfg until another is given. `python` is that of Airflow's environment, where
-    it isn't this one, and `lte` what `[lte]` of airflow.cfg says of where commands run (infra/airflow/README.md). `host`
-    is the address that it listens on.
+    whose feed has ended; it stays in airflow.cfg until another is given. `python` is that of Airflow's environment,
+    where it isn't this one. `lte` is what `[lte]` of airflow.cfg says of where commands run (infra/airflow/README.md).
+    `host` is the address that the stack listens on.
 
-    Raises `LTEError` for a host other than 127.0.0.1 without UI_PASSWORD; entering it, when another stack holds the same
-    home, and when a component doesn't come up.
+    Raises `LTEError` for a host other than 127.0.0.1 without UI_PASSWORD. Entering it raises `LTEError` when another
+    stack holds the same home, and when a component doesn't come up.
     """
 
     def __init__(
@@ -107,6 +107,7 @@ class LocalStack:
 
     @property
     def password(self) -> str:
+        """The password of the user `admin`."""
         return self._password or self._config.generated_password()
 
     def __enter__(self) -> Self:
@@ -169,7 +170,7 @@ class LocalStack:
     def _take_lock(self) -> None:
         """One stack per home: two schedulers on one SQLite would start every task twice."""
         self.logs.mkdir(parents=True, exist_ok=True)
-        file = open(self.airflow_home / "stack.lock", "a+")  # noqa: SIM115 – held until stop()
+        file = (self.airflow_home / "stack.lock").open("a+")  # held until stop()
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -271,7 +272,7 @@ class LocalStack:
         }
 
     def _start(self, name: str, command: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> None:
-        with open(self._log_file(name), "ab") as log:
+        with self._log_file(name).open("ab") as log:
             self._components[name] = subprocess.Popen(
                 command,
                 cwd=REPOSITORY,
@@ -302,6 +303,7 @@ class LocalStack:
 
 
 def main() -> None:
+    """Reads the command line and runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", default=os.environ.get(SETTINGS_VARIABLE))
     parser.add_argument(
