@@ -76,8 +76,8 @@ def job(
 ) -> BaseOperator:
     """A task that writes. `writes` names its pool: its table. It may be repeated, and a stop of Airflow may cost a try.
 
-    What a person typed reaches the command by the `environment`, where no shell reads it. A command that ends with 99 had
-    nothing to do: Airflow shows its task as skipped.
+    What a person typed reaches the command by the `environment`, where no shell reads it. A command that ends with 99
+    had nothing to do: Airflow shows its task as skipped.
     """
     operator, how = runner(command)
     return operator(task_id=task_id, **how, **_writing(writes, on_failure), outlets=list(outlets), env=environment)

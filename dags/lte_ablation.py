@@ -5,8 +5,8 @@ policies and lengths. It ends in a report with the paper's table beside ours.
 
 **Before:** `lte_training` of the same logical date, which makes the training set and counts popularity.
 
-**To run:** trigger it with that logical date. `variants` are names from `lte_model/studies/variants.py`, with commas, or
-nothing for all; each is trained with the seeds 0, 1, … One training at a time has the pool `gpu`.
+**To run:** trigger it with that logical date. `variants` are names from `lte_model/studies/variants.py`, with commas,
+or nothing for all; each is trained with the seeds 0, 1, … One training at a time has the pool `gpu`.
 
 **A training that was killed** goes on from its last checkpoint, and one that is done is found done: a second run with
 more variants or seeds trains what is new.
@@ -72,7 +72,8 @@ with DAG(
         "snapshot_anchors",
         f"jobs.snapshot_lte --date {DATE} --anchors {REPRESENTATIONS}",
         writes="lte_snapshots",
-        on_failure="The log names the anchor. No encoder? Clear `fit_encoders`, or run for a basis beside what the log says.",
+        on_failure="The log names the anchor. No encoder? Clear `fit_encoders`, or run for a basis beside what the "
+        "log says.",
     )
     check_lte_snapshots = gate(
         "check_lte_snapshots",

@@ -38,6 +38,7 @@ with DAG(
     gate(
         "audit_live",
         f"jobs.audit_lte --date {DATE} --live",
-        on_failure="A later date is live? Audit that one. Else the log names the first users: see the notes of the DAG.",
+        on_failure="A later date is live? Audit that one. Else the log names the first users: see the notes of the "
+        "DAG.",
         pool="lte_audits",
     )

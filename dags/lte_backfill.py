@@ -55,7 +55,8 @@ with DAG(
         "snapshot_range",
         f"jobs.snapshot_lte {RANGE}",
         writes="lte_snapshots",
-        on_failure="No date in the range? `From` lies before `To`. A day is missing? Backfill `lte_daily` over it. No encoder "
+        on_failure="No date in the range? `From` lies before `To`. A day is missing? Backfill `lte_daily` over it. No "
+        "encoder "
         "of a date? Begin the range later, or run the commands that the log names.",
     )
     check_lte_snapshots = gate(

@@ -82,7 +82,8 @@ with DAG(
     check_item_embeddings = gate(
         "check_item_embeddings",
         f"jobs.quality.check item_embeddings {OF_BASIS}",
-        on_failure="Items of whose words the new basis knows none: give it a template with more text, and run this again.",
+        on_failure="Items of whose words the new basis knows none: give it a template with more text, and run this "
+        "again.",
     )
     fit_encoder = job(
         "fit_encoder",

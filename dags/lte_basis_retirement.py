@@ -1,6 +1,6 @@
 """# lte_basis_retirement
-The last step from one semantic basis to another: removes what was made in a basis that nobody reads any more. Trigger it
-with the id of the basis.
+The last step from one semantic basis to another: removes what was made in a basis that nobody reads any more. Trigger
+it with the id of the basis.
 
 **Refused** while an alias of the registry (champion, previous, challenger) has a version that reads the basis, or while
 `[basis]` of the settings names it. `check_released` says which, and what to do; each task behind it asks again.

@@ -3,14 +3,14 @@ The run of logical date D makes the LTE that may be used on D, and puts it live.
 
 | task | reads | writes |
 |---|---|---|
-| ingest | the feed: rows that became known on D−1, and on days that no run has brought | `events`, `items`, `quarantine` |
+| ingest | the feed: rows that became known on D−1, and on days without a run | `events`, `items`, `quarantine` |
 | embed_items | items new to the basis | `item_embeddings` |
 | snapshot_lte | the nearest snapshot, and the events that make the difference | `lte_snapshots`, partition D |
-| monitor_lte | that snapshot, the one before, the one that the model was trained on | `lte_monitoring`, `monitoring.html` |
+| monitor_lte | that snapshot, the one before, the one of the model's training | `lte_monitoring`, `monitoring.html` |
 | publish_lte | the rows of users whose LTE may have changed | `lte_live`, `publications` |
 | push_lte | the rows of `lte_live` that changed | the online store, if the settings name one |
 | check_champion | who is champion; one that was promoted by hand is put through the gate | tags of the version |
-| score_users | the champion, the LTEs and the newest events of every user | `recommendations`, date D; nothing without a champion |
+| score_users | the champion, the LTEs and the newest events of every user | `recommendations`, if there is one |
 
 **First** run `lte_bootstrap`, once. **Backfill** any range of dates, in any order: each run writes the rows of
 its date alone, and the same rows each time. An older date never takes the place of a newer one in `lte_live`, nor in
@@ -25,9 +25,9 @@ names the version.
 Data Docs, name the rule and the rows. Correct the cause, then clear the failed run from the ingest on.
 
 **When `monitor_lte` stops** its log names every measure that is beyond its bound, and what to do; the page, and the run
-`monitoring` in MLflow, show it beside the dates before. If the snapshot is as it should be all the same, move that bound
-in `[monitoring]` of the settings and clear the task. Is it a basis beside the one in use that stops, take that out of
-`basis.beside`. A warning stops nothing: it stands in the log and on the page.
+`monitoring` in MLflow, show it beside the dates before. If the snapshot is as it should be all the same, move that
+bound in `[monitoring]` of the settings and clear the task. Is it a basis beside the one in use that stops, take that
+out of `basis.beside`. A warning stops nothing: it stands in the log and on the page.
 """
 
 from airflow.sdk import DAG
@@ -82,7 +82,8 @@ with DAG(
         "snapshot_lte",
         f"jobs.snapshot_lte --date {DATE}",
         writes="lte_snapshots",
-        on_failure="A day, or the encoder, is missing? The log names it and the command that makes it. Then clear the task.",
+        on_failure="A day, or the encoder, is missing? The log names it and the command that makes it. Then clear the "
+        "task.",
     )
     check_lte_snapshots = gate(
         "check_lte_snapshots",
@@ -99,18 +100,21 @@ with DAG(
         "publish_lte",
         f"jobs.publish_lte --date {DATE}",
         writes="lte_live",
-        on_failure="The vectors that were live still are. A representation is refused? Its name is in the log. Clear the task.",
+        on_failure="The vectors that were live still are. A representation is refused? Its name is in the log. Clear "
+        "the task.",
     )
     push_lte = job(
         "push_lte",
         f"jobs.push_lte --date {DATE}",
         writes="online_store",
-        on_failure="Readers find the rows that the store had, or some of them new. Is it up? Clear the task: it goes on.",
+        on_failure="Readers find the rows that the store had, or some of them new. Is it up? Clear the task: it goes "
+        "on.",
     )
     check_champion = gate(
         "check_champion",
         "lte_model.registry.promotion watch",
-        on_failure="Somebody made a version champion that does not pass the gate? Run `lte_rollback`, or ask who it was. Its "
+        on_failure="Somebody made a version champion that does not pass the gate? Run `lte_rollback`, or ask who it "
+        "was. Its "
         "basis isn't in force? The log says what to do.",
         pool="model_registry",
     )
@@ -119,7 +123,8 @@ with DAG(
         "score_users",
         f"jobs.score_users --date {DATE} --if-champion",
         writes="recommendations",
-        on_failure="The champion reads other LTEs than these? The log names both: promote a model of these. Clear the task.",
+        on_failure="The champion reads other LTEs than these? The log names both: promote a model of these. Clear the "
+        "task.",
     )
     check_recommendations = gate(
         "check_recommendations",

@@ -13,7 +13,7 @@ The list itself is yours to delete; no log and no note here repeats an id.
 | erase_reports | evaluations and reports, and their copies in MLflow |
 | erase_data_docs | results of gates that name their rows, and the pages of these |
 | erase_online_store | the rows that services read, if the settings name a store |
-| list_models | nothing: lists the models that were trained on erased users, and table versions that can't be read any more |
+| list_models | nothing: lists the models that were trained on erased users, and table versions that can't be read now |
 
 **It beats the protection of versions:** old files that name a user go, also where a registered model names their
 version. The model's tags in MLflow say so. Train anew, and promote that.

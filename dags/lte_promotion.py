@@ -45,7 +45,8 @@ with DAG(
     check_bases = gate(
         "check_bases",
         "lte_model.registry.basis_change status",
-        on_failure="The log names the alias, the basis that it reads, and what to do; the notes of `lte_basis_change` too.",
+        on_failure="The log names the alias, the basis that it reads, and what to do; the notes of `lte_basis_change` "
+        "too.",
         pool="model_registry",
     )
     check_training_set = gate(

@@ -5,7 +5,8 @@ ranker without it. It evaluates both, writes the report, and registers the first
 **Schedule:** Mondays, 03:00 UTC; or trigger it with a logical date. It reads `events` and `item_embeddings`, so
 `lte_bootstrap`, or as many runs of `lte_daily` as the windows need, come first.
 
-**Encoders** are fitted where `model.representations` in the settings has `autoencoder`; else their tasks say so and end.
+**Encoders** are fitted where `model.representations` in the settings has `autoencoder`; else their tasks say so and
+end.
 
 **A training that was killed** goes on from its last checkpoint when the task runs again.
 

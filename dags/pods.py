@@ -64,6 +64,7 @@ class CommandPod(KubernetesPodOperator):
         self.output_processor = output_processor
 
     def execute(self, context: Context) -> Any:
+        """Run the pod; returns its last line as `output_processor` reads it, or None."""
         line = super().execute(context)
         return self.output_processor(line) if self.output_processor else None
 

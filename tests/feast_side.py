@@ -1,4 +1,6 @@
-"""Runs in Feast's environment on behalf of a test: what comes through the channel is called, and its result goes back."""
+"""Runs in Feast's environment on behalf of a test: what comes through the channel is called, and its
+result goes back.
+"""
 
 import datetime
 import functools

@@ -30,7 +30,9 @@ FLOORS = {
     "jobs": ({"spark"}, {"feeds", "engine"}, {"recipes"}, {"quality", "demo_shop"}),
     "infra": ({"repository"}, {"local", "checks", "environments"}, {"runs"}),
 }
-"""Rooms and files, from the lowest floor up: each imports only from floors below its own. Tasks of jobs/ may use all."""
+"""Rooms and files, from the lowest floor up: each imports only from floors below its own. Tasks of
+jobs/ may use all.
+"""
 
 LIGHT = ("domain", "warehouse", "tracking", "online_test", "errors", "files", "figures", "metrics", "object_store",
          "settings", "command_line")  # fmt: skip
@@ -141,7 +143,7 @@ def test_what_jobs_need_brings_neither_torch_nor_spark(room):
 
 
 def test_the_model_runs_where_spark_is_not_installed():
-    """A GPU image has neither. (MLflow looks for PySpark by itself, and does without.)"""
+    """A GPU image has neither; MLflow looks for PySpark by itself, and does without."""
     modules = ", ".join(map(_module, _files("lte_model")))
     program = f"import sys; sys.modules['pyspark'] = sys.modules['airflow'] = None; import {modules}"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)

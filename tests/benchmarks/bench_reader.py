@@ -1,8 +1,8 @@
 """How fast a service reads users' LTEs from the online store, and how fast they are pushed there: `make bench-reader`.
 
-`lte_live` is made up: 100,000 users of 64 dimensions. All of it is pushed, then `OnlineReader` reads one user, or 100 at
-once, drawn anew each time. The figures are of one process that reads again and again, Feast's way there and back and the
-division included. SQLite is a file on this disk; Redis runs on this machine and is reached by TCP.
+`lte_live` is made up: 100,000 users of 64 dimensions. All of it is pushed, then `OnlineReader` reads one user, or 100
+at once, drawn anew each time. The figures are of one process that reads again and again, Feast's way there and back and
+the division included. SQLite is a file on this disk; Redis runs on this machine and is reached by TCP.
 
     read_1_p50, read_1_p99         a read of one user
     read_100_p50, read_100_p99     a read of a hundred

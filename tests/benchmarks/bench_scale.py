@@ -216,7 +216,7 @@ def tree_cpu() -> float:
 
 
 def peak_memory(pid: int) -> float:
-    """The most bytes that a process held at once, until now. (What wait4 tells begins at what its parent held.)"""
+    """The most bytes that a process held at once, until now; what wait4 tells begins at what its parent held."""
     status = Path(f"/proc/{pid}/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return max((int(line.split()[1]) * 1024.0 for line in lines if line.startswith("VmHWM")), default=0.0)

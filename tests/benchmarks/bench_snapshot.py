@@ -149,7 +149,8 @@ def prepare(size: str) -> None:
             warehouse.replace(ITEM_EMBEDDINGS, frame, f"basis_id = '{basis_id}'")
             basis = spark.createDataFrame(
                 [(basis_id, "made-up", dimensions, "", DATE, len(item_ids), bytearray(b""))],
-                "basis_id STRING, encoder STRING, dimensions INT, text_template STRING, fitted_on DATE, fitted_items LONG, state BINARY",
+                "basis_id STRING, encoder STRING, dimensions INT, text_template STRING, fitted_on DATE, "
+                "fitted_items LONG, state BINARY",
             )
             warehouse.replace(SEMANTIC_BASES, basis, f"basis_id = '{basis_id}'")
     shutil.rmtree(shop)
@@ -268,7 +269,8 @@ def duckdb_run(settings: Settings, target: Path) -> Path:
             WITH counts AS (
                 SELECT user_id, item_id, count(*)::FLOAT AS n
                 FROM read_parquet({DeltaTable(settings.table_path("events")).file_uris()!r})
-                WHERE event_date >= DATE '{window.start}' AND event_date < DATE '{window.end}' AND known_date < DATE '{DATE}'
+                WHERE event_date >= DATE '{window.start}' AND event_date < DATE '{window.end}'
+                  AND known_date < DATE '{DATE}'
                 GROUP BY user_id, item_id
             )
             SELECT user_id, {sums}, sum(n) AS event_count

@@ -21,7 +21,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,7 +144,9 @@ def read_sequences(folder: Path) -> tuple[Sequences, int]:
 
 
 def new_fit(found: Sequences, items: int, device: torch.device, **training: object) -> Fit:
-    """A training of the sequences that has not begun: `LENGTH` events and one prefix, and else the settings' defaults."""
+    """A training of the sequences that has not begun: `LENGTH` events and one prefix, and else the
+    settings' defaults.
+    """
     settings = Settings(model=Model(max_tokens=LENGTH + 1), training=Training(**training))
     sizes = settings.model.model_dump(exclude={"representations"})
     config = ranker_config(items=items, dimensions=DIMENSIONS, **sizes)
@@ -295,15 +296,18 @@ def shown(run: dict[str, float]) -> str:
 
 def report(found: dict[str, list[dict[str, float]]]) -> None:
     """Medians, every value, and ours beside RecTools'."""
-    medians: Callable[[str, str], float] = lambda side, name: statistics.median(run[name] for run in found[side])
+
+    def median(side: str, name: str) -> float:
+        return statistics.median(run[name] for run in found[side])
+
     for name, unit in UNITS.items():
         for side, runs in found.items():
             listed = ", ".join(f"{run[name]:,.0f}" for run in runs)
-            print(f"{name:<28} {side:<9} {medians(side, name):10,.0f} {unit:<9} ({listed})")
-        print(f"{'':<28} {'ratio':<9} {medians('ours', name) / medians('rectools', name):10.2f} ours / rectools")
-    before = ", ".join(f"{side} {medians(side, 'memory_before'):,.0f} MB" for side in found)
+            print(f"{name:<28} {side:<9} {median(side, name):10,.0f} {unit:<9} ({listed})")
+        print(f"{'':<28} {'ratio':<9} {median('ours', name) / median('rectools', name):10.2f} ours / rectools")
+    before = ", ".join(f"{side} {median(side, 'memory_before'):,.0f} MB" for side in found)
     print(f"of the memory, there before the data, with all that is imported: {before}")
-    exact = medians("rectools", "exact_users_per_second")
+    exact = median("rectools", "exact_users_per_second")
     print(f"RecTools' model, ranked from its logits as ours is: {exact:,.0f} users/s")
 
 

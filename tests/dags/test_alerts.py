@@ -1,4 +1,6 @@
-"""A task that fails for good is told of by the notifier that airflow.cfg names, to the mail server of its connection."""
+"""A task that fails for good is told of by the notifier that airflow.cfg names, to the mail server of
+its connection.
+"""
 
 import os
 import subprocess

@@ -221,7 +221,8 @@ def test_only_pods_whose_output_is_read_have_a_second_container(pods):
 @pytest.mark.parametrize(
     ("program", "code", "output"),
     [
-        ("print('one'); print('[{\"variant\": \"a \\\\\"b\\\\\"\", \"seed\": 1}]')", 0, [{"VARIANT": 'a "b"', "SEED": "1"}]),
+        ("print('one'); print('[{\"variant\": \"a \\\\\"b\\\\\"\", \"seed\": 1}]')", 0,
+         [{"VARIANT": 'a "b"', "SEED": "1"}]),
         ("print('one'); raise SystemExit(99)", 99, None),
         ("raise SystemExit(2)", 2, None),
     ],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from infra.local.stack import LocalStack
-from infra.runs.airflow_runs import Progress
+from infra.runs.airflow_runs import FollowedRuns
 from infra.runs.installation import demo_training, make_shop, read_feed, settings_text
 from lte_model.domain.windows import ONE_DAY
 from lte_model.settings import load_settings
@@ -25,7 +25,7 @@ SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", REPOSITORY / ".lte" / "screensh
 @dataclass(frozen=True)
 class Installation:
     stack: LocalStack
-    progress: Progress
+    progress: FollowedRuns
     mailbox: Mailbox
     first_event: datetime.date
     training_date: datetime.date
@@ -61,7 +61,7 @@ def installation(home: Path) -> Iterator[Installation]:
         for name, value in box.environment.items():
             environment.setenv(name, value)
         with LocalStack(home / "settings.toml", feed_end=training_date) as stack:
-            yield Installation(stack, Progress(stack), box, feed.first, training_date)
+            yield Installation(stack, FollowedRuns(stack), box, feed.first, training_date)
 
 
 @pytest.fixture(scope="module")

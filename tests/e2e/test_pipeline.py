@@ -75,7 +75,7 @@ def _watched(installation, date):
 
 @pytest.fixture(scope="module")
 def watched_too_early(installation, bootstrapped):
-    """A look at what is live on a day of which nothing is yet. (A day after the shop's feed has no run.)"""
+    """A look at what is live on a day of which nothing is yet: a day after the shop's feed has no run."""
     return _watched(installation, installation.training_date - ONE_DAY)
 
 

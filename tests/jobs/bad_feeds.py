@@ -1,13 +1,14 @@
-"""Feeds in which all goes wrong that can, and what must become of each row: an oracle in plain Python.
+r"""Feeds in which all goes wrong that can, and what must become of each row: an oracle in plain Python.
 
 A `Said` is what a feed says in one column, and what it means: the value that is kept, or the reason why the row isn't.
 `rows_of_events` and `rows_of_items` draw them at random. Every row has a number in a column of its own, so that two
-rows are exact duplicates where they were meant to be. Text is written as bytes: `\\udce9` is a lone byte, no UTF-8.
+rows are exact duplicates where they were meant to be. Text is written as bytes: `\udce9` is a lone byte, no UTF-8.
 """
 
 import csv
 import datetime
 import io
+import itertools
 import json
 import random
 from collections import Counter
@@ -87,7 +88,7 @@ ODD_IDS = (
     "e\u0301",
     "\u00e9",
     "\u202etxt.exe",
-    "\u200fשלום",
+    "\u200fשלום",  # noqa: RUF001 - Hebrew is meant
     "a\u2028b",
     "=1+1",
 )
@@ -99,7 +100,10 @@ def _utc(*parts: int) -> datetime.datetime:
 
 
 TIMES = [
-    *[Said(f"2024-02-{day}T{hour:02}:00:00Z", _utc(2024, 2, day, hour)) for day in range(20, 30) for hour in (0, 9, 23)],
+    *[
+        Said(f"2024-02-{day}T{hour:02}:00:00Z", _utc(2024, 2, day, hour))
+        for day, hour in itertools.product(range(20, 30), (0, 9, 23))
+    ],
     Said("2024-02-29 23:59:59.999999", _utc(2024, 2, 29, 23, 59, 59, 999999)),
     Said("2024-02-29T01:30:00+05:30", _utc(2024, 2, 28, 20)),
     Said("2024-02-29T09:30:00-05:00", _utc(2024, 2, 29, 14, 30)),
@@ -112,8 +116,8 @@ TIMES = [
         for text in (
             None, "", " ", "yesterday", "now", "today", "epoch", "12:00:00", "T12:00", "2024", "2024-02", "2024-02-30",
             "2024-13-01", "2024-02-29T23:59:60Z", "2024-02-29T25:00:00Z", "2024-02-29T12:00:00Zebra", "0000-01-01",
-            "0001-01-01", "-0044-03-15", "+2024-02-29", "9999-12-31", "10000-01-01", "1709208000", "170920", "NaN", "1e9",
-            "2024-02-29\0", "\u0662\u0660\u0662\u0664-02-29", "29.02.2024", "02/29/2024", "caf\udce9",
+            "0001-01-01", "-0044-03-15", "+2024-02-29", "9999-12-31", "10000-01-01", "1709208000", "170920", "NaN",
+            "1e9", "2024-02-29\0", "\u0662\u0660\u0662\u0664-02-29", "29.02.2024", "02/29/2024", "caf\udce9",
         )
     ],
 ]  # fmt: skip
@@ -136,8 +140,8 @@ NUMBERS = [
     *[
         Said(text, reason="{} is not a number")
         for text in (
-            "cheap", "NaN", "nan", "Infinity", "-Infinity", "inf", "1e400", "-1e400", "1,5", "1.5.0", "€ 2", "--1", "1_0",
-            "one\ntwo", "\u0661", "true", "caf\udce9",
+            "cheap", "NaN", "nan", "Infinity", "-Infinity", "inf", "1e400", "-1e400", "1,5", "1.5.0", "€ 2", "--1",
+            "1_0", "one\ntwo", "\u0661", "true", "caf\udce9",
         )
     ],
 ]  # fmt: skip
@@ -208,7 +212,8 @@ def broken_lines(form: str, width: int) -> list[Row]:
     lines = {
         "parquet": [],
         "csv": ["one field", "," * width + "one too many", '"a quote"," that',  "caf\udce9"],
-        "jsonl": ['{"user_id": "u9", "item', "123", '"text"', "null", '{"user_id": "u\0"}', "{]", "caf\udce9", "\ufeff{"],
+        "jsonl": ['{"user_id": "u9", "item', "123", '"text"', "null", '{"user_id": "u\0"}', "{]", "caf\udce9",
+                  "\ufeff{"],
     }  # fmt: skip
     # The open quote runs to the end of the file.
     return [Row({}, line) for line in sorted(lines[form], key=lambda line: line.startswith('"a quote'))]
@@ -255,7 +260,9 @@ def _line(form: str, columns: Sequence[str], row: Row, number: int) -> str:
 
 @dataclass(frozen=True)
 class Expected:
-    """What must become of a feed: of how many rows, which are kept, and the reasons that each of the others may have."""
+    """What must become of a feed: of how many rows, which are kept, and the reasons that each of the
+    others may have.
+    """
 
     read: int
     duplicates: int

@@ -22,7 +22,9 @@ INTERPRETED = """\
 "spark.sql.codegen.wholeStage" = false
 "spark.sql.codegen.factoryMode" = "NO_CODEGEN"
 """
-"""Of [spark.conf]: to compile a query for a hundred rows takes longer than to interpret it. Real data's are compiled."""
+"""Of [spark.conf]: to compile a query for a hundred rows takes longer than to interpret it. Real
+data's are compiled.
+"""
 
 
 def small_settings(home: Path) -> Settings:

@@ -381,7 +381,8 @@ def rows_for_json(kills: Sequence[Kill], seed: int, seconds: float) -> list[dict
         for outcome, count in counts.items()
     ]
     wrong = sum(kill.wrong is not None for kill in kills)
-    return rows + [
+    return [
+        *rows,
         {"measure": "kills", "side": "all", "value": len(kills), "unit": "kills"},
         {"measure": "tables not the same after the job ran again", "side": "all", "value": wrong, "unit": "kills"},
         {"measure": "seed", "side": "all", "value": seed, "unit": ""},

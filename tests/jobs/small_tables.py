@@ -1,4 +1,6 @@
-"""Tables for tests of the jobs that read the warehouse: one basis, five items, and the events of fifty ingested days."""
+"""Tables for tests of the jobs that read the warehouse: one basis, five items, and the events of fifty
+ingested days.
+"""
 
 import datetime
 import random

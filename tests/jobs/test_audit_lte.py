@@ -7,7 +7,8 @@ import pytest
 from pyspark.sql import functions as F
 
 from jobs.audit_lte import Audit, audit_lte, compared, recomputed, record, require_clean, sampled
-from jobs.demo_shop import ShopSpec, write_demo_shop
+from jobs.demo_shop.feed import write_demo_shop
+from jobs.demo_shop.spec import ShopSpec
 from jobs.embed_items import embed_items
 from jobs.feeds.accounts import days_known
 from jobs.fit_basis import fit_basis, register
@@ -114,7 +115,8 @@ def test_each_planted_fault_is_found_and_named(warehouse, monkeypatch):
     )
     with pytest.raises(
         LTEError,
-        match=f"of lte_snapshots, uniform, basis [0-9a-f]{{16}}, of {DATE} audited: 4 mismatched.* first: {found.first[0]}",
+        match=f"of lte_snapshots, uniform, basis [0-9a-f]{{16}}, of {DATE} audited: 4 mismatched.* "
+        f"first: {found.first[0]}",
     ):
         require_clean(found)
     kept = warehouse.read(LTE_AUDITS).first()
@@ -158,11 +160,11 @@ def test_the_sample_is_the_same_each_time_and_another_on_another_date(spark):
 
 
 def test_what_cannot_be_audited_is_said(warehouse):
-    with pytest.raises(LTEError, match="holds no uniform LTE of 2024-01-01 in basis .*; run jobs.snapshot_lte --date"):
+    with pytest.raises(LTEError, match=r"holds no uniform LTE of 2024-01-01 in basis .*; run jobs.snapshot_lte --date"):
         audit_lte(warehouse, datetime.date(2024, 1, 1))
     with pytest.raises(LTEError, match=f"of {DATE} is live, not that of 2024-06-30; audit it with --date {DATE}"):
         audit_lte(warehouse, DATE - ONE_DAY, live=True)
-    with pytest.raises(LTEError, match="no user of lte_snapshots of .* share of 1e-06; give a greater --share"):
+    with pytest.raises(LTEError, match=r"no user of lte_snapshots of .* share of 1e-06; give a greater --share"):
         audit_lte(warehouse, DATE, share=1e-6)
     assert not warehouse.exists(LTE_AUDITS)
 
@@ -204,5 +206,6 @@ def test_rates_are_of_the_sampled_users():
     audit = Audit("lte_live", "uniform", DATE, 400, 1, 0, 4, ())
     assert (audit.rate("mismatched"), audit.rate("extra"), audit.clean) == (0.0025, 0.01, False)
     assert str(audit) == (
-        "400 users of lte_live, uniform, of 2024-07-01 audited: 1 mismatched (0.25%), 0 missing (0.00%), 4 extra (1.00%)"
+        "400 users of lte_live, uniform, of 2024-07-01 audited: 1 mismatched (0.25%), 0 missing (0.00%), "
+        "4 extra (1.00%)"
     )

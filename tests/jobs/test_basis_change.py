@@ -172,9 +172,11 @@ def test_a_basis_beside_that_nobody_reads_stops_no_training(shop):
     names = both.representations
     assert due_of_training(shop.settings, TRAINING, names) == [(OLD, dates.snapshot_dates, names)]
     with pytest.raises(
-        LTEError, match=f"no encoder of basis {NEW} fitted on {DATE} or before, .* run python -m lte_model.training.autoencoder --date "
-                        f"{DATE} --basis {NEW}, then python -m jobs.encode_items --date {DATE} --basis {NEW}"
-    ):  # fmt: skip
+        LTEError,
+        match=f"no encoder of basis {NEW} fitted on {DATE} or before, .* "
+        f"run python -m lte_model.training.autoencoder --date {DATE} --basis {NEW}, "
+        f"then python -m jobs.encode_items --date {DATE} --basis {NEW}",
+    ):
         snapshot_lte(shop, [DATE], representations=names, basis_id=NEW)
     snapshot_lte(shop, dates.snapshot_dates, basis_id=OLD)
     _, per_basis = SUITES["lte_snapshots"](shop.settings, TRAINING, anchors=True)

@@ -44,7 +44,9 @@ def day_of(step):
 
 
 def expected(rows, tie):
-    """(item ids, target count, target item, history count) by (split, snapshot date, user), one user and date at a time."""
+    """(item ids, target count, target item, history count) by (split, snapshot date, user), one user and date at a
+    time.
+    """
 
     def place(event):
         seconds = int(event.event_ts.timestamp())

@@ -60,7 +60,7 @@ def test_a_basis_beside_the_one_of_the_trainings_is_looked_at_too(settings):
         made(settings, table, DAY - ONE_DAY, DAY)
     basis = settings.basis.model_copy(update={"basis_id": "b", "beside": ("a",)})
     two = settings.model_copy(update={"basis": basis})
-    with pytest.raises(LTEError, match="^uniform in basis a: nothing was ever published"):
+    with pytest.raises(LTEError, match=r"^uniform in basis a: nothing was ever published"):
         check_freshness(two, DAY)
     for table in (PUBLICATIONS, SNAPSHOT_ACCOUNTS):
         made(settings, table, DAY, basis_id="a")

@@ -82,7 +82,7 @@ def test_a_refusal_ends_the_command_line_with_its_exit_code(tmp_path):
 
 def test_an_unknown_setting_is_refused(monkeypatch, refusal):
     monkeypatch.setenv("LTE_WINDOW__LAGS", "3")
-    with pytest.raises(errors.LTEError, match="unknown key 'window.lags'"):
+    with pytest.raises(errors.LTEError, match=r"unknown key 'window.lags'"):
         refusal("jobs.snapshot_lte --date 2024-03-01")
 
 

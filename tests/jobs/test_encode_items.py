@@ -93,7 +93,7 @@ def test_another_encoder_takes_the_place_of_all_that_is_live_and_the_audit_knows
         filled.read(LTE_SNAPSHOTS).where(f"representation = 'autoencoder' AND snapshot_date = DATE'{DATE}'")
     )
     assert audit_lte(filled, DATE, share=1, live=True, name="autoencoder").clean
-    with pytest.raises(LTEError, match="covers the exact representations alone .uniform, autoencoder."):
+    with pytest.raises(LTEError, match=r"covers the exact representations alone .uniform, autoencoder."):
         audit_lte(filled, DATE, name="recency")
 
 
@@ -145,7 +145,7 @@ def test_files_that_are_no_encoder_are_refused(settings):
     write_encoder(settings, DATE)
     vectors = encoder_directory(settings, "basis", DATE) / "encoder.safetensors"
     save_file({"vectors": np.full((5, 4), 0.3, dtype=np.float32)}, vectors)
-    with pytest.raises(LTEError, match="are not multiples of 2.-14"):
+    with pytest.raises(LTEError, match=r"are not multiples of 2.-14"):
         read_encoder(settings, "basis", DATE)
     vectors.write_bytes(b"nothing")
     with pytest.raises(LTEError, match="can't be read"):

@@ -55,7 +55,7 @@ def day_known(row):
 def test_every_row_is_kept_or_quarantined_or_an_exact_duplicate(spark, rows):
     days = Interval(datetime.date(2024, 2, 28), DATE)
     feed = spark.createDataFrame(
-        [tuple(row.values()) + (None, "feed") for row in rows],
+        [(*row.values(), None, "feed") for row in rows],
         ", ".join(f"{column} STRING" for column in (*EVENT_COLUMNS, CORRUPT, SOURCE_FILE)),
     )
     found = classify(rows_of(feed, days)).collect()

@@ -1,4 +1,5 @@
-"""Invariant 5 under SIGKILL: a job that was killed at a random instant and ran again leaves the tables of any other run.
+"""Invariant 5 under SIGKILL: a job that was killed at a random instant and ran again leaves the tables of any other
+run.
 
 Two kills here; `make test-kills` does as many as it is told, and `make test-production` kills each job.
 """

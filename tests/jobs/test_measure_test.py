@@ -120,7 +120,14 @@ def oracle(exposure_rows, outcome_rows):
         fate = (
             (user is None and "user_id is missing")
             or (at is None and "outcome_ts is not a time")
-            or next((f"{name} is not a number below 1e+10" for name, one in zip(METRICS, units) if one is None), None)
+            or next(
+                (
+                    f"{name} is not a number below 1e+10"
+                    for name, one in zip(METRICS, units, strict=True)
+                    if one is None
+                ),
+                None,
+            )
             or (day_of(at) not in both and "outside the period and the days before it")
             or (user not in exposed and "of a user who is not in the test")
             or (day_of(at) < PERIOD.start and "in the days before the test")

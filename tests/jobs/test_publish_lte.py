@@ -1,4 +1,6 @@
-"""`publish_lte`: exactly the newest published snapshot is live, in any order of dates, and no more is written than that."""
+"""`publish_lte`: exactly the newest published snapshot is live, in any order of dates, and no more is written than
+that.
+"""
 
 import random
 

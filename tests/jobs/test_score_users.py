@@ -96,8 +96,13 @@ def test_the_same_users_get_the_same_bits_whatever_the_partitions(spark, tmp_pat
         }
         for number in range(400)
     ]
-    rows = pa.Table.from_pylist(users, pa.schema({"user_id": pa.string(), "item_ids": pa.list_(pa.string()),
-                                                  "vector_sum": pa.list_(pa.int32()), "event_count": pa.int32()}))  # fmt: skip
+    columns = {
+        "user_id": pa.string(),
+        "item_ids": pa.list_(pa.string()),
+        "vector_sum": pa.list_(pa.int32()),
+        "event_count": pa.int32(),
+    }
+    rows = pa.Table.from_pylist(users, pa.schema(columns))
     model, in_spark = ship(spark, champion.directory), spark.createDataFrame(rows)
 
     def scored(groups, partitions):

@@ -115,7 +115,7 @@ def test_a_partial_day_is_named_before_anything_is_written(filled):
         f"DELETE FROM delta.`{filled.path(EVENTS)}` WHERE known_date = DATE'{some.known_date}' "
         f"AND item_id = '{some.item_id}' AND user_id = '{some.user_id}'"
     )
-    with pytest.raises(LTEError, match="table events holds .* rows known in .*, and the accounts of these days say"):
+    with pytest.raises(LTEError, match=r"table events holds .* rows known in .*, and the accounts of these days say"):
         snapshot_lte(filled, [DATE])
     assert not filled.exists(LTE_SNAPSHOTS)
 
@@ -141,7 +141,7 @@ def test_a_window_without_events_is_an_error_that_names_it(filled):
 def test_an_unregistered_basis_is_refused_by_name(filled):
     basis = filled.settings.basis.model_copy(update={"basis_id": "3f2a"})
     filled.settings = filled.settings.model_copy(update={"basis": basis})
-    with pytest.raises(LTEError, match="basis 3f2a is not registered.*run jobs.fit_basis"):
+    with pytest.raises(LTEError, match=r"basis 3f2a is not registered.*run jobs.fit_basis"):
         snapshot_lte(filled, [DATE])
 
 

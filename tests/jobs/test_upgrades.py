@@ -1,4 +1,6 @@
-"""A release adds a column, another goes back, somebody changes lag, window or dimensions: what is there stays as it is."""
+"""A release adds a column, another goes back, somebody changes lag, window or dimensions: what is there
+stays as it is.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -118,13 +120,13 @@ def test_other_dimensions_are_another_basis_and_the_old_one_lives_until_the_sett
     )
     other.write.format("delta").mode("append").save(filled.path(SEMANTIC_BASES))
     before = rows(filled, LTE_LIVE)
-    with pytest.raises(LTEError, match="basis.basis_id"):
+    with pytest.raises(LTEError, match=r"basis.basis_id"):
         snapshot_lte(filled, [DATE + ONE_DAY])
     assert rows(filled, LTE_LIVE).equals(before)
     chosen = _with(filled, basis={"basis_id": "basis"})
     snapshot_lte(chosen, [DATE + ONE_DAY])
     assert publish_lte(chosen, DATE + ONE_DAY).date == DATE + ONE_DAY
-    with pytest.raises(LTEError, match="table item_embeddings holds no item of basis later; run jobs.embed_items"):
+    with pytest.raises(LTEError, match=r"table item_embeddings holds no item of basis later; run jobs.embed_items"):
         snapshot_lte(_with(filled, basis={"basis_id": "later"}), [DATE + ONE_DAY])
 
 

@@ -90,7 +90,9 @@ def test_a_secret_in_the_wrong_place_is_not_shown(tmp_path, monkeypatch):
     ],
 )
 def test_settings_are_never_evaluated(tmp_path, monkeypatch, place, form):
-    """A value is a text, a number, a list or a table. What would be code to a shell, a template, YAML or Python is text."""
+    """A value is a text, a number, a list or a table. What would be code to a shell, a template, YAML or Python is
+    text.
+    """
     proof = tmp_path / "proof"
     code = form.format(proof=proof)
     if place == "environment":
@@ -100,7 +102,7 @@ def test_settings_are_never_evaluated(tmp_path, monkeypatch, place, form):
         settings = load_settings(settings_file(tmp_path, f"[mlflow]\nexperiment = '''{code}'''\n"))
     assert settings.mlflow.experiment == code
     assert not proof.exists()
-    with pytest.raises(LTEError, match="window.lag_days = "):
+    with pytest.raises(LTEError, match=r"window.lag_days = "):
         load_settings(settings_file(tmp_path, "[window]\nlag_days = '1 + 1'\n"))
 
 
@@ -126,13 +128,13 @@ def test_a_mistake_in_the_file_is_named(tmp_path, text, message):
 
 def test_a_mistake_in_the_environment_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("LTE_WINDOW__LAGDAYS", "14")
-    with pytest.raises(LTEError, match="unknown key 'window.lagdays'"):
+    with pytest.raises(LTEError, match=r"unknown key 'window.lagdays'"):
         load_settings(settings_file(tmp_path, ""))
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(
-        LTEError, match="there is no settings file '.*nowhere.toml'; give --settings or set LTE_SETTINGS"
+        LTEError, match=r"there is no settings file '.*nowhere.toml'; give --settings or set LTE_SETTINGS"
     ):
         load_settings(tmp_path / "nowhere.toml")
 

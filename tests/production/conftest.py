@@ -1,4 +1,5 @@
-"""What a production test broke, how often, and what was lost: each says so, and `make test-production` ends in the table.
+"""What a production test broke, how often, and what was lost: each says so, and `make test-production` ends in the
+table.
 
 def test_a_killed_driver_loses_nothing(outcome):
     …

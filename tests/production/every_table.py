@@ -18,7 +18,8 @@ from unittest import mock
 import polars as pl
 from mlflow.tracking import MlflowClient
 
-from jobs.demo_shop import ShopSpec, write_demo_shop
+from jobs.demo_shop.feed import write_demo_shop
+from jobs.demo_shop.spec import ShopSpec
 from lte_model.domain.windows import ONE_DAY
 from lte_model.settings import load_settings
 from lte_model.tracking.lineage import CHAMPION

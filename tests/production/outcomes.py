@@ -1,4 +1,6 @@
-"""The table that `make test-production` ends in. Pytest carries its rows from the tests' processes as user properties."""
+"""The table that `make test-production` ends in. Pytest carries its rows from the tests' processes as
+user properties.
+"""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass

@@ -7,6 +7,7 @@
 Port, password and data stay the same until the context ends.
 """
 
+import contextlib
 import os
 import pwd
 import secrets
@@ -75,7 +76,7 @@ class PostgresServer:
 
     def start(self) -> None:
         """Starts it and returns once it takes connections; after a `kill` it recovers first."""
-        with open(self.log, "ab") as log:
+        with self.log.open("ab") as log:
             self._server = self._own(["postgres", "-D", str(self._data)], stdout=log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 60
         while self._ready() != 0:
@@ -101,10 +102,8 @@ class PostgresServer:
             # Backends are sessions of their own, and a new server refuses to start beside one of the old.
             family = psutil.Process(self._server.pid)
             for process in (family, *(children := family.children(recursive=True))):
-                try:
+                with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-                except psutil.NoSuchProcess:
-                    pass
             self._server.wait()
             psutil.wait_procs(children, timeout=30)
             self._server = None
@@ -128,8 +127,21 @@ class PostgresServer:
         password.write_text(self.password)
         password.chmod(0o644)  # the folder is closed to all but its owner
         made = self._own(
-            ["initdb", "-D", str(self._data), "-U", USER, "-A", "scram-sha-256", "-E", "UTF8", "--locale=C.UTF-8"]
-            + ["--pwfile", str(password), "--no-sync"],
+            [
+                "initdb",
+                "-D",
+                str(self._data),
+                "-U",
+                USER,
+                "-A",
+                "scram-sha-256",
+                "-E",
+                "UTF8",
+                "--locale=C.UTF-8",
+                "--pwfile",
+                str(password),
+                "--no-sync",
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
@@ -137,7 +149,7 @@ class PostgresServer:
         if made.returncode != 0:
             raise RuntimeError(f"initdb failed: {output.decode(errors='replace')}")
         password.unlink()
-        with open(self._data / "postgresql.conf", "a") as configuration:
+        with (self._data / "postgresql.conf").open("a") as configuration:
             configuration.write(
                 f"listen_addresses = '127.0.0.1'\nport = {self.port}\nunix_socket_directories = ''\n"
                 # What a killed process wrote is safe with the kernel; only a machine that dies loses it.

@@ -31,7 +31,9 @@ def installed() -> bool:
 
 
 class S3Server:
-    """A server over `folder`, where a bucket is a folder and an object a file. The port stays when it is started again."""
+    """A server over `folder`, where a bucket is a folder and an object a file. The port stays when it is
+    started again.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -52,7 +54,7 @@ class S3Server:
         objects, attributes = self.folder / "objects", self.folder / "attributes"
         for folder in (objects, attributes):
             folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "log", "ab") as log:
+        with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 # Not every file system has extended attributes.
                 [VERSITYGW, "--quiet", "--port", f"127.0.0.1:{self.port}", "--region", REGION,

@@ -3,11 +3,12 @@
     with StandaloneCluster(folder, hidden=[REPOSITORY]) as cluster:
         …  # spark.master = cluster.master
 
-Each worker is what another machine would be. It starts with an empty environment, in a folder of its own, as its work's.
-Where this machine lets us (root on Linux), it also has a view of the disk of its own, in which `hidden` folders are
-empty: what an executor reads from the driver's disk by accident isn't there.
+Each worker is what another machine would be. It starts with an empty environment, in a folder of its own, as its
+work's. Where this machine lets us (root on Linux), it also has a view of the disk of its own, in which `hidden` folders
+are empty: what an executor reads from the driver's disk by accident isn't there.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -128,7 +129,7 @@ class StandaloneCluster:
             "TMPDIR": f"{home}/tmp",
         }
         unshare = ["unshare", "--mount", "--propagation", "private"] if self._hides else []
-        with open(home / "log", "wb") as log:
+        with (home / "log").open("wb") as log:
             self._processes[name] = subprocess.Popen(
                 [*unshare, "bash", "-ec", "\n".join(shell)],
                 cwd=home,
@@ -171,7 +172,5 @@ def _is_executor(process: psutil.Process) -> bool:
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass

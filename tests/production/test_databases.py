@@ -1,4 +1,5 @@
-"""Airflow and MLflow on PostgreSQL, tasks by a Celery worker through Redis, and where the secrets of all that are found.
+"""Airflow and MLflow on PostgreSQL, tasks by a Celery worker through Redis, and where the secrets of all that are
+found.
 
 One installation for the file: a tiny shop, from its bootstrap to a rollback. Every secret comes from the environment;
 afterwards none of them is in a file, a log, a database or the command line of a process.
@@ -20,7 +21,7 @@ import pytest
 from mlflow import MlflowClient
 
 from infra.local.stack import LocalStack
-from infra.runs.airflow_runs import Progress, follow_promotion, run_once
+from infra.runs.airflow_runs import FollowedRuns, follow_promotion, run_once
 from infra.runs.installation import demo_training, make_shop, read_feed, settings_text
 from lte_model.domain.windows import ONE_DAY
 from tests import redis_server as redis
@@ -45,7 +46,7 @@ pytestmark = [
 class Production:
     stack: LocalStack
     postgres: PostgresServer
-    progress: Progress
+    progress: FollowedRuns
     date: datetime.date
     secrets: dict[str, str]
     """What may be found nowhere, by what it opens."""
@@ -102,7 +103,7 @@ def production(tmp_path_factory):
         stack = started.enter_context(LocalStack(home / "settings.toml", feed_end=date))
         worker = [sys.executable, "-m", "airflow", "celery", "worker", "--skip-serve-logs", "--without-gossip"]
         stack._start("worker", worker)
-        yield Production(stack, postgres, Progress(stack), date, planted, started.enter_context(_watched(stack)))
+        yield Production(stack, postgres, FollowedRuns(stack), date, planted, started.enter_context(_watched(stack)))
 
 
 @contextlib.contextmanager

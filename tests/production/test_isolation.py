@@ -1,8 +1,8 @@
 """Airflow in an environment without PySpark or torch drives jobs and models in theirs; and jobs on a cluster.
 
 A real Airflow runs lte_bootstrap and a date of lte_daily twice. First its commands are processes in the environments of
-jobs and of models. Then its Spark jobs are submitted to a standalone cluster, whose machines have neither. The tables are
-those of the same commands without Airflow, on one machine, in the environment that has everything.
+jobs and of models. Then its Spark jobs are submitted to a standalone cluster, whose machines have neither. The tables
+are those of the same commands without Airflow, on one machine, in the environment that has everything.
 """
 
 import subprocess
@@ -12,7 +12,7 @@ from deltalake import DeltaTable
 
 from infra.environments import FOLDER, make
 from infra.local.stack import LocalStack
-from infra.runs.airflow_runs import Progress
+from infra.runs.airflow_runs import FollowedRuns
 from tests.jobs.kills import difference, rows_of
 from tests.production.every_table import FIRST, SECOND, SINCE
 from tests.production.test_standalone_cluster import (  # noqa: F401 – fixtures
@@ -77,7 +77,7 @@ def expected(tmp_path_factory, shop, scratch):  # noqa: F811
 def run_dags(settings, python, lte):
     """lte_bootstrap and lte_daily through a real Airflow; returns the rows of every table."""
     with LocalStack(settings, mlflow_ui=False, feed_end=SECOND, python=python, lte=lte) as stack:
-        progress = Progress(stack)
+        progress = FollowedRuns(stack)
         run = stack.api.trigger("lte_bootstrap", FIRST, {"since": SINCE.isoformat()})
         progress.follow("lte_bootstrap", {run: "lte_bootstrap"})
         run = stack.api.trigger("lte_daily", SECOND)

@@ -1,4 +1,6 @@
-"""MLflow's server as compose.yaml starts it, on a PostgreSQL: who may ask it, and a model that is promoted through it."""
+"""MLflow's server as compose.yaml starts it, on a PostgreSQL: who may ask it, and a model that is
+promoted through it.
+"""
 
 import contextlib
 import os
@@ -35,7 +37,9 @@ pytestmark = [
 
 @contextlib.contextmanager
 def mlflow_server(postgres, password, log):
-    """The address of the service `mlflow` of compose.yaml, run here: its command, and its environment with our values."""
+    """The address of the service `mlflow` of compose.yaml, run here: its command, and its environment
+    with our values.
+    """
     service = yaml.safe_load((REPOSITORY / COMPOSE).read_text(encoding="utf-8"))["services"]["mlflow"]
     values = {
         "POSTGRES_PASSWORD": postgres.password,
@@ -55,7 +59,7 @@ def mlflow_server(postgres, password, log):
         "MLFLOW_SERVER_ALLOWED_HOSTS": f"{LOOPBACK}:{port}",
     }
     command = [{"0.0.0.0": LOOPBACK, "5000": str(port)}.get(word, word) for word in service["command"]]
-    with open(log, "wb") as stream:
+    with log.open("wb") as stream:
         server = subprocess.Popen(
             [sys.executable, "-m", *command], env=os.environ | environment, stdout=stream, stderr=subprocess.STDOUT,
             cwd=log.parent, start_new_session=True,

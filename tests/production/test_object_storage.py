@@ -20,8 +20,9 @@ from deltalake import DeltaTable
 from pandas.testing import assert_frame_equal
 
 from infra.local.stack import LocalStack
-from infra.runs.airflow_runs import Progress
-from jobs.demo_shop import ShopSpec, write_demo_shop
+from infra.runs.airflow_runs import FollowedRuns
+from jobs.demo_shop.feed import write_demo_shop
+from jobs.demo_shop.spec import ShopSpec
 from jobs.erase_users import TABLES_WITH_USERS
 from lte_model.domain.windows import ONE_DAY
 from lte_model.registry import versions
@@ -49,7 +50,8 @@ DAYS_LEFT = 2
 @dataclass(frozen=True)
 class Pipeline:
     """A pipeline that ran on `settings_file`, whose process had `environment`, up to `date`; `said` is what it
-    printed."""
+    printed.
+    """
 
     settings_file: Path
     environment: dict[str, str]
@@ -199,7 +201,9 @@ def test_the_registered_model_is_loaded_from_s3_and_ranks_as_the_one_on_a_disk(o
 
 
 def test_a_job_gets_through_where_s3_refuses_requests_and_is_slow(on_disk, on_s3, s3, outcome):
-    """Both ways of a refusal: before S3 did what it was asked, and after, so that a commit is there and its writer told no."""
+    """Both ways of a refusal: before S3 did what it was asked, and after, so that a commit is there and its writer told
+    no.
+    """
     dates = [on_s3.date - days * ONE_DAY for days in (3, 2)]
     job = "jobs.snapshot_lte"
     on_disk.command(job, "--from", str(dates[0]), "--to", str(dates[-1] + ONE_DAY))
@@ -230,7 +234,7 @@ def test_two_backfills_at_once_lose_no_commit_and_log_to_s3(on_s3, s3, monkeypat
     daily = [on_s3.date + days * ONE_DAY for days in range(1, DAYS_LEFT + 1)]
     weekly = [on_s3.date - days * ONE_DAY for days in (20, 13)]
     with LocalStack(on_s3.settings_file, mlflow_ui=False, feed_end=daily[-1]) as stack:
-        api, progress = stack.api, Progress(stack)
+        api, progress = stack.api, FollowedRuns(stack)
         api.unpause("lte_daily")
         api.backfill("lte_daily", daily[0], daily[-1])
         given = {"from": str(weekly[0]), "to": str(weekly[-1] + ONE_DAY), "step": 7}

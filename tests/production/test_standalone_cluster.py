@@ -1,9 +1,9 @@
 """Jobs on a standalone cluster make the same bits as on one machine, and need nothing of the driver's disk.
 
 The cluster's machines have a view of the disk of their own, without this checkout and without the driver's scratch
-folder; where this machine can't do that, they still start elsewhere, with an empty environment. What they share with the
-driver is the warehouse and the feed, as a store would be. Executors run in a packed environment that came with the job,
-on code that came with it too.
+folder; where this machine can't do that, they still start elsewhere, with an empty environment. What they share with
+the driver is the warehouse and the feed, as a store would be. Executors run in a packed environment that came with the
+job, on code that came with it too.
 """
 
 import json

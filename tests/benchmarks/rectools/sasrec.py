@@ -1,4 +1,4 @@
-"""SASRec of RecTools, fitted, ranked and timed as our own models are. Runs in RecTools' environment, alone:
+"""SASRec of RecTools, fitted, ranked and timed as our own models are. Runs in RecTools' environment, alone.
 
     sasrec.py fit-and-rank FOLDER --session-max-len 50 --epochs 20     FOLDER/ranks.parquet, FOLDER/result.json
     sasrec.py search FOLDER --lengths 50,100,200 --seeds 0,1,2         FOLDER/ranks_<seed>.parquet, FOLDER/search.json

@@ -10,7 +10,7 @@ from lte_model.errors import LTEError
 
 
 def test_no_shell_of_a_task_reads_the_rc_file_of_its_user(tmp_path, monkeypatch):
-    """bash reads it where it is the first shell and its input is a socket, as that of Airflow's workers is."""
+    """Bash reads it where it is the first shell and its input is a socket, as that of Airflow's workers is."""
     (tmp_path / "settings.toml").write_text("")
     (tmp_path / ".bashrc").write_text("echo read the rc file")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -4,7 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from jobs.demo_shop import ShopSpec, write_demo_shop
+from jobs.demo_shop.feed import write_demo_shop
+from jobs.demo_shop.spec import ShopSpec
 from lte_model.domain.basis import CONTENT_COLUMNS, SemanticBasis, to_grid, to_vector
 from lte_model.settings import Basis
 

@@ -1,4 +1,6 @@
-"""A day that is missing or partial is found from the ranges of the files; and inputs have one hash as long as they last."""
+"""A day that is missing or partial is found from the ranges of the files; and inputs have one hash as long as they
+last.
+"""
 
 import datetime
 import itertools
@@ -53,7 +55,7 @@ def test_a_day_with_another_number_of_rows_is_found(rows, cuts, day, lost):
     partial = [*rows[:day], max(0, rows[day] - lost), *rows[day + 1 :]]
     if partial == rows:
         partial[day] += lost
-    with pytest.raises(LTEError, match="table events holds .* rows known in .*the accounts of these days say"):
+    with pytest.raises(LTEError, match=r"table events holds .* rows known in .*the accounts of these days say"):
         inputs_of(rows).require_complete(files_of(partial, cuts), Interval(FIRST, DATE))
 
 

@@ -1,4 +1,5 @@
-"""Invariant 6 against all that a feed can say: each row is kept as it was meant, or in quarantine for a reason that holds.
+"""Invariant 6 against all that a feed can say: each row is kept as it was meant, or in quarantine for a reason that
+holds.
 
 The oracle and the feeds: bad_feeds.py.
 """
@@ -97,7 +98,7 @@ def test_files_of_a_folder_whose_headers_differ_are_refused(warehouse, tmp_path)
     write(tmp_path / "events.csv" / "1.csv", "user_id,item_id,event_ts\nu1,i1,2024-02-29\n")
     write(tmp_path / "events.csv" / "2.csv", "item_id,user_id,event_ts\ni2,u2,2024-02-29\n")
     reads(warehouse, events=tmp_path / "events.csv")
-    with pytest.raises(LTEError, match="events.csv cannot be read"):
+    with pytest.raises(LTEError, match=r"events.csv cannot be read"):
         ingest_events(warehouse, warehouse.settings, bad.DAYS)
 
 
@@ -119,5 +120,5 @@ def test_times_in_nanoseconds_and_columns_of_any_shape(warehouse, tmp_path):
     assert row["user_id"] == "u2" and row["a.b"] == 2
     nanoseconds = pa.array([0, 0, 0], pa.timestamp("ns"))
     pq.write_table(pa.table(ids | {"event_ts": nanoseconds}), tmp_path / "events.parquet")
-    with pytest.raises(LTEError, match="NANOS.*write times in microseconds"):
+    with pytest.raises(LTEError, match=r"NANOS.*write times in microseconds"):
         ingest_events(warehouse, warehouse.settings, bad.DAYS)

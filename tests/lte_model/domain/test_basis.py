@@ -81,10 +81,10 @@ def test_a_vector_off_the_grid_is_refused():
 
 @pytest.mark.parametrize("template", ["{colour}", "{title.__class__}", "{0}"])
 def test_a_template_is_filled_never_evaluated(template):
-    with pytest.raises(LTEError, match="basis.text_template names"):
+    with pytest.raises(LTEError, match=r"basis.text_template names"):
         SemanticBasis.fit(catalogue(), template, 8)
 
 
 def test_a_catalogue_too_small_is_named():
-    with pytest.raises(LTEError, match="a basis of 64 dimensions needs more than 64 items.*lower basis.dimensions"):
+    with pytest.raises(LTEError, match=r"a basis of 64 dimensions needs more than 64 items.*lower basis.dimensions"):
         SemanticBasis.fit(catalogue()[:20], TEMPLATE, 64)

@@ -386,7 +386,7 @@ def test_a_description_of_the_first_release_is_read_as_its_models_were(tmp_path)
 
 
 def test_a_missing_model_is_named(tmp_path):
-    with pytest.raises(LTEError, match="there is no trained model in .*nowhere.*lte_model.training.train"):
+    with pytest.raises(LTEError, match=r"there is no trained model in .*nowhere.*lte_model.training.train"):
         load_ranker(tmp_path / "nowhere")
 
 

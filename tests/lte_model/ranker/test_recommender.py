@@ -1,4 +1,6 @@
-"""Lists of items for rows of users: those of the ranker itself, one user at a time, without the items that are hidden."""
+"""Lists of items for rows of users: those of the ranker itself, one user at a time, without the items
+that are hidden.
+"""
 
 import numpy as np
 import pyarrow as pa

@@ -1,5 +1,6 @@
-"""Where a change of basis stands; what must not be is refused by name, and so is an LTE of one basis by a model of another,
-on every path that leads to a model."""
+"""Where a change of basis stands; what must not be is refused by name, and so is an LTE of one basis by a model of
+another, on every path that leads to a model.
+"""
 
 import dataclasses
 import datetime
@@ -102,8 +103,8 @@ def test_a_new_basis_is_warmed_up_before_it_is_trained_in(installation):
 def test_what_must_not_be_is_named_with_what_to_do(installation):
     settings = with_bases(installation, A)
     number = registered(settings, OF_B)
-    with pytest.raises(LTEError, match=f"version {number}, challenger, reads basis {B}, which isn't in force .{A} is.: .* "
-                                       "add it to basis.beside"):  # fmt: skip
+    message = f"version {number}, challenger, reads basis {B}, which isn't in force .{A} is.: .* add it to basis.beside"
+    with pytest.raises(LTEError, match=message):
         basis_change.change(settings)
     MlflowClient().set_registered_model_alias(settings.mlflow.model_name, CHAMPION, number)
     with pytest.raises(LTEError, match=f"version {number}, champion, reads basis {B}, which isn't in force"):
@@ -111,7 +112,7 @@ def test_what_must_not_be_is_named_with_what_to_do(installation):
     with pytest.raises(LTEError, match=f"reads basis {B}, which is not registered in semantic_bases; restore"):
         basis_change.change(with_bases(installation, A, registered=(A,)))
     three = (A, B, "c" * 16)
-    with pytest.raises(LTEError, match="3 bases are in force .*; one change at a time: take one out of basis.beside"):
+    with pytest.raises(LTEError, match=r"3 bases are in force .*; one change at a time: take one out of basis.beside"):
         basis_change.change(with_bases(installation, *three, registered=three))
     with pytest.raises(
         LTEError, match=f"basis {B} can't be retired: version {number} is champion and reads it. Promote"
@@ -185,7 +186,8 @@ def test_the_gate_asks_that_both_bases_are_in_force_and_live_for_the_same_users(
     )
     publish(settings, OF_B, users=[f"u{number}" for number in range(1, 97)])
     assert broken(B, A) == [
-        f"its basis has the LTEs of the champion's users: 97.0 % of those of basis {A} have one in basis {B}, at least 98.0 %"
+        f"its basis has the LTEs of the champion's users: 97.0 % of those of basis {A} have one in basis {B}, "
+        "at least 98.0 %"
     ]
     publish(settings, OF_B, users=["u97"])
     assert broken(B, A) == []
@@ -244,8 +246,11 @@ def test_each_model_ranks_the_test_users_by_the_ltes_of_its_own_basis(own_shop):
 def test_training_and_evaluation_refuse_the_other_basis_by_name(own_shop, tmp_path):
     settings, kind = with_rotated_basis(own_shop)
     turned = settings.model_copy(update={"basis": Basis(basis_id=OTHER, beside=(kind.basis_id,), dimensions=8)})
-    with pytest.raises(LTEError, match=f"the training_set of {TRAINING_DATE} is of basis {kind.basis_id}, and basis.basis_id "
-                                       f"is {OTHER}; run python -m jobs.build_training_set"):  # fmt: skip
+    with pytest.raises(
+        LTEError,
+        match=f"the training_set of {TRAINING_DATE} is of basis {kind.basis_id}, and basis.basis_id is {OTHER}; "
+        "run python -m jobs.build_training_set",
+    ):
         train(turned, TRAINING_DATE, "prefix")
     training_set = open_training_set(settings, TRAINING_DATE)
     evaluated = ranker_of(settings, dataclasses.replace(kind, basis_id=OTHER))

@@ -84,7 +84,9 @@ def test_no_other_rotation_is_nearer_and_the_loss_is_that_of_the_formula(seed, n
 def test_what_can_not_be_mapped_is_refused():
     with pytest.raises(LTEError, match="bases a and b share 3 items to fit a map on, at least 10 are needed"):
         fit_map("a", "b", np.eye(3), np.eye(3))
-    with pytest.raises(LTEError, match="the map a->b takes vectors of 4 dimensions, and these have 5; give .* basis a"):
+    with pytest.raises(
+        LTEError, match=r"the map a->b takes vectors of 4 dimensions, and these have 5; give .* basis a"
+    ):
         BasisMap("a", "b", np.eye(4)).apply(np.zeros((2, 5)))
 
 
@@ -137,7 +139,7 @@ def test_a_turned_basis_costs_a_ranker_nothing_and_its_loss_is_that_of_the_grid(
     back = BasisMap(kind.basis_id, OTHER, measured.basis_map.rotation.T)
     for way, source in ((back, OTHER), (measured.basis_map, kind.basis_id)):
         with pytest.raises(
-            LTEError, match="the map .* leads from basis .*, which the model reads; give the map between"
+            LTEError, match=r"the map .* leads from basis .*, which the model reads; give the map between"
         ):
             ranking_loss(ours, ours.in_basis(source), ranker, way)
 

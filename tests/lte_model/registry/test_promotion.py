@@ -79,7 +79,7 @@ def test_gate_names_the_broken_rule(installation, figures, broken):
     with pytest.raises(LTEError, match=f"version 1 must not be promoted: {broken}"):
         gate(installation, number).require()
     assert tags(installation, number)["gate"].startswith("failed: ")
-    with pytest.raises(LTEError, match="the gate of .* version 1 says: failed: "):
+    with pytest.raises(LTEError, match=r"the gate of .* version 1 says: failed: "):
         promotion.promote(installation, number, None)
     assert aliases(installation) == {"challenger": 1}
 
@@ -100,7 +100,7 @@ def test_a_model_of_two_representations_needs_both_live(installation):
     kind = dataclasses.replace(KIND, representation="uniform+recency")
     number = register(installation, kind=kind, representations=2)
     publish(installation, KIND)
-    with pytest.raises(LTEError, match="reads the live LTEs: .*representation uniform, not recency"):
+    with pytest.raises(LTEError, match=r"reads the live LTEs: .*representation uniform, not recency"):
         gate(installation, number).require()
     publish(installation, dataclasses.replace(KIND, representation="recency"))
     gate(installation, number).require()
@@ -131,7 +131,9 @@ def test_a_challenger_is_measured_against_the_champion_on_the_same_users(trainab
 
 
 def test_a_champion_that_reads_other_things_is_compared_all_the_same(trainable_shop):
-    """Another representation, another policy, and a catalogue of fewer items: each model reads the users its own way."""
+    """Another representation, another policy, and a catalogue of fewer items: each model reads the
+    users its own way.
+    """
     kind = open_training_set(trainable_shop, TRAINING_DATE).kind
     old = registered_of_shop(
         trainable_shop, 1, kind=dataclasses.replace(kind, representation="recency"), sequence="newest"
@@ -197,7 +199,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_says_why_it_lost(train
 
 
 def test_a_version_that_the_gate_never_saw_is_not_promoted(installation):
-    with pytest.raises(LTEError, match="the gate of .* version 1 says: not asked; run lte_promotion"):
+    with pytest.raises(LTEError, match=r"the gate of .* version 1 says: not asked; run lte_promotion"):
         promotion.promote(installation, register(installation), None)
     assert aliases(installation) == {"challenger": 1}
 
@@ -258,7 +260,7 @@ def test_no_rollback_to_a_model_that_cannot_read_what_is_live(installation):
     MlflowClient().set_registered_model_alias(installation.mlflow.model_name, CHAMPION, new)
     publish(installation, KIND)
     with pytest.raises(
-        LTEError, match="version 1 can't be champion again: reads the live LTEs: .* not older. The champion"
+        LTEError, match=r"version 1 can't be champion again: reads the live LTEs: .* not older. The champion"
     ):
         promotion.rollback(installation, "why", old)
     assert aliases(installation)["champion"] == int(new)

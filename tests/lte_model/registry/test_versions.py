@@ -181,7 +181,7 @@ def test_files_that_are_gone_are_named(installation, tmp_path):
     version = versions.register(installation, JANUARY)
     for file in (tmp_path / "artifacts").rglob("MLmodel"):
         file.unlink()
-    with pytest.raises(LTEError, match="the files of .* version 1 can't be had from MLflow at sqlite:"):
+    with pytest.raises(LTEError, match=r"the files of .* version 1 can't be had from MLflow at sqlite:"):
         versions.fetch(installation, version, tmp_path / "fetched")
 
 
@@ -242,7 +242,8 @@ def plant(settings, tampered, kind, proof):
 
 
 PLANTED = {
-    "pickled model": "is not what lte_model.registry.versions registers: it holds python_model.pkl, and no pickle is ever loaded",
+    "pickled model": "is not what lte_model.registry.versions registers: it holds python_model.pkl, "
+    "and no pickle is ever loaded",
     "pickle for weights": "header",
     "loader of its own": None,
     "code of the model": None,
@@ -329,7 +330,7 @@ def test_a_user_id_is_looked_up_in_what_is_live(installation, tmp_path, monkeypa
     model = versions.load(installation, CHALLENGER)
     monkeypatch.setenv("LTE_SETTINGS", str(settings_file(installation, tmp_path)))
     by_id = pd.DataFrame({"item_ids": [["item 3"], [], ["item 5"]], "user_id": ["u2", "u1", "nobody"]})
-    with pytest.raises((LTEError, MlflowException), match="table lte_live does not exist at .*; run jobs.publish_lte"):
+    with pytest.raises((LTEError, MlflowException), match=r"table lte_live does not exist at .*; run jobs.publish_lte"):
         model.predict(by_id)
     known = make_live(installation).set_index("user_id").loc[["u2", "u1", "u1"]].reset_index(drop=True)
     known.loc[2, "event_count"] = 0
@@ -384,9 +385,9 @@ def answer_of(server, url, body):
 
 
 def test_missing_parts_are_named(installation):
-    with pytest.raises(LTEError, match="has no challenger in sqlite:.*; run .* register --date D first"):
+    with pytest.raises(LTEError, match=r"has no challenger in sqlite:.*; run .* register --date D first"):
         versions.load(installation, CHALLENGER)
-    with pytest.raises(LTEError, match="has no version 3; .* status lists those that there are"):
+    with pytest.raises(LTEError, match=r"has no version 3; .* status lists those that there are"):
         versions.version_of(installation, "3")
     assert "no version yet" in versions.status(installation)[0]
     with pytest.raises(LTEError, match="the training of 2026-01-01 has no evaluation"):
@@ -394,7 +395,7 @@ def test_missing_parts_are_named(installation):
     trained(installation, JANUARY)
     runs.find_or_create_run(installation, JANUARY, "prefix", anew=True)
     with pytest.raises(
-        LTEError, match="the newest training is run .*lte_model.evaluation.evaluate --date 2026-01-01 again"
+        LTEError, match=r"the newest training is run .*lte_model.evaluation.evaluate --date 2026-01-01 again"
     ):
         versions.register(installation, JANUARY)
 

@@ -11,6 +11,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from lte_model.evaluation import erasure, report, results
+from lte_model.figures import to_json
 from lte_model.settings import Settings
 from lte_model.tracking import lineage, runs
 from tests.lte_model.evaluation.test_report import DATES, evaluation  # noqa: F401 - a fixture
@@ -79,7 +80,8 @@ def test_an_mlflow_without_the_experiment_or_the_model_gets_neither(used):
 
 
 def test_a_job_needs_no_torch_for_it():
-    program = "import sys, lte_model.tracking.lineage, lte_model.evaluation.erasure; print(*{'torch', 'airflow'} & set(sys.modules))"
+    imports = "import sys, lte_model.tracking.lineage, lte_model.evaluation.erasure"
+    program = f"{imports}; print(*{{'torch', 'airflow'}} & set(sys.modules))"
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
@@ -91,7 +93,7 @@ def shown(trainable_shop, evaluation):  # noqa: F811
     settings = trainable_shop
     path = results.evaluation_path(settings, DATE)
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(evaluation, indent=1, ensure_ascii=False), encoding="utf-8")
+    path.write_text(to_json(evaluation), encoding="utf-8")
     page = results.report_path(settings, DATE)
     weeks = tuple(DATE - datetime.timedelta(weeks=week) for week in (60, 30, 0))
     coverage = (report.Coverage("test", DATES.test.start, 3, 1.0, 0.5, 7.0),)

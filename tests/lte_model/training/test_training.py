@@ -291,7 +291,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_batch(trainable_shop):
 
 def test_a_cuda_device_that_is_not_there_is_named(trainable_shop, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(LTEError, match="training.device is cuda, but torch finds no CUDA device"):
+    with pytest.raises(LTEError, match=r"training.device is cuda, but torch finds no CUDA device"):
         train(with_training(trainable_shop, device="cuda"), TRAINING_DATE, "none")
 
 

@@ -181,13 +181,13 @@ def test_a_missing_table_is_named(shop, tmp_path, table):
 
 
 def test_a_date_without_rows_is_named(shop):
-    with pytest.raises(LTEError, match="training_set has no rows of 2024-11-01; run jobs.build_training_set"):
+    with pytest.raises(LTEError, match=r"training_set has no rows of 2024-11-01; run jobs.build_training_set"):
         open_training_set(shop, datetime.date(2024, 11, 1))
 
 
 def test_two_bases_in_one_training_set_are_refused_by_name(own_shop):
     change(own_shop, "training_set", pl.lit("77c0").alias("basis_id"), where=pl.col("user_id") == "u003")
-    with pytest.raises(LTEError, match="mixes LTEs.*77c0, lag 20, window 200"):
+    with pytest.raises(LTEError, match=r"mixes LTEs.*77c0, lag 20, window 200"):
         open_training_set(own_shop, TRAINING_DATE)
 
 
@@ -211,7 +211,7 @@ def test_a_vector_of_other_dimensions_is_refused(own_shop):
         pl.col("vector_sum").list.head(3).alias("vector_sum"),
         where=pl.col("user_id") == "u003",
     )
-    with pytest.raises(LTEError, match="lte_snapshots, .* holds a vector of 3 dimensions among those of 8"):
+    with pytest.raises(LTEError, match=r"lte_snapshots, .* holds a vector of 3 dimensions among those of 8"):
         open_training_set(own_shop, TRAINING_DATE).cases("train")
 
 
@@ -228,14 +228,14 @@ def test_a_missing_snapshot_is_named_with_the_command_that_makes_it(own_shop):
 def test_a_snapshot_of_another_lag_is_named(own_shop):
     change(own_shop, "lte_snapshots", pl.lit(19).alias("lag_days"))
     with pytest.raises(
-        LTEError, match="has lag 19 and window 200, where the training_set of .* asks for 20 and 200; run"
+        LTEError, match=r"has lag 19 and window 200, where the training_set of .* asks for 20 and 200; run"
     ):
         open_training_set(own_shop, TRAINING_DATE).cases("train")
 
 
 def test_the_leaking_window_alone_has_no_lag(own_shop):
     change(own_shop, "lte_snapshots", pl.lit(0).cast(pl.Int32).alias("lag_days"))
-    with pytest.raises(LTEError, match="the uniform LTE of .* has lag 0 and window 200"):
+    with pytest.raises(LTEError, match=r"the uniform LTE of .* has lag 0 and window 200"):
         open_training_set(own_shop, TRAINING_DATE).cases("train")
     change(own_shop, "lte_snapshots", pl.lit("leaking").alias("representation"))
     frame = pl.scan_delta(own_shop.table_path("lte_snapshots")).unique(["snapshot_date", "user_id"]).collect()
@@ -276,7 +276,7 @@ def test_no_target_is_dated_before_the_lag_and_no_lte_holds_one(
     windows = cases.windows(max_tokens - 1)
     ltes = snapshots_of(shop, REPRESENTATION)
     number = {item: row for row, item in enumerate(training_set.catalogue.item_ids)}
-    dates = sorted({date for date in training_set.rows("train").collect()["snapshot_date"]})
+    dates = sorted(set(training_set.rows("train").collect()["snapshot_date"]))
     known = {}  # (row, day) of every event that a case holds, oldest first
     for row in training_set.rows("train").collect().to_dicts():
         steps = zip(row["item_ids"], row["event_times"], strict=True)
@@ -462,5 +462,5 @@ def test_the_basis_in_force_is_that_of_the_settings_or_the_only_one(tmp_path):
         in_force(["bb", "aa"])
     with pytest.raises(LTEError, match=r"basis cc is not registered in .*semantic_bases \(it holds aa, bb\)"):
         in_force(["bb", "aa"], wanted="cc")
-    with pytest.raises(LTEError, match="table semantic_bases does not exist at .*; run jobs.fit_basis first"):
+    with pytest.raises(LTEError, match=r"table semantic_bases does not exist at .*; run jobs.fit_basis first"):
         basis_in_force(Tables(Settings(warehouse=str(tmp_path / "nowhere"))))

@@ -30,7 +30,7 @@ def mlflow_server(tmp_path_factory) -> Iterator[UnreliableServer]:
         str(home / "artifacts"),
     ]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    log = open(home / "log", "wb")  # noqa: SIM115 - closed with the server
+    log = (home / "log").open("wb")
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
         _await(f"http://127.0.0.1:{port}/health", process)

@@ -47,7 +47,8 @@ class BreakableStack(LocalStack):
 
     def kill_scheduler(self, alone: bool = False) -> None:
         """SIGKILL to the scheduler and to the workers that it forked, as when its machine is gone; `alone` leaves the
-        workers there, and what they run, as when its machine is out of memory."""
+        workers there, and what they run, as when its machine is out of memory.
+        """
         process = self._components.pop("scheduler")
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
@@ -196,8 +197,9 @@ def test_an_approval_outlives_what_waits_for_it(promotable, outcome):
 
 
 def test_a_scheduler_killed_in_a_daily_run_loses_and_doubles_nothing(spark, tmp_path, outcome):
-    """Killed while a job of Spark runs, which goes on where the scheduler dies alone: the tables are those that the same
-    jobs make undisturbed."""
+    """Killed while a job of Spark runs, which goes on where the scheduler dies alone: the tables are those that the
+    same jobs make undisturbed.
+    """
     undisturbed = run_undisturbed(spark, tmp_path / "undisturbed")
     first = next(number for number, step in enumerate(STEPS) if step.date != STEPS[0].date)
     date = STEPS[first].date
@@ -251,7 +253,8 @@ def test_a_task_whose_worker_is_killed_is_told_of(tmp_path, monkeypatch, outcome
 
 def test_a_dag_that_changes_during_a_backfill(tmp_path, monkeypatch, outcome):
     """A task is added while a backfill runs: each run that has not ended gets it, those with a task that runs or waits
-    too; the task that runs goes on as it was, the run that has ended stays as it was, and nothing runs twice."""
+    too; the task that runs goes on as it was, the run that has ended stays as it was, and nothing runs twice.
+    """
     repository = tmp_path / "repository"
     shutil.copytree(REPOSITORY / "dags", repository / "dags", ignore=shutil.ignore_patterns("__pycache__"))
     for folder in ("jobs", "lte_model", "infra"):

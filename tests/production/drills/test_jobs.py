@@ -1,6 +1,5 @@
 """Jobs lose their driver, an executor, the disk, the clock; then the tables must be those of an undisturbed run."""
 
-import glob
 import shutil
 import time
 from pathlib import Path
@@ -30,7 +29,7 @@ from tests.repository import REPOSITORY
 
 pytestmark = [pytest.mark.production, pytest.mark.spark, pytest.mark.timeout(1800)]
 
-FAKETIME = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), "")
+FAKETIME = str(next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), ""))
 
 
 @pytest.fixture(scope="module")

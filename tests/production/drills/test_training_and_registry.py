@@ -143,7 +143,8 @@ def requests_of(server, call):
 
 def test_mlflow_goes_down_at_any_request_of_a_promotion(on_server, trackable, outcome):
     """Whichever request is the last that is answered, or done and not answered: a reader of `champion` finds the old
-    version or the new one, the way back stays, and the same task, run again, ends as if nothing had been."""
+    version or the new one, the way back stays, and the same task, run again, ends as if nothing had been.
+    """
     name = on_server.mlflow.model_name
     for date, seed in ((JANUARY, 0), (FEBRUARY, 1)):
         trained(on_server, date, seed=seed)
@@ -192,7 +193,7 @@ def test_mlflow_goes_down_at_requests_of_a_registration(on_server, trackable, ou
         try:
             register(on_server, JANUARY)
             break
-        except Exception as error:  # noqa: BLE001 - MLflow's, or that of the library that it uploads with
+        except Exception as error:  # MLflow's, or that of the library that it uploads with
             assert not isinstance(error, AssertionError)
         times += 1
         trackable.heal()

@@ -22,7 +22,9 @@ class Fault(Enum):
 
 
 class UnreliableServer:
-    """Passes requests on to `127.0.0.1:port`, on a port of its own; a context manager. `answered` counts the requests since `heal` or `fail_after`."""
+    """Passes requests on to `127.0.0.1:port`, on a port of its own; a context manager. `answered` counts the requests
+    since `heal` or `fail_after`.
+    """
 
     def __init__(self, port: int):
         self._port = port
