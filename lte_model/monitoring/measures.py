@@ -1,15 +1,13 @@
-"""What is measured of a snapshot before it goes live, what its figures mean, and where they are seen by date.
+"""What is measured of a snapshot before it goes live, what its figures mean, and which values are beyond a bound.
 
 `jobs.monitor_lte` counts and keeps the figures in table `lte_monitoring`. Here
 
 1. `MEASURES` says what each of them is, and what to do where it is beyond a bound of `[monitoring]` in the settings;
-2. `population_stability` and `mean_cosine` are the formulas;
-3. `judged` compares the figures of a date with the bounds: ok, warn or stop;
-4. `write_page` draws every measure over the dates, with its bounds, as `<reports>/monitoring.html`;
-5. `record` logs the figures of a date, and the page, to the one MLflow run `monitoring`.
+2. `population_stability` and lte_model.metrics.mean_cosine are the formulas;
+3. `judged` compares the figures of a date with the bounds: ok, warn or stop.
 
-The bounds are those of today's settings, for old dates too. Nothing here names a user. The page is
-monitoring.html.jinja, in the frame of page.html.jinja.
+lte_model/monitoring/page.py draws every measure over the dates, with its bounds, and logs the figures of a date to
+MLflow. The bounds are those of today's settings, for old dates too. Nothing here names a user.
 """
 
 import math
@@ -24,7 +22,7 @@ from lte_model.settings import Bounds, Settings
 
 BINS = 10
 FEWEST_USERS = 50 * BINS
-"""Of fewer users there is no population stability index: chance alone would give one of (bins − 1)(1/n + 1/m)."""
+"""The population stability index needs so many users: chance alone gives one of (bins − 1)(1/n + 1/m)."""
 
 
 class Unit(Enum):
@@ -37,6 +35,7 @@ class Unit(Enum):
     NUMBER = "number"
 
     def written(self, value: float) -> str:
+        """A value of this unit as text."""
         match self:
             case Unit.COUNT:
                 return f"{value:,.0f}"
@@ -86,7 +85,8 @@ MEASURES = {
             "Many new users, or a history that is missing? See `missing`",
         ),
         Measure(
-            "missing", WHO, "Missing", Unit.SHARE, "of the users with an event in the window [D−L−W, D−L), those without",
+            "missing", WHO, "Missing", Unit.SHARE,
+            "of the users with an event in the window [D−L−W, D−L), those without",
             "Items without a vector, or users lost? See item_embeddings, and audit the snapshot with jobs.audit_lte",
         ),
         Measure(
@@ -132,6 +132,8 @@ MEASURES = {
 
 
 class Level(Enum):
+    """What the bounds say of a value, from the mildest to the gravest."""
+
     OK = "ok"
     WARN = "warn"
     STOP = "stop"

@@ -2,11 +2,12 @@
 
 import datetime
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import mlflow
 import polars as pl
+from markupsafe import Markup
 
 from lte_model.files import write_atomically
 from lte_model.monitoring.measures import MEASURES, Level, Measure, Reading, Unit, judged
@@ -19,6 +20,7 @@ _TEMPLATE = "monitoring/monitoring.html.jinja"
 
 
 def page_path(settings: Settings) -> Path:
+    """Where the page is written, one for all dates."""
     return Path(settings.reports) / "monitoring.html"
 
 
@@ -32,7 +34,7 @@ def write_page(settings: Settings, rows: pl.DataFrame) -> Path:
 
 def render(settings: Settings, rows: pl.DataFrame) -> str:
     """The page as one string of HTML: the newest date of `rows` in a table, the last 400 days as charts."""
-    newest = rows["snapshot_date"].max()
+    newest: datetime.date = rows.select(pl.col("snapshot_date").max()).item()
     shown = pl.col("snapshot_date") > newest - datetime.timedelta(days=SHOWN_DAYS)
     rows = rows.filter(shown & pl.col("measure").is_in(list(MEASURES))).sort("snapshot_date")
     representations = rows["representation"].unique().sort().to_list()
@@ -74,9 +76,8 @@ def _values(rows: pl.DataFrame, date: datetime.date, representation: str) -> dic
     return dict(of_date.select("measure", "value").iter_rows())
 
 
-def _worst(readings: Sequence[Reading]) -> Level:
-    levels = [reading.level for reading in readings]
-    return max(levels, key=list(Level).index, default=Level.OK)
+def _worst(readings: Iterable[Reading]) -> Level:
+    return max((reading.level for reading in readings), key=list(Level).index, default=Level.OK)
 
 
 def bounds_in_words(bounds: Bounds, unit: Unit) -> dict[str, str]:
@@ -88,7 +89,7 @@ def bounds_in_words(bounds: Bounds, unit: Unit) -> dict[str, str]:
     return words
 
 
-def _chart(settings: Settings, measure: Measure, rows: pl.DataFrame, representations: Sequence[str]):
+def _chart(settings: Settings, measure: Measure, rows: pl.DataFrame, representations: Sequence[str]) -> Markup:
     of_measure = rows.filter(measure=measure.name)
     lines = {
         name: list(of_measure.filter(representation=name).select("snapshot_date", "value").iter_rows())
