@@ -9,9 +9,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lte_model.ranker.batches import BLOCK
+from lte_model.figures import Figure
 
 CONFIDENCE = 0.95
+
+BLOCK = 2**24
+"""Numbers of users that a bootstrap draws at a time."""
 
 
 def ndcg(ranks: np.ndarray, cutoff: int) -> np.ndarray:
@@ -54,19 +57,16 @@ def bootstrap_means(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
     return np.concatenate(means)
 
 
-def interval(value: float, resampled: np.ndarray) -> dict[str, float | None]:
-    """{"value", "low", "high"}: the percentile interval at `CONFIDENCE`. A figure that doesn't exist is None."""
+def interval(value: float | np.ndarray, resampled: np.ndarray) -> Figure:
+    """A value, a number or an array () of one, with its percentile interval at `CONFIDENCE`; None for a NaN."""
     finite = resampled[np.isfinite(resampled)]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(finite, (tail, 1 - tail)) if len(finite) else (np.nan, np.nan)
-    return {
-        name: float(figure) if np.isfinite(figure) else None
-        for name, figure in (("value", value), ("low", low), ("high", high))
-    }
+    return Figure(*(float(end) if np.isfinite(end) else None for end in (value, low, high)))
 
 
 def relative_difference(ours: np.ndarray | float, base: np.ndarray | float) -> np.ndarray:
-    """ours / base − 1, not a number where base is 0."""
+    """The relative difference ours / base − 1, not a number where base is 0."""
     ours, base = np.asarray(ours, dtype=np.float64), np.asarray(base, dtype=np.float64)
     return np.divide(ours, base, out=np.full(ours.shape, np.nan), where=base != 0) - 1
 

@@ -1,6 +1,7 @@
 """The ablation of a feed on one machine, without Airflow: `make ablation DATA=folder`.
 
-1. An installation for the feed under `.lte/`, as the demo writes one; its trainings run until two epochs bring nothing better.
+1. An installation for the feed under `.lte/`, as the demo writes one. Its trainings run until two epochs bring nothing
+   better.
 2. The jobs that make the tables, one after another, for the representations that the chosen variants read.
 3. The trainings, as many at once as there are cores up to `TRAININGS_AT_ONCE`, each with a thread of its own.
 4. The report, and a table of what came out.
@@ -19,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from infra.repository import REPOSITORY
-from infra.runs.commands import SEEDS, TRAINING, TRAININGS_AT_ONCE, Commands
-from infra.runs.installation import add_installation, read_feed, settle
+from infra.runs.commands import SEEDS, TRAININGS_AT_ONCE, Commands
+from infra.runs.installation import STUDY_TRAINING, add_installation, read_feed, settle
 from lte_model.command_line import run
 from lte_model.domain.windows import ONE_DAY, parse_date
 from lte_model.errors import LTEError
-from lte_model.figures import interval, number, percent, percent_interval
+from lte_model.figures import FigureOfUsers
 from lte_model.settings import Settings
 from lte_model.studies.results import Ablation, ablation_path, read_ablation
 from lte_model.studies.variants import Variant, chosen_variants
@@ -54,10 +55,10 @@ def table_commands(
 def measures_of(ablation: Ablation) -> list[dict[str, Any]]:
     """The figures in the form of every measuring command: a list of measure, side, value, unit."""
     headline, sides = ablation["headline"], ablation["sides"]
-    rows = [(headline, side, of_side["metrics"][headline]["value"], "ndcg") for side, of_side in sides.items()]
+    rows = [(headline, side, of_side["metrics"][headline].value, "ndcg") for side, of_side in sides.items()]
     best = ablation["best"]["variant"]
     if best:
-        rows.append((headline, "best", sides[best]["metrics"][headline]["value"], "ndcg"))
+        rows.append((headline, "best", sides[best]["metrics"][headline].value, "ndcg"))
     for key, measure, unit in (
         ("validation", f"validation_{headline}", "ndcg"),
         ("targets_per_second", "training_targets_per_second", "targets/s"),
@@ -65,7 +66,11 @@ def measures_of(ablation: Ablation) -> list[dict[str, Any]]:
     ):
         rows += [(measure, side, of_side[key], unit) for side, of_side in sides.items() if key in of_side]
     for side, of_side in ablation["recency"].items():
-        rows += [(measure, side, figure["value"], "ratio") for measure, figure in of_side.items() if "users" in figure]
+        rows += [
+            (measure, side, figure.value, "ratio")
+            for measure, figure in of_side.items()
+            if isinstance(figure, FigureOfUsers)
+        ]
     return [dict(zip(("measure", "side", "value", "unit"), row, strict=True)) for row in rows]
 
 
@@ -79,11 +84,11 @@ def print_outcome(ablation: Ablation) -> None:
     for side, of_side in ablation["sides"].items():
         figure = of_side["metrics"][headline]
         cost = f"{of_side['milliseconds_per_query']:8.3f} ms a query" if "milliseconds_per_query" in of_side else ""
-        print(f"  {side:<42} {number(figure['value'])}  {interval(figure)}  {cost}")
+        print(f"  {side:<42} {figure.number()}  {figure.interval()}  {cost}")
     print(f"  validation chose {ablation['best']['variant']} of {len(ablation['best']['candidates'])} variants\n")
     for answer in ablation["questions"]:
         uplift = answer["uplift"]
-        print(f"  {answer['text']:<72} {percent(uplift['value']):>8}  {percent_interval(uplift)}")
+        print(f"  {answer['text']:<72} {uplift.percent():>8}  {uplift.percent_interval()}")
 
 
 Rank = Callable[[Settings, datetime.date], Mapping[str, Path]]
@@ -97,7 +102,7 @@ def ablate(arguments: argparse.Namespace, rank: Rank | None = None) -> Ablation:
     variants = chosen_variants(arguments.variants)
     feed = read_feed(source / "events.parquet")
     date = parse_date(arguments.date) if arguments.date else feed.last + ONE_DAY
-    settings = settle(arguments, home, source, feed, date, TRAINING)
+    settings = settle(arguments, home, source, feed, date, STUDY_TRAINING)
     commands = Commands(home)
     for command in table_commands(date, feed.first, variants, settings):
         commands.run(command)
@@ -123,6 +128,7 @@ def ablate(arguments: argparse.Namespace, rank: Rank | None = None) -> Ablation:
 
 
 def options(values: Iterable[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="FOLDER", required=True, help="a feed: events.parquet and items.parquet")
     parser.add_argument("--variants", default="", help="names, with commas (default: all)")
@@ -132,6 +138,7 @@ def options(values: Iterable[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
+    """Reads the command line and runs the command."""
     # Both ways to be stopped end the commands that are running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -22,7 +22,15 @@ import polars as pl
 
 from infra.local.stack import LocalStack
 from infra.repository import REPOSITORY
-from infra.runs.airflow_runs import LOG_LINES, Progress, Steps, TaskFailed, backfill_daily, follow_promotion, run_once
+from infra.runs.airflow_runs import (
+    FollowedRuns,
+    Steps,
+    TaskFailed,
+    backfill_daily,
+    follow_promotion,
+    run_once,
+)
+from infra.runs.commands import LOG_LINES
 from infra.runs.installation import SHOP_ITEMS, SHOP_LAG, SHOP_USERS, add_installation, make_shop, read_feed, settle
 from lte_model import figures
 from lte_model.command_line import run
@@ -33,7 +41,7 @@ from lte_model.evaluation.results import Evaluation
 from lte_model.settings import Settings
 
 DAILY_DATES = 3
-SIDES = {"prefix": "prefix", "none": "none", "popularity_30d": "popularity"}
+RECORDED_SIDES = {"prefix": "prefix", "none": "none", "popularity_30d": "popularity"}
 
 
 def rows_per_table(settings: Settings) -> dict[str, int]:
@@ -64,10 +72,10 @@ def print_outcome(
     names = {"prefix": "with LTE", "none": "without LTE", "popularity_30d": "popularity, 30 days"}
     for side, name in names.items():
         figure = evaluation["sides"][side]["metrics"][metric]
-        print(f"  {name:<34} {figures.number(figure['value'])}  {figures.interval(figure)}")
+        print(f"  {name:<34} {figure.number()}  {figure.interval()}")
     for rival, name in ((results.OVER_NONE, "without LTE"), (results.OVER_POPULARITY, "popularity")):
         figure = evaluation["uplift"][rival][metric]
-        print(f"  with LTE over {name:<20} {figures.percent(figure['value'])}  {figures.percent_interval(figure)}")
+        print(f"  with LTE over {name:<20} {figure.percent()}  {figure.percent_interval()}")
     print("\nmodels")
     for line in versions.status(settings):
         print(f"  {line}")
@@ -86,7 +94,7 @@ def print_outcome(
 def write_json(file: Path, evaluation: Evaluation, rows: dict[str, int], steps: dict[str, float]) -> None:
     """The closing table in the form of every measuring command: a list of measure, side, value, unit."""
     sides = evaluation["sides"]
-    measures = [("ndcg@500", as_, sides[side]["metrics"]["ndcg@500"]["value"], "") for side, as_ in SIDES.items()]
+    measures = [("ndcg@500", as_, sides[side]["metrics"]["ndcg@500"].value, "") for side, as_ in RECORDED_SIDES.items()]
     measures += [("rows", table, count, "rows") for table, count in rows.items()]
     measures += [("seconds", step, round(seconds, 1), "s") for step, seconds in steps.items()]
     content = [dict(zip(("measure", "side", "value", "unit"), measure, strict=True)) for measure in measures]
@@ -119,7 +127,7 @@ def demonstrate(arguments: argparse.Namespace, steps: Steps) -> None:
         with steps.step("Airflow start"):
             stack = opened.enter_context(LocalStack(home / "settings.toml", mlflow_ui=False, feed_end=date))
         print(f"Airflow: {stack.airflow_url}, user admin, password {stack.password}\n", flush=True)
-        progress = Progress(stack)
+        progress = FollowedRuns(stack)
         first_daily = date - ONE_DAY * (DAILY_DATES - 1)
         with steps.step("lte_bootstrap"):
             run_once(progress, "lte_bootstrap", first_daily - ONE_DAY, {"since": feed.first.isoformat()})
@@ -139,6 +147,7 @@ def demonstrate(arguments: argparse.Namespace, steps: Steps) -> None:
 
 
 def options(values: Iterable[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="FOLDER", help="your feed; without it the demo shop is made")
     parser.add_argument("--users", type=int, help=f"users of the demo shop (default {SHOP_USERS})")
@@ -148,6 +157,7 @@ def options(values: Iterable[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
+    """Reads the command line and runs the command."""
     # Both ways to be stopped unwind the stack, so that no process is left.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -22,12 +22,13 @@ from typing import Any
 import polars as pl
 
 from infra.repository import REPOSITORY
-from infra.runs.commands import SEEDS, TRAINING, TRAININGS_AT_ONCE, Commands
+from infra.runs.commands import SEEDS, TRAININGS_AT_ONCE, Commands
 from infra.runs.installation import (
     SHOP_ITEMS,
     SHOP_LAG,
     SHOP_USERS,
-    Feed,
+    STUDY_TRAINING,
+    FeedDays,
     add_installation,
     make_shop,
     past_events,
@@ -38,9 +39,8 @@ from infra.runs.installation import (
 from lte_model.command_line import run
 from lte_model.domain.windows import ONE_DAY, parse_date
 from lte_model.errors import LTEError
-from lte_model.figures import interval, number, percent, percent_interval
 from lte_model.settings import Settings
-from lte_model.studies.drill_page import judged
+from lte_model.studies.drill_page import judged_change
 from lte_model.studies.results import Drill, drill_path, read_drill
 from lte_model.studies.spaces import MATRIX, SKEWED, SPACES
 
@@ -67,8 +67,8 @@ def dated_feed(source: Path, folder: Path) -> Path:
     return folder
 
 
-def with_room(feed: Feed, gap_days: int, lag_days: int) -> Feed:
-    """The feed as if it began later, so that the anchors which `settle` finds leave the encoder of version 1 its days."""
+def with_room(feed: FeedDays, gap_days: int, lag_days: int) -> FeedDays:
+    """The feed as if it began later: the anchors which `settle` finds leave the encoder of version 1 its days."""
     return dataclasses.replace(feed, first=feed.first + ONE_DAY * (gap_days + ENCODER_LAGS * lag_days))
 
 
@@ -101,7 +101,7 @@ def measures_of(drill: Drill) -> list[dict[str, Any]]:
         {
             "measure": f"drill_{space}",
             "side": cell,
-            "value": of_space["cells"][cell]["metrics"][headline]["value"],
+            "value": of_space["cells"][cell]["metrics"][headline].value,
             "unit": "ndcg",
         }
         for space, of_space in drill["spaces"].items()
@@ -121,18 +121,20 @@ def print_outcome(drill: Drill) -> None:
         for cell, of_cell in of_space["cells"].items():
             figure = of_cell["metrics"][headline]
             lte = "no LTE" if cell.endswith("none") else f"LTE {cell[2:]}"
-            print(f"  {space:<9} ranker {cell[:2]}, {lte:<7} {number(figure['value'])}  {interval(figure)}")
+            print(f"  {space:<9} ranker {cell[:2]}, {lte:<7} {figure.number()}  {figure.interval()}")
     print()
     for space in drill["spaces"]:
         for name, change in SKEWED.items():
-            found = judged(drill, space, name)
-            uplift = f"{percent(found['uplift']['value'], digits=2):>9}  {percent_interval(found['uplift'], 2):<24}"
+            found = judged_change(drill, space, name)
+            uplift = f"{found['uplift'].percent(digits=2):>9}  {found['uplift'].percent_interval(2):<24}"
             print(f"  {space:<9} {change.text:<20} {uplift} {found['finding']}")
 
 
 def make_tables(arguments: argparse.Namespace) -> tuple[Commands, Settings, datetime.date, datetime.date]:
-    """Settles the installation and makes its tables; returns what runs its commands, its settings, and the training dates
-    of both versions."""
+    """Settles the installation and makes its tables.
+
+    Returns what runs its commands, its settings, and the training dates of both versions.
+    """
     source = Path(arguments.data).resolve() if arguments.data else None
     name = f"{source.name}-drill" if source else "demo-drill"
     home = Path(arguments.home).resolve() if arguments.home else REPOSITORY / ".lte" / name
@@ -143,7 +145,7 @@ def make_tables(arguments: argparse.Namespace) -> tuple[Commands, Settings, date
     later = parse_date(arguments.date) if arguments.date else feed.last + ONE_DAY
     lag_days = arguments.lag or (sensible_lag(feed) if arguments.data else SHOP_LAG)
     room = with_room(feed, arguments.gap or lag_days, lag_days)
-    settings = settle(arguments, home, dated_feed(source, home / "source"), room, later, TRAINING)
+    settings = settle(arguments, home, dated_feed(source, home / "source"), room, later, STUDY_TRAINING)
     earlier = later - ONE_DAY * (arguments.gap or settings.window.lag_days)
     commands = Commands(home)
     for command in table_commands(earlier, later, feed.first):
@@ -166,6 +168,7 @@ def drill(arguments: argparse.Namespace) -> Drill:
 
 
 def options(values: Iterable[str] | None = None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="FOLDER", help="your feed; without it the demo shop is made")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds of each training (default: %(default)s)")
@@ -175,6 +178,7 @@ def options(values: Iterable[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
+    """Reads the command line and runs the command."""
     # Both ways to be stopped end the commands that are running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -3,11 +3,11 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from lte_model.evaluation.results import OVER_NONE, OVER_POPULARITY
+from lte_model.figures import Figure
 from lte_model.metrics import bootstrap_means, interval, measures, relative_difference
 from lte_model.settings import Settings
 
@@ -54,15 +54,15 @@ class Comparison:
             self.headline,
         )
 
-    def metrics(self) -> dict[str, dict[str, dict[str, float | None]]]:
-        """{side: {measure: {"value", "low", "high"}}}."""
+    def metrics(self) -> dict[str, dict[str, Figure]]:
+        """{side: {measure: its mean over the users}}."""
         means, resampled = self._means
-        metrics: dict[str, dict[str, Any]] = {}
+        metrics: dict[str, dict[str, Figure]] = {}
         for column, (side, measure) in enumerate(self.columns):
             metrics.setdefault(side, {})[measure] = interval(means[column], resampled[:, column])
         return metrics
 
-    def uplifts(self, pairs: Mapping[str, tuple[str, str]] = UPLIFTS) -> dict[str, dict[str, dict[str, float | None]]]:
+    def uplifts(self, pairs: Mapping[str, tuple[str, str]] = UPLIFTS) -> dict[str, dict[str, Figure]]:
         """{"prefix over none": {measure: relative difference with its interval}, …} of `pairs` (ours, base)."""
         means, resampled = self._means
         column = {name: number for number, name in enumerate(self.columns)}

@@ -18,12 +18,11 @@ from markupsafe import escape
 from mlflow.entities import Run, ViewType
 from mlflow.tracking import MlflowClient
 
+from lte_model.evaluation.results import EVALUATION_FILE, REPORT_FILE
 from lte_model.files import write_atomically
 from lte_model.settings import Settings
 from lte_model.tracking.lineage import open_mlflow
 from lte_model.tracking.runs import SIDE_TAG
-
-EVALUATION, REPORT = "evaluation.json", "report.html"
 
 _USER_OF_PAGE = re.compile(r'[ \t]*<article class="user">.*?</article>\n?', re.DOTALL)
 
@@ -37,16 +36,16 @@ def erase_from_reports(settings: Settings, user_ids: frozenset[str]) -> list[str
 
 
 def erase_from_artifacts(settings: Settings, user_ids: frozenset[str]) -> list[str]:
-    """The same for the copies in MLflow; returns the artifacts that were written over."""
+    """Takes the users out of the copies in MLflow; returns the artifacts that were written over."""
     client = open_mlflow(settings)
-    experiment = client and client.get_experiment_by_name(settings.mlflow.experiment)
-    if not experiment:
+    experiment = client.get_experiment_by_name(settings.mlflow.experiment) if client else None
+    if client is None or experiment is None:
         return []
     changed = []
     for run in _evaluation_runs(client, experiment.experiment_id):
         run_id = run.info.run_id
         there = {artifact.path for artifact in client.list_artifacts(run_id)}
-        for name in sorted(there & {EVALUATION, REPORT}):
+        for name in sorted(there & {EVALUATION_FILE, REPORT_FILE}):
             with tempfile.TemporaryDirectory() as folder:
                 copy = Path(client.download_artifacts(run_id, name, folder))
                 if not _erase_from_file(copy, user_ids):
@@ -74,10 +73,10 @@ def page_without(page: str, user_ids: frozenset[str]) -> str:
 
 
 def _erase_from_file(path: Path, user_ids: frozenset[str]) -> str:
-    """What was done to the file: nothing (""), or in words."""
+    """Takes the users out of one file, or deletes it; returns what was done in words, "" for nothing."""
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        clean = {EVALUATION: evaluation_without, REPORT: page_without}[path.name](text, user_ids)
+        clean = {EVALUATION_FILE: evaluation_without, REPORT_FILE: page_without}[path.name](text, user_ids)
     except (KeyError, TypeError, ValueError):  # no file of ours, or a damaged one
         clean = text
     if _shows(clean, _marks(user_ids)):

@@ -20,7 +20,7 @@ from lte_model.command_line import CommandParser, run
 from lte_model.evaluation.cohorts import cohorts
 from lte_model.evaluation.comparison import Comparison
 from lte_model.evaluation.examples import example_users
-from lte_model.evaluation.ranked import POPULARITY_DAYS, load_side, popularity
+from lte_model.evaluation.ranked import POPULARITY_SIDES, load_side, popularity
 from lte_model.evaluation.results import OVER_NONE, Evaluation, evaluation_path, write_content
 from lte_model.figures import Figure
 from lte_model.ranker.cases import Cases
@@ -49,7 +49,7 @@ def evaluate(settings: Settings, training_date: datetime.date) -> Evaluation:
     rankers = {side: load_side(training_set, side, device) for side in SIDES}
 
     ranks = {side: target_ranks(ranker, cases, device) for side, ranker in rankers.items()}
-    for side, days in POPULARITY_DAYS.items():
+    for side, days in POPULARITY_SIDES.items():
         ranks[side] = count_ranks(popularity(training_set, days), cases.targets)
     comparison = Comparison.of(ranks, settings)
     run_ids = {side: runs.find_or_create_run(settings, training_date, side) for side in SIDES}

@@ -59,8 +59,9 @@ def example_users(
 def spread(improvement: np.ndarray, candidates: np.ndarray, count: int) -> np.ndarray:
     """`count` of the `candidates` (case numbers), evenly spaced from the greatest improvement to the least."""
     ordered = candidates[np.argsort(-improvement[candidates], kind="stable")]
-    places = np.unique(np.linspace(0, len(ordered) - 1, count).round().astype(int)) if len(ordered) else []
-    return ordered[places]
+    if not len(ordered):
+        return ordered
+    return ordered[np.unique(np.linspace(0, len(ordered) - 1, count).round().astype(int))]
 
 
 def _histories(training_set: TrainingSet, user_ids: Sequence[str]) -> dict[str, list[dict[str, str]]]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from lte_model.ranker.cases import Cases
-from lte_model.ranker.model import Batch, Ranker
+from lte_model.ranker.model import Batch, CausalAttention, Ranker
 from lte_model.ranker.ranks import target_ranks
 
 BATCH = 512
@@ -42,10 +42,9 @@ def last_attention(ranker: Ranker, batch: Batch, table: torch.Tensor) -> torch.T
     queries = ranker.config.context_tokens - 1 + batch.lengths
     found: list[torch.Tensor] = []
     hooks = [
-        block.attention.register_forward_pre_hook(
-            lambda attention, inputs: found.append(attention.weights(inputs[0], queries))
-        )
-        for block in ranker.blocks
+        module.register_forward_pre_hook(lambda attention, inputs: found.append(attention.weights(inputs[0], queries)))
+        for module in ranker.blocks.modules()
+        if isinstance(module, CausalAttention)
     ]
     try:
         ranker(batch, table)

@@ -18,7 +18,8 @@ from lte_model.training.checkpoints import MODEL_DIRECTORY, side_directory
 from lte_model.training.device import choose_device
 from lte_model.training.training_set import TrainingSet, open_training_set
 
-POPULARITY_DAYS: dict[str, int | None] = {"popularity_all": None, "popularity_30d": 30, "popularity_7d": 7}
+POPULARITY_SIDES: dict[str, int | None] = {"popularity_all": None, "popularity_30d": 30, "popularity_7d": 7}
+"""The sides that rank by popularity, and the days whose events they count; None for all time."""
 
 
 def load_side(training_set: TrainingSet, side: str, device: torch.device) -> Ranker:
@@ -60,8 +61,10 @@ def ranks_by_user(settings: Settings, training_date: datetime.date, ranker: Rank
 
 
 def read_by(settings: Settings, training_date: datetime.date, ranker: Ranker) -> TrainingSet:
-    """The training set of a date as the ranker reads it: in its basis, by its policy, with its representations. Raises
-    `LTEError` where it can't be read."""
+    """The training set of a date as the ranker reads it: in its basis, by its policy, with its representations.
+
+    Raises `LTEError` where it can't be read.
+    """
     config = ranker.config
     reads = {
         "representations": ranker.kind.representations,

@@ -34,7 +34,7 @@ from lte_model.settings import Settings
 from lte_model.tracking import runs
 from lte_model.warehouse.reading import exists, scan
 
-TABLES = (
+COUNTED_TABLES = (
     "events", "items", "quarantine", "semantic_bases", "item_embeddings", "lte_snapshots", "lte_live", "training_set",
 )  # fmt: skip
 """The tables that the report counts, in the order in which the pipeline writes them."""
@@ -133,7 +133,7 @@ def read_glance(settings: Settings, training_date: datetime.date) -> Glance:
 
 def _sizes(settings: Settings) -> list[TableSize]:
     sizes = []
-    for name in TABLES:
+    for name in COUNTED_TABLES:
         if exists(settings, name):
             table = DeltaTable(settings.table_path(name))
             rows = pl.scan_delta(table).select(pl.len()).collect().item()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 from matplotlib import rc_context
+from matplotlib.dates import date2num
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -19,7 +20,7 @@ from lte_model.figures import metric_label
 from lte_model.pages.drawing import (
     MARKERS,
     PALETTE,
-    SIDES,
+    SIDE_NAMES,
     STYLE,
     WIDTH,
     as_svg,
@@ -28,7 +29,7 @@ from lte_model.pages.drawing import (
     draw_bar,
     draw_point,
     from_the_top,
-    scaled,
+    side_by_side,
 )
 
 _MOST_ANCHORS = 12
@@ -42,6 +43,7 @@ def calendar(
 
     The newest twelve anchors at most; `first_event` is marked where it falls inside a window.
     """
+    rows: list[tuple[str, datetime.date, Interval | None]]
     rows = [(f"anchor {date}", date, None) for date in anchors[-_MOST_ANCHORS:]]
     rows += [(f"validation {validation.start}", validation.start, validation), (f"test {test.start}", test.start, test)]
     with rc_context(STYLE | {"axes.grid": False}):
@@ -56,9 +58,9 @@ def calendar(
         top = -0.5
         if start < first_event < test.end:
             top = -1.1
-            axes.axvline(first_event, color=PALETTE["ink"], linewidth=0.8, linestyle=(0, (3, 2)))
+            axes.axvline(date2num(first_event), color=PALETTE["ink"], linewidth=0.8, linestyle=(0, (3, 2)))
             axes.annotate(
-                "first event", (first_event, -0.8), (4, 0), textcoords="offset points", va="center",
+                "first event", (date2num(first_event), -0.8), (4, 0), textcoords="offset points", va="center",
                 color=PALETTE["soft"], fontsize=7.5,
             )  # fmt: skip
         axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
@@ -74,7 +76,7 @@ def events_per_week(
     weeks: Sequence[datetime.date], counts: Sequence[int], validation: Interval, test: Interval
 ) -> Markup:
     """The number of events in the weeks that begin on `weeks`, as an area; validation and test days are marked."""
-    edges = [*weeks, weeks[-1] + datetime.timedelta(weeks=1)]
+    edges = date2num([*weeks, weeks[-1] + datetime.timedelta(weeks=1)])
     heights = [*counts, counts[-1]]
     with rc_context(STYLE | {"axes.grid.axis": "y"}):
         figure = Drawing(figsize=(WIDTH, 1.9), layout="constrained")
@@ -82,7 +84,9 @@ def events_per_week(
         axes.fill_between(edges, heights, step="post", color=PALETTE["window"], alpha=0.55, linewidth=0)
         axes.step(edges, heights, where="post", color=PALETTE["prefix"], linewidth=0.9)
         for interval, colour in ((validation, "validation"), (test, "test")):
-            axes.axvspan(interval.start, interval.end, color=PALETTE[colour], alpha=0.25, linewidth=0)
+            axes.axvspan(
+                date2num(interval.start), date2num(interval.end), color=PALETTE[colour], alpha=0.25, linewidth=0
+            )
         axes.set_ylim(bottom=0)
         axes.margins(x=0)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -125,14 +129,14 @@ def cohorts(evaluation: Evaluation, metric: str) -> Markup:
     groups = evaluation["cohorts"]
     sides = [side for side in _sides(evaluation) if any(side in cohort["sides"] for cohort in groups)]
     with rc_context(STYLE | {"axes.grid.axis": "x"}):
-        figure = Drawing(figsize=(WIDTH, 0.8 + 0.15 * (len(sides) + 1) * len(groups)), layout="constrained")
+        figure = Drawing(figsize=(WIDTH, 0.8 + 0.15 * (len(sides) + 1) * len(groups)), layout=side_by_side())
         values, uplifts = figure.subplots(1, 2, sharey=True)
         for group, cohort in enumerate(groups):
             for place, side in enumerate(sides):
                 measured = cohort["sides"].get(side, {}).get(metric)
                 draw_point(values, measured, group * (len(sides) + 1) + place, side)
             middle = group * (len(sides) + 1) + (len(sides) - 1) / 2
-            draw_point(uplifts, scaled(cohort["uplift"], 100), middle, "prefix")
+            draw_point(uplifts, cohort["uplift"].scaled(100), middle, "prefix")
         values.set_yticks(
             [group * (len(sides) + 1) + (len(sides) - 1) / 2 for group in range(len(groups))],
             [f"{cohort['name']} ({cohort['users']:,})" for cohort in groups],
@@ -143,7 +147,6 @@ def cohorts(evaluation: Evaluation, metric: str) -> Markup:
         uplifts.axvline(0, color=PALETTE["ink"], linewidth=0.8)
         for axes in (values, uplifts):
             from_the_top(axes)
-        figure.get_layout_engine().set(wspace=0.06)
         values.set_ylim(len(groups) * (len(sides) + 1) - 0.5, -1)
         return as_svg(figure, "cohorts", "Metrics and uplift by cohort")
 
@@ -152,10 +155,10 @@ def curves(evaluation: Evaluation, metric: str) -> Markup:
     """Training loss and the validation's metric by epoch, a line for each model; the best epoch is marked."""
     validated = f"validation_{metric}"
     with rc_context(STYLE):
-        figure = Drawing(figsize=(WIDTH, 2.3), layout="constrained")
+        figure = Drawing(figsize=(WIDTH, 2.3), layout=side_by_side())
         loss, quality = figure.subplots(1, 2)
         for side, epochs in evaluation["curves"].items():
-            style = {"color": PALETTE[colour_of(side)], "linewidth": 1.4, "label": SIDES.get(side, side)}
+            style = {"color": PALETTE[colour_of(side)], "linewidth": 1.4, "label": SIDE_NAMES.get(side, side)}
             numbers = [epoch["epoch"] for epoch in epochs]
             loss.plot(numbers, [epoch["training_loss"] for epoch in epochs], **style)
             scores = [epoch[validated] for epoch in epochs]
@@ -172,10 +175,9 @@ def curves(evaluation: Evaluation, metric: str) -> Markup:
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(5))
         loss.legend(loc="upper right")
-        figure.get_layout_engine().set(wspace=0.06)
         return as_svg(figure, "curves", "Training loss and validation metric by epoch")
 
 
 def _sides(evaluation: Evaluation) -> list[str]:
-    """The evaluated sides, the known ones in the order of `SIDES`."""
-    return sorted(evaluation["sides"], key=lambda side: [*SIDES, side].index(side))
+    """The evaluated sides, the known ones in the order of `SIDE_NAMES`."""
+    return sorted(evaluation["sides"], key=lambda side: [*SIDE_NAMES, side].index(side))

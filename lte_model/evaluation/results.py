@@ -1,44 +1,57 @@
-"""The file that an evaluation writes, and how it is read."""
+"""The file that an evaluation writes, how it is written and read, and its names for comparisons."""
 
 import datetime
-import json
 from pathlib import Path
 from typing import Any
 
+from lte_model import figures
 from lte_model.errors import LTEError
+from lte_model.files import write_atomically
 from lte_model.settings import Settings
 
 Evaluation = dict[str, Any]
 """The content of `evaluation.json`; its keys are those that lte_model.evaluation.evaluate writes."""
 
+EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.html"
+"""What the evaluation and the report of a training write, in a folder for each training date."""
 
 OVER_NONE = "prefix over none"
 OVER_POPULARITY = "prefix over popularity_30d"
+"""The comparisons of an evaluation, as its file and the registry name them."""
 
 
 def evaluation_path(settings: Settings, training_date: datetime.date) -> Path:
     """Where the evaluation of the training of `training_date` is written."""
-    return Path(settings.reports) / training_date.isoformat() / "evaluation.json"
+    return Path(settings.reports) / training_date.isoformat() / EVALUATION_FILE
 
 
 def report_path(settings: Settings, training_date: datetime.date) -> Path:
     """Where the report of the training of `training_date` is written."""
-    return Path(settings.reports) / training_date.isoformat() / "report.html"
+    return Path(settings.reports) / training_date.isoformat() / REPORT_FILE
 
 
 def read_evaluation(settings: Settings, training_date: datetime.date) -> Evaluation:
     """The evaluation of the training of `training_date`. Raises `LTEError` where there is none or it is cut off."""
     again = f"run python -m lte_model.evaluation.evaluate --date {training_date}"
-    return read_json(
+    return read_content(
         evaluation_path(settings, training_date), f"the training of {training_date} has no evaluation", again
     )
 
 
-def read_json(path: Path, missing: str, again: str) -> dict[str, Any]:
+def write_content(path: Path, content: dict[str, Any]) -> None:
+    """Puts the results of an evaluation or a study in place whole. Raises `ValueError` for a number that is none."""
+    write_atomically(path, figures.to_json(content))
+
+
+def read_content(path: Path, missing: str, again: str) -> dict[str, Any]:
+    """What `write_content` wrote, with its figures.
+
+    Raises `LTEError` where there is no file, saying what is `missing`, or where it is cut off; both say to do `again`.
+    """
     if not path.is_file():
         raise LTEError(f"{missing} at {path}; {again} first")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return figures.from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LTEError(f"{path} is not JSON ({error}); {again} again") from None
 

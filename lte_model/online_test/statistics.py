@@ -23,7 +23,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from scipy import stats
@@ -106,10 +106,12 @@ class Uplift:
 
     @property
     def low(self) -> Floats:
+        """The lower end of the interval of confidence 1 − `ALPHA`."""
         return self.value - stats.norm.isf(ALPHA / 2) * self.standard_error
 
     @property
     def high(self) -> Floats:
+        """The upper end of that interval."""
         return self.value + stats.norm.isf(ALPHA / 2) * self.standard_error
 
     @cached_property
@@ -150,7 +152,7 @@ def uplift(treatment: Moments, control: Moments, cuped: bool) -> Uplift:
 
 
 def _variance(of: Moments, by_mean: Floats, by_before: Floats) -> Floats:
-    """That of by_mean·ȳ − by_before·x̄ of one variant."""
+    """The variance of by_mean·ȳ − by_before·x̄ of one variant."""
     return (
         by_mean**2 * of.variance - 2 * by_mean * by_before * of.covariance + by_before**2 * of.variance_before
     ) / of.users
@@ -183,12 +185,12 @@ def detectable(treatment: Moments, control: Moments, power: float, cuped: bool) 
 
 
 def uplift_free_error(treatment: Moments, control: Moments, cuped: bool) -> float:
-    """The standard error of the relative uplift where there is none: that of the difference, over the control's mean."""
+    """The standard error of an uplift where there is none: that of the difference, over the control's mean."""
     slope = cuped_slope(treatment, control) if cuped else 0.0
     if not control.mean > _STEADY * math.sqrt(control.variance / control.users):
         return math.nan
     variance = _variance(treatment, 1, slope) + _variance(control, 1, slope)
-    return math.sqrt(max(float(variance), 0.0)) / control.mean
+    return math.sqrt(max(float(variance), 0.0)) / float(control.mean)
 
 
 def variance_reduction(treatment: Moments, control: Moments) -> float:
@@ -218,7 +220,8 @@ class Growth:
         later = known[len(known) // 2 :]
         exponent = 0.5
         if len(later) >= 3:
-            exponent = round(-float(np.polyfit(*np.log(np.array(later)).T, 1)[0]), 9)
+            log_days, log_found = np.log(np.array(later)).T
+            exponent = round(-float(np.polyfit(log_days, log_found, 1)[0]), 9)
         return cls(*known[-1], exponent=min(max(exponent, 0.0), 1.0))
 
     def after(self, days: int) -> float:
@@ -244,11 +247,11 @@ def days_needed(by_day: Sequence[float], uplift: float) -> int | None:
     if enough and enough[-1]:
         return len(enough) - enough[::-1].index(False) + 1 if False in enough else 1
     growth = Growth.of_days(by_day)
-    return growth and growth.until(uplift)
+    return growth.until(uplift) if growth else None
 
 
 def detectable_after(by_day: Sequence[float], days: int) -> float:
-    """What is detectable after `days`: measured, or by the trend of the days. Not a number where nothing is known."""
+    """The uplift that is detectable after `days`, measured or by the trend of the days; NaN where nothing is known."""
     if days <= len(by_day):
         return by_day[days - 1]
     growth = Growth.of_days(by_day)
@@ -256,7 +259,7 @@ def detectable_after(by_day: Sequence[float], days: int) -> float:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TreatmentEffect:
     """One metric of one treatment against the control. The p-values of `holm` are those of the whole test."""
 
     variant: str
@@ -281,7 +284,7 @@ class ReadOut:
     users: dict[str, int]
     shares: dict[str, float]
     sample_ratio_p: float
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[TreatmentEffect, ...]
 
 
 def read_test(
@@ -319,7 +322,7 @@ def read_test(
         {variant: shares[variant] / sum(shares.values()) for variant in variants},
         sample_ratio_p(list(users.values()), [shares[variant] for variant in variants]),
         tuple(
-            Comparison(**pair, plain_holm=of_plain, cuped_holm=of_cuped)
+            TreatmentEffect(**pair, plain_holm=of_plain, cuped_holm=of_cuped)
             for pair, of_plain, of_cuped in zip(compared, plain, cuped, strict=True)
         ),
     )
@@ -327,24 +330,21 @@ def read_test(
 
 def _compared(
     totals: Mapping[tuple[str, str], np.ndarray], variant: str, metric: str, control: str, power: float
-) -> dict:
-    """The fields of a `Comparison` that don't need the others."""
+) -> dict[str, Any]:
+    """The fields of a `TreatmentEffect` that don't need the others."""
     days = [
-        tuple(Moments.of_sums(row) if row[0] >= 2 else None for row in rows)
-        for rows in zip(totals[variant, metric], totals[control, metric], strict=True)
+        (Moments.of_sums(ours), Moments.of_sums(theirs)) if min(ours[0], theirs[0]) >= 2 else None
+        for ours, theirs in zip(totals[variant, metric], totals[control, metric], strict=True)
     ]
-    readable = [all(day) for day in days]
-    ours, theirs = days[-1]
+    treated, untreated = (Moments.of_sums(totals[side, metric][-1]) for side in (variant, control))
     return {
         "variant": variant,
         "metric": metric,
-        "treatment": ours,
-        "control": theirs,
-        "plain": uplift(ours, theirs, cuped=False),
-        "cuped": uplift(ours, theirs, cuped=True),
-        "variance_reduction": variance_reduction(ours, theirs),
-        "by_day": tuple(uplift(*day, cuped=True) if ok else None for day, ok in zip(days, readable, strict=True)),
-        "detectable_by_day": tuple(
-            detectable(*day, power, cuped=True) if ok else math.nan for day, ok in zip(days, readable, strict=True)
-        ),
+        "treatment": treated,
+        "control": untreated,
+        "plain": uplift(treated, untreated, cuped=False),
+        "cuped": uplift(treated, untreated, cuped=True),
+        "variance_reduction": variance_reduction(treated, untreated),
+        "by_day": tuple(uplift(*day, cuped=True) if day else None for day in days),
+        "detectable_by_day": tuple(detectable(*day, power, cuped=True) if day else math.nan for day in days),
     }

@@ -5,38 +5,47 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure as Drawing
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lte_model.domain.windows import Interval
-from lte_model.figures import Figure, is_defined
+from lte_model.figures import Figure
 from lte_model.settings import Bounds
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 PALETTE = {
     name: f"#0000{number:02x}"
     for number, name in enumerate(
-        ("ink", "soft", "line", "prefix", "none", "popularity-all", "popularity-30d", "popularity-7d")
-        + ("window", "target", "validation", "test", "better", "worse", "undecided"),
+        (
+            "ink", "soft", "line", "prefix", "none", "popularity-all", "popularity-30d", "popularity-7d",
+            "window", "target", "validation", "test", "better", "worse", "undecided",
+        ),
         start=1,
     )
-}
+}  # fmt: skip
 """CSS variable → the colour that stands for it while matplotlib draws."""
 
-SIDES = {
+SIDE_NAMES = {
     "prefix": "with LTE",
     "none": "without LTE",
     "popularity_all": "popularity, all time",
     "popularity_30d": "popularity, 30 days",
     "popularity_7d": "popularity, 7 days",
 }
+"""How charts and tables name the sides of an evaluation, in their order."""
+
 MARKERS = {"prefix": "o", "none": "s", "popularity_all": "^", "popularity_30d": "D", "popularity_7d": "v"}
 WIDTH = 9.0  # inches; the page scales every chart to the width of its column
-STYLE = {
+STYLE: "dict[RcKeyType, Any]" = {
     "font.size": 8,
     "svg.fonttype": "none",
     "text.color": PALETTE["ink"],
@@ -95,11 +104,10 @@ def by_date(
             if begin < end:
                 axes.axhspan(begin, end, color=PALETTE[colour], alpha=0.14, linewidth=0)
                 axes.axhline(line, color=PALETTE[colour], linewidth=0.8)
-        for line, colour in zip(lines.values(), LINES, strict=False):
-            dates = [date for date, _ in line]
+        for points, colour in zip(lines.values(), LINES, strict=False):
             axes.plot(
-                dates, [value for _, value in line], color=PALETTE[colour], linewidth=1.2, marker="o",
-                markersize=3 if len(dates) < 40 else 0,
+                date2num([date for date, _ in points]), [value for _, value in points], color=PALETTE[colour],
+                linewidth=1.2, marker="o", markersize=3 if len(points) < 40 else 0,
             )  # fmt: skip
         axes.set_ylim(low, high)
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=all(float(value).is_integer() for value in view)))
@@ -109,29 +117,31 @@ def by_date(
 
 
 def colour_of(side: str) -> str:
-    return side.replace("_", "-") if side in SIDES else "soft"
+    """The name of a side's colour in `PALETTE`."""
+    return side.replace("_", "-") if side in SIDE_NAMES else "soft"
 
 
 def draw_bar(axes: Axes, line: int, interval: Interval, colour: str) -> None:
-    axes.barh(
-        line, datetime.timedelta(days=interval.days), left=interval.start, height=0.62, color=PALETTE[colour],
-        linewidth=0,
-    )  # fmt: skip
+    """The days of `interval` as a bar on the row `line` of a chart by date."""
+    axes.barh(line, interval.days, left=date2num(interval.start), height=0.62, color=PALETTE[colour], linewidth=0)
 
 
 def draw_point(axes: Axes, measured: Figure | None, y: float, side: str, label: bool = False) -> None:
-    if not is_defined(measured):
+    """The value of `measured` as the marker of its side, on a line of its interval; nothing where it is undefined."""
+    if measured is None or measured.defined is None:
         return
+    value, low, high = measured.defined
     colour = PALETTE[colour_of(side)]
-    axes.plot((measured["low"], measured["high"]), (y, y), color=colour, linewidth=1.4, solid_capstyle="butt")
+    axes.plot((low, high), (y, y), color=colour, linewidth=1.4, solid_capstyle="butt")
     axes.plot(
-        measured["value"], y, marker=MARKERS.get(side, "o"), markersize=4, color=colour, linestyle="none",
-        label=SIDES.get(side, side) if label else None,
+        value, y, marker=MARKERS.get(side, "o"), markersize=4, color=colour, linestyle="none",
+        label=SIDE_NAMES.get(side, side) if label else None,
     )  # fmt: skip
 
 
-def scaled(figure: Figure | None, factor: float) -> Figure | None:
-    return {end: value * factor for end, value in figure.items()} if is_defined(figure) else None
+def side_by_side() -> ConstrainedLayoutEngine:
+    """The layout of a drawing with two charts beside each other."""
+    return ConstrainedLayoutEngine(wspace=0.06)
 
 
 def from_the_top(axes: Axes) -> None:
@@ -144,6 +154,7 @@ def from_the_top(axes: Axes) -> None:
 
 
 def date_axis(axes: Axes, ticks: tuple[int, int] = (4, 10)) -> None:
+    """Makes the x-axis, in matplotlib's day numbers, one of dates with so many ticks."""
     locator = AutoDateLocator(minticks=ticks[0], maxticks=ticks[1])
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
@@ -164,6 +175,7 @@ def as_svg(figure: Drawing, name: str, description: str) -> Markup:
     for variable, colour in PALETTE.items():
         svg = svg.replace(colour, f"var(--{variable})")
     # Width and height in points would hold the chart at its drawn size; the page scales it by its viewBox.
-    view = re.search(r'viewBox="[^"]*"', svg).group()
-    svg = re.sub(r"^<svg [^>]*>", f'<svg {view} {_XLINK} role="img" aria-label="{description}">', svg)
-    return Markup(svg)
+    svg = re.sub(
+        r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 {_XLINK} role="img" aria-label="{description}">', svg
+    )
+    return Markup(svg)  # noqa: S704 - matplotlib escapes the text of its own drawing

@@ -1,7 +1,7 @@
-"""What our pages have in common: one look (page.html.jinja), one way to write figures, and one way to put them in place.
+"""What our pages have in common: one look (page.html.jinja), and one way to write figures.
 
 A page asks for nothing beyond itself: no script, no font, no picture from elsewhere, and its own content security
-policy forbids them. Templates escape every value; the charts (report_charts.py) alone are markup of our own.
+policy forbids them. Templates escape every value; the charts (drawing.py) alone are markup of our own.
 """
 
 from pathlib import Path
@@ -38,9 +38,7 @@ def _environment() -> Environment:
     )
     environment.filters.update(
         number=figures.number,
-        interval=figures.interval,
         percent=figures.percent,
-        percent_interval=figures.percent_interval,
         metric=figures.metric_label,
         duration=duration,
     )

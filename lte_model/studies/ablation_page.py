@@ -2,14 +2,14 @@
 
 It is made of `ablation.json` alone, and every word about an outcome follows from its figures: a difference is called
 one where its whole interval lies on one side of 0, and the paper is called confirmed or contradicted only by such.
-The page is `<reports>/<D>/ablation.html` (ablation.html.jinja, in the frame of page.html.jinja).
+The page is `<reports>/<D>/ablation.html` (ablation.html.jinja, in the frame of lte_model/pages/page.html.jinja).
 """
 
 import datetime
 from pathlib import Path
 from typing import Any
 
-from lte_model.figures import Figure, Outcome, is_defined, metric_label, outcome, percent
+from lte_model.figures import Figure, Outcome, metric_label, percent
 from lte_model.files import write_atomically
 from lte_model.pages import drawing, page
 from lte_model.settings import Settings
@@ -33,7 +33,7 @@ def write_page(settings: Settings, training_date: datetime.date) -> Path:
 
 def render(ablation: Ablation) -> str:
     """The page as one string of HTML; a pure function of the figures."""
-    answers = [answer | judged(answer, ablation["headline"]) for answer in ablation["questions"]]
+    answers = [answer | judged_answer(answer, ablation["headline"]) for answer in ablation["questions"]]
     asked = {(answer["ours"], answer["base"], answer["measure"]) for answer in answers}
     in_paper = [answer for answer in answers if answer["paper"]]
     drawn = {"in_paper": charts.answers(in_paper)} if in_paper else {}
@@ -60,24 +60,25 @@ def render(ablation: Ablation) -> str:
         ],
         variants={side: of_side for side, of_side in ablation["sides"].items() if "description" in of_side},
         popularity={side: of_side for side, of_side in ablation["sides"].items() if "description" not in of_side},
-        popularity_names=drawing.SIDES | {RIVAL: "SASRec of RecTools"},
+        popularity_names=drawing.SIDE_NAMES | {RIVAL: "SASRec of RecTools"},
         charts=drawn,
     )
 
 
-def judged(answer: dict[str, Any], headline: str) -> dict[str, str]:
+def judged_answer(answer: dict[str, Any], headline: str) -> dict[str, str]:
     """What the figures of one answer say: its `agreement` with the paper, its `outcome`, and `words` for both."""
-    uplift, size = answer["uplift"], answer["size"]
-    found = outcome(uplift)
+    uplift: Figure = answer["uplift"]
+    size: float | None = answer["size"]
+    found = uplift.outcome
     direction = {Outcome.BETTER: "higher", Outcome.WORSE: "lower", Outcome.UNDECIDED: ""}[found]
     name = "The attention ratio" if answer["measure"] == "attention_ratio" else metric_label(headline)
-    if not is_defined(uplift):
+    if not uplift.is_defined:
         return {"agreement": UNMEASURED, "outcome": "undecided", "words": "The difference could not be measured."}
-    value = percent(uplift["value"], signed=False)
+    value = uplift.percent(signed=False)
     if not direction:
         words = f"{name} can't be told apart: the interval contains 0"
         if size is not None:
-            words += ", and the paper's " if uplift["low"] <= size <= uplift["high"] else ", but not the paper's "
+            words += ", and the paper's " if uplift.contains(size) else ", but not the paper's "
             words += percent(size)
         return {"agreement": UNDECIDED, "outcome": "undecided", "words": f"{words}."}
     words = f"{name} is {value} {direction}"
@@ -92,16 +93,18 @@ def judged(answer: dict[str, Any], headline: str) -> dict[str, str]:
 
 
 def _size_in_words(uplift: Figure, size: float | None) -> str:
+    """How the size of a defined difference compares with the paper's, where the paper gives one."""
     if size is None:
         return "; it gives no size"
-    if uplift["low"] <= size <= uplift["high"]:
+    if uplift.contains(size):
         return f", and its size of {percent(size)} is within the interval"
-    return f", {'more' if abs(uplift['value']) > abs(size) else 'less'} than its {percent(size)}"
+    more = uplift.value is not None and abs(uplift.value) > abs(size)
+    return f", {'more' if more else 'less'} than its {percent(size)}"
 
 
 def summary(answers: list[dict[str, Any]]) -> str:
     """How many of the paper's directions are found here."""
-    count = {agreement: 0 for agreement in (AS_IN_PAPER, OTHERWISE, UNDECIDED, UNMEASURED)}
+    count = dict.fromkeys((AS_IN_PAPER, OTHERWISE, UNDECIDED, UNMEASURED), 0)
     for answer in answers:
         count[answer["agreement"]] += 1
     told = [f"{number} {agreement}" for agreement, number in count.items() if number]
@@ -109,7 +112,7 @@ def summary(answers: list[dict[str, Any]]) -> str:
 
 
 def leak_in_words(ablation: Ablation) -> str:
-    """What the window without lag looks like in training, and what it is worth on the test days. Empty without it."""
+    """How the window without lag does in training and on the test days; empty where it was not trained."""
     sides, headline = ablation["sides"], ablation["headline"]
     answer = next((answer for answer in ablation["questions"] if answer["ours"] == "leak"), None)
     if answer is None:
@@ -118,12 +121,12 @@ def leak_in_words(ablation: Ablation) -> str:
     seems = "better" if leak < prefix else "no better"
     return (
         f"In training the window without lag looks {seems}: a loss of {leak:.2f}, where the lagged window has "
-        f"{prefix:.2f}. On the test days: {judged(answer | {'paper': ''}, headline)['words']}"
+        f"{prefix:.2f}. On the test days: {judged_answer(answer | {'paper': ''}, headline)['words']}"
     )
 
 
 def attention_in_words(ablation: Ablation) -> list[str]:
-    """Of the variants that a question on attention names, whether the ratio depends on what the LTE says."""
+    """Whether the attention ratio depends on what the LTE says, for each variant that a question on it names."""
     said = []
     asked = [question.ours for question in QUESTIONS if question.measure == "attention_ratio"]
     for name in asked:
@@ -131,23 +134,24 @@ def attention_in_words(ablation: Ablation) -> list[str]:
         if "over_constant" not in figures or "attention_ratio" not in figures:
             continue
         for control, whose in (("constant", "the mean LTE for everybody"), ("shuffled", "another user's LTE")):
-            uplift = figures[f"over_{control}"]
-            value = percent(uplift["value"], signed=False)
+            uplift: Figure = figures[f"over_{control}"]
+            value = uplift.percent(signed=False)
             words = {
                 Outcome.BETTER: f"{value} higher than with {whose}",
                 Outcome.WORSE: f"{value} lower than with {whose}",
                 Outcome.UNDECIDED: f"the same, as far as this test tells, as with {whose}",
-            }[outcome(uplift)]
+            }[uplift.outcome]
             said.append(f"{name}: with the user's own LTE the ratio is {words}.")
     return said
 
 
 def trade_in_words(trade: dict[str, Any], headline: str) -> str:
     """Whether the LTE with few tokens is worth many tokens without it."""
-    few, many, uplift = trade["tokens"], trade["against"], trade["uplift"]
-    name, value = metric_label(headline), percent(uplift["value"], signed=False)
+    few, many = trade["tokens"], trade["against"]
+    uplift: Figure = trade["uplift"]
+    name, value = metric_label(headline), uplift.percent(signed=False)
     between = f"{few} tokens with LTE against {many} without"
-    match outcome(uplift):
+    match uplift.outcome:
         case Outcome.BETTER:
             return f"{between}: {name} is {value} higher. The LTE is worth more than {many // few} times the tokens."
         case Outcome.WORSE:

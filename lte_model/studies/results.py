@@ -4,7 +4,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from lte_model.evaluation.results import read_json
+from lte_model.evaluation.results import read_content
 from lte_model.settings import Settings
 
 Ablation = dict[str, Any]
@@ -28,10 +28,12 @@ def drill_path(settings: Settings, training_date: datetime.date) -> Path:
 def read_ablation(settings: Settings, training_date: datetime.date) -> Ablation:
     """The ablation of the training of `training_date`. Raises `LTEError` where there is none or it is cut off."""
     again = f"run python -m lte_model.studies.ablation report --date {training_date}"
-    return read_json(ablation_path(settings, training_date), f"the training of {training_date} has no ablation", again)
+    return read_content(
+        ablation_path(settings, training_date), f"the training of {training_date} has no ablation", again
+    )
 
 
 def read_drill(settings: Settings, training_date: datetime.date) -> Drill:
     """The drill whose later version is of `training_date`. Raises `LTEError` where there is none or it is cut off."""
     again = f"run python -m lte_model.studies.drill report --date {training_date} --earlier DATE"
-    return read_json(drill_path(settings, training_date), f"the training of {training_date} has no drill", again)
+    return read_content(drill_path(settings, training_date), f"the training of {training_date} has no drill", again)

@@ -1,7 +1,7 @@
 """What the drill compares: the spaces that an LTE may be written in, and the cells of version × version.
 
-A ranker of version i is trained on LTEs of the encoder of version i, and is served LTEs of version j: the cell `v{i}v{j}`.
-Imports no torch.
+A ranker of version i is trained on LTEs of the encoder of version i, and is served LTEs of version j: this is the cell
+`v{i}v{j}`. Imports no torch.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ SPACES = {
 }
 
 
-class Change(NamedTuple):
+class CellPair(NamedTuple):
     """A comparison of two cells of one space."""
 
     text: str
@@ -49,15 +49,15 @@ class Change(NamedTuple):
 
 
 SKEWED = {
-    "deployment": Change("LTE v2 to ranker v1", "v1v2", "v1v1"),
-    "rollback": Change("LTE v1 to ranker v2", "v2v1", "v2v2"),
+    "deployment": CellPair("LTE v2 to ranker v1", "v1v2", "v1v1"),
+    "rollback": CellPair("LTE v1 to ranker v2", "v2v1", "v2v2"),
 }
 """The two ways in which ranker and LTE are of different versions, over the ranker with the LTE of its own."""
 
 CHANGES = SKEWED | {
-    "deployment over no LTE": Change("LTE v2 to ranker v1, over no LTE", "v1v2", "v1none"),
-    "rollback over no LTE": Change("LTE v1 to ranker v2, over no LTE", "v2v1", "v2none"),
-    "upgrade": Change("both of version 2, over both of version 1", "v2v2", "v1v1"),
+    "deployment over no LTE": CellPair("LTE v2 to ranker v1, over no LTE", "v1v2", "v1none"),
+    "rollback over no LTE": CellPair("LTE v1 to ranker v2, over no LTE", "v2v1", "v2none"),
+    "upgrade": CellPair("both of version 2, over both of version 1", "v2v2", "v1v1"),
 }
 
 MATRIX = tuple(f"{ranker}{lte}" for ranker in VERSIONS for lte in VERSIONS)

@@ -1,8 +1,9 @@
 """What the ablation compares: the variants of the model, and the questions that are asked of them.
 
-A variant is a choice of what `settings.model` reads and of what it learns to predict from; the sizes of the transformer,
-and all else, are those of the settings, the same for every variant. All variants train on one training set, for sequence
-and LTEs are read from it as each wants them (data.py). Imports neither torch nor MLflow.
+A variant is a choice of what `settings.model` reads and of what it learns to predict from; the sizes of the
+transformer, and all else, are those of the settings, the same for every variant. All variants train on one training
+set: lte_model/training/training_set.py reads sequence and LTEs from it as each variant wants them. Imports neither
+torch nor MLflow.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ BEST = "best"
 
 RIVAL = "rectools"
 """SASRec of RecTools, where its ranks are given to the report."""
+
+SEEDS = 3
+"""Seeds of each training of a study, unless its command line says otherwise."""
 
 BUDGETS = (5, 10, 20, 50, 100, 200)
 """The tokens of the budget curve. Nothing reads more: a row of the training set ends there."""
@@ -179,7 +183,7 @@ that is made daily does."""
 
 @dataclass(frozen=True)
 class Question:
-    """A comparison of two variants: by how much does `measure` of `ours` differ from that of `base`?
+    """A comparison of two variants: by how much `measure` of `ours` differs from that of `base`.
 
     `paper` is the direction that arXiv 2604.08181 reports of ours, and `size` its relative difference where published.
     """

@@ -8,11 +8,11 @@ that are known by the training. Other bases stand for what a shop may come from:
     narrower     32 dimensions
     titles       of the titles alone, where the set has more text than that
 
-Each is mapped to the ranker's basis (lte_model/registry/basis_map.py): the loss on items held out; the cosine of the test users'
-LTEs, mapped and own; and NDCG of the ranker with its own LTEs, with the mapped ones, and with none.
+Each is mapped to the ranker's basis (lte_model/registry/basis_map.py): the loss on items held out; the cosine of the
+test users' LTEs, mapped and own; and NDCG of the ranker with its own LTEs, with the mapped ones, and with none.
 
-It reads the tables of the drill (`make drill`), and makes them where they aren't there. LTEs are added up from the events
-as the drill does it, in integers, so that nothing of the other bases has to be registered.
+It reads the tables of the drill (`make drill`), and makes them where they aren't there. LTEs are added up from the
+events as the drill does it, in integers, so that nothing of the other bases has to be registered.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from lte_model.registry.basis_map import (
     ranking_figures,
     ranking_loss,
 )
-from lte_model.studies.drill import EncodedSet
+from lte_model.studies.encodings import EncodedSet
 from lte_model.training.train import train
 from lte_model.training.training_set import TrainingSet, open_training_set
 from lte_model.warehouse.catalogue import Catalogue

@@ -1,8 +1,8 @@
 """What is a new item's content worth on real data? `make bench-cold-items`.
 
 Few targets of a real test window are new by themselves. So a share of the items is hidden: a model is trained on the
-ablation's training set (infra/runs/ablation.py) as if nobody had ever bought them. Then the test users whose target is a
-hidden item are ranked, over the full catalogue:
+ablation's training set (infra/runs/ablation.py) as if nobody had ever bought them. Then the test users whose target is
+a hidden item are ranked, over the full catalogue:
 
     content        the model, which knows of a hidden item its content vector alone
     no_content     the same model, and the vectors of the hidden items are 0
@@ -29,12 +29,12 @@ from lte_model.domain.windows import parse_run_date
 from lte_model.errors import LTEError
 from lte_model.evaluation.comparison import Comparison
 from lte_model.evaluation.ranked import load_side
-from lte_model.figures import interval, number, percent, percent_interval
+from lte_model.figures import number
 from lte_model.metrics import ndcg
 from lte_model.ranker.cases import Cases, first_places
 from lte_model.ranker.ranks import target_ranks
 from lte_model.settings import Settings, load_settings
-from lte_model.studies.ablation import side_of, train_variant
+from lte_model.studies.trained_variants import side_of, train_variant
 from lte_model.studies.variants import VARIANTS
 from lte_model.training.device import choose_device
 from lte_model.training.train import train
@@ -47,7 +47,8 @@ SHARE = 0.1
 @dataclass(frozen=True)
 class WithoutItems(TrainingSet):
     """A training set of which `hidden` (items,) bool were never bought before the test, nor asked for on the
-    validation days. Test cases are what they are."""
+    validation days. Test cases are what they are.
+    """
 
     hidden: np.ndarray
 
@@ -111,13 +112,13 @@ def measured(settings: Settings, date: datetime.date, share: float, seed: int) -
     print(f"{len(asked):,} test users whose target is one of {hidden.sum():,} hidden items of {len(hidden):,}")
     for name, of_side in metrics.items():
         figure = of_side[comparison.headline]
-        print(f"  {name:<12} {number(figure['value'])}  {interval(figure)}  median rank {np.median(ranks[name]):.0f}")
+        print(f"  {name:<12} {figure.number()}  {figure.interval()}  median rank {np.median(ranks[name]):.0f}")
     print(f"  {'chance':<12} {number(chance)}  {'':<16}  median rank {(len(hidden) + 1) / 2:.0f}")
     pairs = {f"content over {base}": ("content", base) for base in ("no_content", "all_items")}
     for name, uplift in comparison.uplifts(pairs).items():
         figure = uplift[comparison.headline]
-        print(f"  {name:<24} {percent(figure['value'])}  {percent_interval(figure)}")
-    values = {name: of_side[comparison.headline]["value"] for name, of_side in metrics.items()} | {"chance": chance}
+        print(f"  {name:<24} {figure.percent()}  {figure.percent_interval()}")
+    values = {name: of_side[comparison.headline].value for name, of_side in metrics.items()} | {"chance": chance}
     measure = f"{comparison.headline}_cold_items"
     return [{"measure": measure, "side": name, "value": value, "unit": "ndcg"} for name, value in values.items()]
 

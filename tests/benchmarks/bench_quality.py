@@ -1,7 +1,8 @@
 """How good the models are on real data, beside each other and RecTools' SASRec: `make bench-quality`.
 
-For each data set: the ablation (infra/runs/ablation.py) of the sides below, the rival's search and ranks (rival.py), and one
-report of all. Choices are made on the validation days, of both makers' models; figures are NDCG@500 on the test days.
+For each data set: the ablation (infra/runs/ablation.py) of the sides below, the rival's search and ranks (rival.py),
+and one report of all. Choices are made on the validation days, of both makers' models; figures are NDCG@500 on the test
+days.
 
     popularity_7d                         what sold in the last 7 days
     none … leak                           the paper's policy: the sequence is [D−L, D)
@@ -58,7 +59,7 @@ def rows_of(data: str, ablation: Ablation) -> list[dict[str, Any]]:
         {
             "measure": measure,
             "side": side,
-            "value": round(sides[side]["metrics"][ablation["headline"]]["value"], 5),
+            "value": round(sides[side]["metrics"][ablation["headline"]].value, 5),
             "unit": "ndcg",
         }
         for side in (*SIDES, *COMPARED, *CANDIDATES)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lte_model.figures import UNDEFINED
 from lte_model.metrics import bootstrap_means, interval, measures, mrr, ndcg, recall, relative_difference
 from lte_model.ranker.ranks import count_ranks, ranks_of
 
@@ -68,7 +69,7 @@ def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
     for trial in range(200):
         values = random.exponential(size=(200, 1))
         found = interval(values.mean(), bootstrap_means(values, 300, seed=trial)[:, 0])
-        covered += found["low"] <= 1 <= found["high"]
+        covered += found.low <= 1 <= found.high
     assert 0.89 <= covered / 200 <= 0.98
 
 
@@ -79,7 +80,7 @@ def test_pairing_narrows_the_interval_of_a_difference():
     values = np.column_stack((noise + 0.1 + random.normal(0, 0.01, 500), noise))
     means = bootstrap_means(values, 500, seed=0)
     found = interval(0.1, means[:, 0] - means[:, 1])
-    assert 0.09 < found["low"] < 0.1 < found["high"] < 0.11
+    assert 0.09 < found.low < 0.1 < found.high < 0.11
     assert means.std(axis=0).min() > 0.03
 
 
@@ -95,4 +96,4 @@ def test_the_bootstrap_is_the_same_for_the_same_seed_and_whatever_the_block(monk
 def test_a_ratio_to_zero_is_not_defined():
     assert np.isnan(relative_difference(1.0, 0.0))
     assert relative_difference(3.0, 2.0) == 0.5
-    assert interval(float("nan"), np.array([np.nan, np.nan])) == {"value": None, "low": None, "high": None}
+    assert interval(float("nan"), np.array([np.nan, np.nan])) == UNDEFINED

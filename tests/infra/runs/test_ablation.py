@@ -1,15 +1,15 @@
 """The command lines of an ablation, that each runs once, and the figures at its end."""
 
 import datetime
-import json
 import tomllib
 
 import pytest
 
 from infra.runs.ablation import measures_of, options, print_outcome, table_commands
-from infra.runs.commands import TRAINING, Commands
-from infra.runs.installation import Feed, settings_text, settle
+from infra.runs.commands import Commands
+from infra.runs.installation import STUDY_TRAINING, FeedDays, settings_text, settle
 from lte_model.errors import LTEError
+from lte_model.figures import from_json, to_json
 from lte_model.settings import Settings
 from lte_model.studies.variants import chosen_variants
 from tests.lte_model.studies.test_ablation_page import made_up_ablation
@@ -43,11 +43,11 @@ def test_no_representation_is_made_that_no_variant_reads():
 
 
 def test_an_installation_trains_until_nothing_gets_better(tmp_path):
-    written = tomllib.loads(settings_text(tmp_path, 30, 365, 30, 6, TRAINING))
+    written = tomllib.loads(settings_text(tmp_path, 30, 365, 30, 6, STUDY_TRAINING))
     assert written["training"] == {"patience": 2}
-    feed = Feed(datetime.date(2010, 12, 1), datetime.date(2011, 12, 9), datetime.date(2011, 11, 20))
+    feed = FeedDays(datetime.date(2010, 12, 1), datetime.date(2011, 12, 9), datetime.date(2011, 11, 20))
     arguments = options(["--data", "feed", "--lag", "20"])
-    settings = settle(arguments, tmp_path / "home", tmp_path, feed, datetime.date(2011, 12, 10), TRAINING)
+    settings = settle(arguments, tmp_path / "home", tmp_path, feed, datetime.date(2011, 12, 10), STUDY_TRAINING)
     assert settings.window.lag_days == 20
     assert settings.training == Settings().training.model_copy(update={"patience": 2})
 
@@ -69,12 +69,12 @@ def test_a_command_that_fails_is_named_with_its_log(tmp_path, capfd):
 
 
 def test_the_json_has_one_form(capsys):
-    ablation = json.loads(json.dumps(made_up_ablation()))
+    ablation = from_json(to_json(made_up_ablation()))
     rows = measures_of(ablation)
     assert all(list(row) == ["measure", "side", "value", "unit"] for row in rows)
     found = {(row["measure"], row["side"]): (row["value"], row["unit"]) for row in rows}
     for side, of_side in ablation["sides"].items():
-        assert found["ndcg@500", side] == (of_side["metrics"]["ndcg@500"]["value"], "ndcg")
+        assert found["ndcg@500", side] == (of_side["metrics"]["ndcg@500"].value, "ndcg")
     assert found["ndcg@500", "best"] == found["ndcg@500", "prefix_newest"]
     assert found["attention_ratio", "prefix"] == (2.5, "ratio")
     assert ("over_constant", "prefix") not in found

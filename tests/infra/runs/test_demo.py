@@ -7,13 +7,14 @@ import polars as pl
 import pytest
 
 from infra.runs.demo import write_json
-from infra.runs.installation import Feed, read_feed, sensible_anchors, sensible_lag, sensible_window, settle
+from infra.runs.installation import FeedDays, read_feed, sensible_anchors, sensible_lag, sensible_window, settle
 from lte_model.domain.windows import ONE_DAY, lte_window
 from lte_model.errors import LTEError
+from lte_model.figures import Figure
 from lte_model.settings import load_settings
 
-ONLINE_RETAIL = Feed(datetime.date(2010, 12, 1), datetime.date(2011, 12, 9), datetime.date(2011, 11, 20))
-XWINES = Feed(datetime.date(2012, 4, 19), datetime.date(2021, 12, 31), datetime.date(2021, 4, 20))
+ONLINE_RETAIL = FeedDays(datetime.date(2010, 12, 1), datetime.date(2011, 12, 9), datetime.date(2011, 11, 20))
+XWINES = FeedDays(datetime.date(2012, 4, 19), datetime.date(2021, 12, 31), datetime.date(2021, 4, 20))
 NO_OPTIONS = argparse.Namespace(data="feed", lag=None, window=None, test_days=None)
 
 
@@ -34,7 +35,7 @@ def test_the_oldest_anchor_has_a_lag_of_events_in_its_window(feed, tmp_path):
 
 
 def test_a_feed_that_is_too_short_is_refused():
-    short = Feed(datetime.date(2024, 1, 1), datetime.date(2024, 3, 1), datetime.date(2024, 2, 20))
+    short = FeedDays(datetime.date(2024, 1, 1), datetime.date(2024, 3, 1), datetime.date(2024, 2, 20))
     with pytest.raises(LTEError, match="too short for lag 30 and 10 test days"):
         sensible_anchors(short, short.last + ONE_DAY, 30, 10)
 
@@ -64,7 +65,7 @@ def test_options_are_held_against_the_installation_that_is_there(tmp_path):
 
 
 def test_the_json_has_one_form(tmp_path):
-    figure = {"metrics": {"ndcg@500": {"value": 0.25, "low": 0.2, "high": 0.3}}}
+    figure = {"metrics": {"ndcg@500": Figure(0.25, 0.2, 0.3)}}
     evaluation = {"sides": {"prefix": figure, "none": figure, "popularity_30d": figure}}
     write_json(tmp_path / "out.json", evaluation, {"events": 3}, {"lte_daily": 1.234})
     rows = pl.read_json(tmp_path / "out.json").rows()

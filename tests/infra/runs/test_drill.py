@@ -1,12 +1,10 @@
 """The command lines of a drill, the feed that it makes of one without dates, and the figures at its end."""
 
 import datetime
-import json
 
 import polars as pl
 import pytest
 
-from infra.runs.commands import TRAINING
 from infra.runs.drill import (
     ENCODER_LAGS,
     dated_feed,
@@ -17,9 +15,10 @@ from infra.runs.drill import (
     training_commands,
     with_room,
 )
-from infra.runs.installation import Feed, settle
+from infra.runs.installation import STUDY_TRAINING, FeedDays, settle
 from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
+from lte_model.figures import from_json, to_json
 from lte_model.studies.spaces import SPACES
 from tests.lte_model.studies.test_drill_page import made_up_drill
 
@@ -40,9 +39,9 @@ def test_both_versions_are_trained_in_every_space_seed_by_seed():
 
 
 def test_the_oldest_encoder_has_days_of_its_own(tmp_path):
-    feed = Feed(datetime.date(2010, 12, 1), datetime.date(2011, 12, 9), datetime.date(2011, 11, 20))
+    feed = FeedDays(datetime.date(2010, 12, 1), datetime.date(2011, 12, 9), datetime.date(2011, 11, 20))
     arguments, later = options(["--data", "feed", "--lag", "20"]), feed.last + ONE_DAY
-    settings = settle(arguments, tmp_path, tmp_path, with_room(feed, 40, 20), later, TRAINING)
+    settings = settle(arguments, tmp_path, tmp_path, with_room(feed, 40, 20), later, STUDY_TRAINING)
     oldest = settings.training_set.dates(later - 40 * ONE_DAY).anchors[0]
     assert 0 <= (oldest - feed.first).days - (2 + ENCODER_LAGS) * 20 < 20
 
@@ -75,7 +74,7 @@ def test_a_feed_with_dates_is_taken_as_it_is(tmp_path):
 
 
 def test_the_json_has_one_form(capsys):
-    drill = json.loads(json.dumps(made_up_drill()))
+    drill = from_json(to_json(made_up_drill()))
     rows = measures_of(drill)
     assert all(list(row) == ["measure", "side", "value", "unit"] for row in rows)
     found = {(row["measure"], row["side"]): row["value"] for row in rows}

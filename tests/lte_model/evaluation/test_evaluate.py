@@ -1,4 +1,3 @@
-import json
 import math
 
 import numpy as np
@@ -14,6 +13,7 @@ from lte_model.evaluation.evaluate import SIDES, evaluate
 from lte_model.evaluation.examples import spread
 from lte_model.evaluation.ranked import popularity
 from lte_model.evaluation.results import read_evaluation
+from lte_model.figures import from_json, to_json
 from lte_model.ranker.ranks import target_ranks
 from lte_model.ranker.saved import load_ranker
 from lte_model.tracking import runs
@@ -48,13 +48,13 @@ def training_set(shop):
 
 def test_the_file_holds_what_was_found(evaluated):
     settings, evaluation = evaluated
-    assert read_evaluation(settings, TRAINING_DATE) == json.loads(json.dumps(evaluation))
+    assert read_evaluation(settings, TRAINING_DATE) == from_json(to_json(evaluation))
     assert set(evaluation["sides"]) == {"prefix", "none", "popularity_all", "popularity_30d", "popularity_7d"}
     assert evaluation["test"] == ["2024-11-11", "2024-12-01"]
     for side in evaluation["sides"].values():
         assert set(side["metrics"]) == {f"{name}@{k}" for name in ("ndcg", "recall", "mrr") for k in (5, 40)}
         for figure in side["metrics"].values():
-            assert figure["low"] <= figure["value"] <= figure["high"]
+            assert figure.low <= figure.value <= figure.high
     for side in SIDES:
         assert [epoch["epoch"] for epoch in evaluation["curves"][side]] == [1, 2, 3, 4]
 
@@ -70,7 +70,7 @@ def test_the_figures_are_those_of_one_user_at_a_time(evaluated, training_set):
             (scores,) = ranker.scores(cases.batch(np.array([i]), ranker.config.max_events))
             better = int((scores > scores[cases.targets[i]] + 1e-5).sum())
             gains.append(1 / math.log2(2 + better) if better < 40 else 0)
-        assert evaluation["sides"][side]["metrics"]["ndcg@40"]["value"] == pytest.approx(np.mean(gains), rel=1e-3)
+        assert evaluation["sides"][side]["metrics"]["ndcg@40"].value == pytest.approx(np.mean(gains), rel=1e-3)
 
 
 def test_uplift_is_the_relative_difference_of_the_sides(evaluated):
@@ -78,14 +78,14 @@ def test_uplift_is_the_relative_difference_of_the_sides(evaluated):
     sides = evaluation["sides"]
     for name, base in (("prefix over none", "none"), ("prefix over popularity_30d", "popularity_30d")):
         for measure, figure in evaluation["uplift"][name].items():
-            ours, theirs = (sides[side]["metrics"][measure]["value"] for side in ("prefix", base))
-            assert figure["value"] == pytest.approx(ours / theirs - 1)
-            assert figure["low"] <= figure["value"] <= figure["high"]
+            ours, theirs = (sides[side]["metrics"][measure].value for side in ("prefix", base))
+            assert figure.value == pytest.approx(ours / theirs - 1)
+            assert figure.low <= figure.value <= figure.high
 
 
 def test_the_models_beat_popularity_in_a_shop_of_stable_taste(evaluated):
     _, evaluation = evaluated
-    values = {side: of_side["metrics"]["ndcg@40"]["value"] for side, of_side in evaluation["sides"].items()}
+    values = {side: of_side["metrics"]["ndcg@40"].value for side, of_side in evaluation["sides"].items()}
     assert values["prefix"] > values["popularity_all"] * 1.1
 
 
@@ -189,7 +189,7 @@ def test_mlflow_holds_the_test_metrics(evaluated):
     for side in SIDES:
         (run,) = runs.find_runs(experiment_id, TRAINING_DATE, side)
         assert run.info.run_id == evaluation["sides"][side]["run_id"]
-        assert run.data.metrics["test_ndcg_at_40"] == evaluation["sides"][side]["metrics"]["ndcg@40"]["value"]
+        assert run.data.metrics["test_ndcg_at_40"] == evaluation["sides"][side]["metrics"]["ndcg@40"].value
     (run,) = runs.find_runs(experiment_id, TRAINING_DATE, "evaluation")
     assert run.data.metrics["popularity_7d/test_ndcg_at_40"] > 0
     assert "prefix_over_none/ndcg_at_40" in run.data.metrics
@@ -203,7 +203,7 @@ def test_evaluating_again_finds_the_same(evaluated):
 
 def test_a_side_that_is_not_trained_is_named(trainable_shop):
     with pytest.raises(
-        LTEError, match="training of 2024-12-01, side prefix, is not finished .*run lte_model.training.train"
+        LTEError, match=r"training of 2024-12-01, side prefix, is not finished .*run lte_model.training.train"
     ):
         evaluate(trainable_shop, TRAINING_DATE)
 

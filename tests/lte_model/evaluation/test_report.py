@@ -2,7 +2,6 @@
 
 import copy
 import datetime
-import json
 import math
 import re
 import sys
@@ -13,11 +12,11 @@ import mlflow
 import polars as pl
 import pytest
 
-from lte_model import figures
 from lte_model.domain.windows import lte_window
 from lte_model.errors import LTEError
 from lte_model.evaluation import report, results
 from lte_model.evaluation.evaluate import evaluate
+from lte_model.figures import UNDEFINED, Figure, to_json
 from lte_model.settings import Settings, TrainingSetSettings
 from lte_model.tracking import runs
 from lte_model.training import train
@@ -45,7 +44,7 @@ CLOTHES = [
 
 
 def figure(value, spread):
-    return {"value": value, "low": value - spread, "high": value + spread}
+    return Figure(value, value - spread, value + spread)
 
 
 def metrics_of(strength):
@@ -122,7 +121,7 @@ def evaluation():
             cohort("short sequence", 371, 0.12, figure(0.05, 0.06)),
             cohort("long sequence", 162, 0.15, figure(0.01, 0.08)),
             cohort("history longer than the sequence", 610, 0.11, figure(0.24, 0.09)),
-            cohort("new target items", 38, 0.04, dict.fromkeys(("value", "low", "high"))),
+            cohort("new target items", 38, 0.04, UNDEFINED),
         ],
         "curves": {
             side: [
@@ -133,7 +132,7 @@ def evaluation():
             for side, epochs, gain in (("prefix", 17, 0.62), ("none", 13, 0.55))
         },
         "users": [
-            user("17841", CLOTHES + [HOSTILE, CLOTHES[0], CLOTHES[2]], CLOTHES[3:6], {"prefix": 3, "none": 241}),
+            user("17841", [*CLOTHES, HOSTILE, CLOTHES[0], CLOTHES[2]], CLOTHES[3:6], {"prefix": 3, "none": 241}),
             user("12748", CLOTHES[:4], [], {"prefix": 88, "none": 1204}),
             user("u-new", [], CLOTHES[8:10], {"prefix": 3, "none": 17}),
         ],
@@ -180,7 +179,7 @@ def settings(tmp_path, warehouse):
 def written(settings, evaluation):
     path = results.evaluation_path(settings, TRAINING_DATE)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(evaluation), encoding="utf-8")
+    path.write_text(to_json(evaluation), encoding="utf-8")
     return report.write_report(settings, TRAINING_DATE).read_text(encoding="utf-8")
 
 
@@ -210,7 +209,7 @@ def text_of(page):
 def test_shows_the_figures_of_the_evaluation(settings, evaluation):
     text = text_of(written(settings, evaluation))
     headline = evaluation["sides"]["prefix"]["metrics"]["ndcg@500"]
-    assert f"{headline['value']:.4f}" in text and f"[{headline['low']:.4f}, {headline['high']:.4f}]" in text
+    assert f"{headline.value:.4f}" in text and f"[{headline.low:.4f}, {headline.high:.4f}]" in text
     assert "The LTE helps. NDCG@500 is 19.8 % higher than that of the same model without LTE" in text
     for words in ("3f2ac41b907d", "1,045 users", "3,388 items", "17 test cases were dropped", "prefix0123456789abcdef"):
         assert words in text
@@ -222,7 +221,7 @@ def test_shows_the_figures_of_the_evaluation(settings, evaluation):
         (figure(0.013, 0.02), "No difference is shown. NDCG@500 is 1.3 % higher"),
         (figure(-0.013, 0.02), "No difference is shown. NDCG@500 is 1.3 % lower"),
         (figure(-0.2, 0.05), "The LTE hurts. NDCG@500 is 20.0 % lower"),
-        (dict.fromkeys(("value", "low", "high")), "The difference to the same model without LTE could not be measured"),
+        (UNDEFINED, "The difference to the same model without LTE could not be measured"),
     ],
 )
 def test_verdict_is_honest(settings, evaluation, uplift, says):
@@ -241,7 +240,7 @@ def test_headline_shows_the_strongest_popularity(settings, evaluation):
 def test_page_asks_for_nothing_beyond_itself(settings, evaluation):
     page = written(settings, evaluation)
     namespaces = ("http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink")
-    addresses = {address for address in re.findall(r"(?:https?:)?//[^\s\"'<>)]+", page)}
+    addresses = set(re.findall(r"(?:https?:)?//[^\s\"'<>)]+", page))
     assert addresses <= set(namespaces)
     assert "default-src 'none'" in page
     assert not re.findall(r"<(script|img|iframe|object)\b|@import|@font-face", page)
@@ -321,11 +320,8 @@ def test_command_reports_a_real_training(trainable_shop, shop, monkeypatch, caps
     assert str(path) in capsys.readouterr().out
     text = text_of(path.read_text(encoding="utf-8"))
     assert (
-        figures.in_words(
-            evaluation["uplift"][results.OVER_NONE]["ndcg@40"],
-            "ndcg@40",
-            evaluation["test_users"],
-            "same model without LTE",
+        evaluation["uplift"][results.OVER_NONE]["ndcg@40"].in_words(
+            "ndcg@40", evaluation["test_users"], "same model without LTE"
         )
         in text
     )
@@ -338,7 +334,7 @@ def test_command_reports_a_real_training(trainable_shop, shop, monkeypatch, caps
 
 def test_missing_parts_are_named(settings, evaluation, tmp_path):
     with pytest.raises(
-        LTEError, match="has no evaluation at .*; run python -m lte_model.evaluation.evaluate --date 2026-03-01"
+        LTEError, match=r"has no evaluation at .*; run python -m lte_model.evaluation.evaluate --date 2026-03-01"
     ):
         report.write_report(settings, TRAINING_DATE)
     with pytest.raises(LTEError, match="table events does not exist"):
@@ -346,6 +342,6 @@ def test_missing_parts_are_named(settings, evaluation, tmp_path):
     with pytest.raises(LTEError, match="training_set has no rows of the training date 2026-02-01"):
         report.read_glance(settings, datetime.date(2026, 2, 1))
     results.evaluation_path(settings, TRAINING_DATE).write_text('{"cut off', encoding="utf-8")
-    with pytest.raises(LTEError, match="evaluation.json is not JSON"):
+    with pytest.raises(LTEError, match=r"evaluation.json is not JSON"):
         report.write_report(settings, TRAINING_DATE)
     assert not results.report_path(settings, TRAINING_DATE).exists()

@@ -101,7 +101,7 @@ def test_the_settings_change_one_bound_and_leave_the_others(tmp_path, monkeypatc
     assert found.missing == Bounds(warn_above=0.02, stop_above=0.5)
     for text in ("warn_below = 0.4", "warn_below = nan", "warns = 1"):
         file.write_text(f"[monitoring.inertia]\n{text}\n")
-        with pytest.raises(LTEError, match="monitoring.inertia"):
+        with pytest.raises(LTEError, match=r"monitoring.inertia"):
             load_settings(file)
 
 

@@ -14,7 +14,11 @@ import pytest
 from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
 from lte_model.evaluation.erasure import erase_from_reports
+from lte_model.online_test import content as content_module
 from lte_model.online_test import read_out
+from lte_model.online_test.content import lines_of
+from lte_model.online_test.measurements import read_measurements
+from lte_model.online_test.read_out_page import render
 from lte_model.online_test.statistics import SUMS, UNIT
 from lte_model.settings import Settings, load_settings
 
@@ -25,7 +29,8 @@ TEST = "lte-prefix"
 
 def sums_of(users, mean, spread):
     """The sums that a day adds: half of the users at mean − spread, half at mean + spread. Before, 10 − 4 and 10 + 4
-    of either variant, and three of four users on the same side: a correlation of a half."""
+    of either variant, and three of four users on the same side: a correlation of a half.
+    """
     one, other = mean * UNIT, 10 * UNIT
     together = mean * 10 + spread * 4 // 2
     sums = (one, one**2 + (spread * UNIT) ** 2, other, other**2 + (4 * UNIT) ** 2, together * UNIT**2)
@@ -56,7 +61,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def content_of(settings, control="control", shares=None, planned=None):
-    return read_out.content_of(read_out.read_measurements(settings, DATE, TEST), settings, control, shares, planned)
+    return content_module.content_of(read_measurements(settings, DATE, TEST), settings, control, shares, planned)
 
 
 GOOD = {"control": (1000, 20, 10), "lte": (1010, 21, 10)}
@@ -90,8 +95,8 @@ def test_the_verdict_is_honest(settings, variants, outcome, says):
     content = content_of(settings)
     assert [(one["outcome"], says in one["text"]) for one in content["verdicts"]] == [(outcome, True)]
     assert {one["outcome"] for one in content["comparisons"]} == {outcome}
-    assert says in "\n".join(read_out.lines_of(content)) and says in read_out.render(content)
-    assert ("Not readable." in read_out.render(content)) == (outcome == "not readable")
+    assert says in "\n".join(lines_of(content)) and says in render(content)
+    assert ("Not readable." in render(content)) == (outcome == "not readable")
 
 
 def test_a_division_that_was_meant_is_readable(settings):
@@ -107,10 +112,10 @@ def test_how_long_it_must_run_is_said_of_the_plan(settings):
     engagement = content["comparisons"][0]
     # Users come at a steady rate: four times the days find half as much.
     assert engagement["detectable_as_planned"] == pytest.approx(engagement["detectable"] / 2, rel=0.01)
-    assert engagement["by_day"][-1]["detectable"] == engagement["detectable"]
+    assert engagement["by_day"][-1].detectable == engagement["detectable"]
     needed = DAYS * (engagement["detectable"] / 0.0116) ** 2
     assert engagement["days_needed"] == pytest.approx(needed, abs=1.5)
-    lines = "\n".join(read_out.lines_of(content))
+    lines = "\n".join(lines_of(content))
     assert f"to find +1.16 % of engagement, lte: {engagement['days_needed']} day" in lines
     assert f"after {4 * DAYS} days it finds" in lines
 
@@ -118,7 +123,7 @@ def test_how_long_it_must_run_is_said_of_the_plan(settings):
 def test_the_page_asks_for_nothing_and_escapes(settings):
     hostile = "<script>alert('1')</script>"
     write(settings, {"control": (1000, 20, 10), hostile: (1010, 21, 10)})
-    page = read_out.render(content_of(settings))
+    page = render(content_of(settings))
     assert "<script" not in page and "&lt;script&gt;" in page
     assert not re.search(r"https?:|src=|@import|url\(", page) and "<svg" in page
     assert "<code>" not in page, "an erasure looks for ids in these"
@@ -146,7 +151,7 @@ def test_the_command_prints_writes_and_records(settings, monkeypatch, capsys):
 
 
 def test_what_was_not_measured_is_named(settings):
-    with pytest.raises(LTEError, match="table test_measurements does not exist .*; run jobs.measure_test --date"):
+    with pytest.raises(LTEError, match=r"table test_measurements does not exist .*; run jobs.measure_test --date"):
         content_of(settings)
     write(settings, GOOD, test="other")
     with pytest.raises(LTEError, match=f"test {TEST} has no measurements for {DATE}; run jobs.measure_test --date"):
@@ -159,5 +164,5 @@ def test_what_was_not_measured_is_named(settings):
 def test_shares_are_read_or_refused():
     assert read_out.parse_shares("a=0.9, b b=1e-1") == {"a": 0.9, "b b": 0.1}
     for text in ("a", "a=", "=1", "a=0", "a=-1", "a=x", "a=1,", "a=inf", "a=nan"):
-        with pytest.raises(LTEError, match="is no share; write variant=0.5,other=0.5"):
+        with pytest.raises(LTEError, match=r"is no share; write variant=0.5,other=0.5"):
             read_out.parse_shares(text)

@@ -11,12 +11,14 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from lte_model.errors import LTEError
+from lte_model.figures import to_json
 from lte_model.metrics import ndcg
 from lte_model.ranker.ranks import target_ranks
 from lte_model.ranker.saved import load_ranker
 from lte_model.studies import ablation as command
-from lte_model.studies.ablation import (
-    evaluate_ablation,
+from lte_model.studies.ablation import evaluate_ablation
+from lte_model.studies.results import ablation_path, read_ablation
+from lte_model.studies.trained_variants import (
     list_trainings,
     milliseconds_per_query,
     read_ranks,
@@ -24,7 +26,6 @@ from lte_model.studies.ablation import (
     train_variant,
     trained_variants,
 )
-from lte_model.studies.results import ablation_path
 from lte_model.studies.variants import BUDGETS, QUESTIONS, RIVAL, VARIANTS, chosen_variants, trained_as
 from lte_model.tracking.runs import configure, find_runs
 from lte_model.training.checkpoints import read_result, side_directory
@@ -112,7 +113,7 @@ def test_a_variant_that_there_is_not_and_one_without_its_lte_are_named(shop):
     with pytest.raises(LTEError, match="there is no variant 'prefx'; choose of none, prefix, "):
         chosen_variants("none, prefx")
     with pytest.raises(
-        LTEError, match="lte_snapshots holds no LTE of .* representation inverse_popularity; run python -m jobs"
+        LTEError, match=r"lte_snapshots holds no LTE of .* representation inverse_popularity; run python -m jobs"
     ):
         list_trainings(shop, TRAINING_DATE, chosen_variants("none,prefix_inverse_popularity"), seeds=1)
 
@@ -142,7 +143,7 @@ def test_a_model_of_other_settings_is_refused(compared):
 
 def test_the_figures_are_means_over_users_and_seeds(compared):
     settings, ablation = compared
-    assert json.loads(ablation_path(settings, TRAINING_DATE).read_text()) == json.loads(json.dumps(ablation))
+    assert json.loads(ablation_path(settings, TRAINING_DATE).read_text()) == json.loads(to_json(ablation))
     assert set(ablation["sides"]) == {variant.name for variant in CHOSEN} | {
         "popularity_all", "popularity_30d", "popularity_7d",
     }  # fmt: skip
@@ -151,8 +152,8 @@ def test_the_figures_are_means_over_users_and_seeds(compared):
         side = ablation["sides"][variant]
         assert ablation["test_users"] == len(gains[0])
         assert side["by_seed"] == pytest.approx([gain.mean() for gain in gains])
-        assert side["metrics"]["ndcg@40"]["value"] == pytest.approx(np.mean(gains))
-        assert side["metrics"]["ndcg@40"]["low"] < np.mean(gains) < side["metrics"]["ndcg@40"]["high"]
+        assert side["metrics"]["ndcg@40"].value == pytest.approx(np.mean(gains))
+        assert side["metrics"]["ndcg@40"].low < np.mean(gains) < side["metrics"]["ndcg@40"].high
 
 
 def test_a_question_is_answered_by_paired_users(compared):
@@ -163,8 +164,8 @@ def test_a_question_is_answered_by_paired_users(compared):
     }  # fmt: skip
     sides = ablation["sides"]
     answer = answers["prefix", "none", "ndcg"]
-    ours, base = (sides[side]["metrics"]["ndcg@40"]["value"] for side in ("prefix", "none"))
-    assert answer["uplift"]["value"] == pytest.approx(ours / base - 1)
+    ours, base = (sides[side]["metrics"]["ndcg@40"].value for side in ("prefix", "none"))
+    assert answer["uplift"].value == pytest.approx(ours / base - 1)
     assert answer["by_seed"] == pytest.approx(
         [a / b - 1 for a, b in zip(sides["prefix"]["by_seed"], sides["none"]["by_seed"], strict=True)]
     )
@@ -172,8 +173,8 @@ def test_a_question_is_answered_by_paired_users(compared):
     ratios = ablation["recency"]
     ours, base = (ratios[side]["attention_ratio"] for side in ("prefix", "none"))
     answer = answers["prefix", "none", "attention_ratio"]
-    assert answer["users"] == ours["users"] == base["users"] < ablation["test_users"]
-    assert answer["uplift"]["value"] == pytest.approx(ours["value"] / base["value"] - 1)
+    assert answer["users"] == ours.users == base.users < ablation["test_users"]
+    assert answer["uplift"].value == pytest.approx(ours.value / base.value - 1)
 
 
 def test_recency_comes_with_its_controls(compared):
@@ -183,7 +184,7 @@ def test_recency_comes_with_its_controls(compared):
     assert set(recency["none"]) == {"attention_ratio", "hrli@5", "hrli@40"}
     controls = {"constant", "shuffled", "over_constant", "over_shuffled"}
     assert set(recency["prefix"]) == {"attention_ratio", "hrli@5", "hrli@40"} | controls
-    assert recency["prefix"]["hrli@5"]["value"] <= recency["prefix"]["hrli@40"]["value"] <= 1
+    assert recency["prefix"]["hrli@5"].value <= recency["prefix"]["hrli@40"].value <= 1
 
 
 def test_best_is_what_validation_chose(compared):
@@ -218,8 +219,8 @@ def test_cohorts_are_those_of_a_policy(compared):
                 (question,) = (
                     question for question in QUESTIONS if (question.text, question.measure) == (text, "ndcg")
                 )
-                ours, base = (cohort["sides"][side]["value"] for side in (question.ours, question.base))
-                assert uplift["value"] == pytest.approx(ours / base - 1)
+                ours, base = (cohort["sides"][side].value for side in (question.ours, question.base))
+                assert uplift.value == pytest.approx(ours / base - 1)
     assert set(ablation["cohorts"]["lagged"][0]["uplifts"]) == {"LTE as a prefix token, over no LTE"}
 
 
@@ -235,7 +236,7 @@ def test_the_budget_is_traded_where_the_history_is_longer(compared):
         np.mean([ndcg(ranks_of(settings, variant, seed), 40)[longer] for seed in range(SEEDS)])
         for variant in ("prefix@5", "none@20")
     )
-    assert trade["uplift"]["value"] == pytest.approx(ours / base - 1)
+    assert trade["uplift"].value == pytest.approx(ours / base - 1)
 
 
 def test_costs_are_told(compared):
@@ -259,7 +260,7 @@ def test_mlflow_nests_the_trainings_in_one_run(compared):
     for run in runs:
         if run.info.run_id != parent.info.run_id:
             assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert parent.data.metrics["prefix/test_ndcg_at_40"] == ablation["sides"]["prefix"]["metrics"]["ndcg@40"]["value"]
+    assert parent.data.metrics["prefix/test_ndcg_at_40"] == ablation["sides"]["prefix"]["metrics"]["ndcg@40"].value
     (seed_1,) = find_runs(experiment_id, TRAINING_DATE, "ablation/none@5/seed-1")
     assert seed_1.data.metrics["test_ndcg_at_40"] == ablation["sides"]["none@5"]["by_seed"][1]
     assert [file.path for file in MlflowClient().list_artifacts(parent.info.run_id)] == ["ablation.json"]
@@ -330,16 +331,16 @@ def test_a_rival_stands_beside_the_variants(compared, cases, tmp_path, monkeypat
     write_ranks(tmp_path / "ranks.parquet", cases, ranks)
     arguments = ["ablation", "report", "--date", str(TRAINING_DATE), "--variants", "none", "--seeds", "2"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--rival", f"{RIVAL}={tmp_path / 'ranks.parquet'}"])
-    monkeypatch.setattr(command, "load_settings", lambda path: settings)
+    monkeypatch.setattr("lte_model.command_line.load_settings", lambda path: settings)
     command.main()
     page = Path(capsys.readouterr().out.splitlines()[-1])
     assert RIVAL in page.read_text()
-    found = json.loads(ablation_path(settings, TRAINING_DATE).read_text())
+    found = read_ablation(settings, TRAINING_DATE)
     side = found["sides"][RIVAL]
     assert side["by_seed"] == pytest.approx(ndcg(ranks, 40).mean(axis=1))
-    assert side["metrics"]["ndcg@40"]["value"] == pytest.approx(ndcg(ranks, 40).mean())
+    assert side["metrics"]["ndcg@40"].value == pytest.approx(ndcg(ranks, 40).mean())
     (answer,) = (answer for answer in found["questions"] if answer["base"] == RIVAL)
-    ours = found["sides"]["none"]["metrics"]["ndcg@40"]["value"]
-    assert answer["ours"] == "best" and answer["uplift"]["value"] == pytest.approx(ours / ndcg(ranks, 40).mean() - 1)
+    ours = found["sides"]["none"]["metrics"]["ndcg@40"].value
+    assert answer["ours"] == "best" and answer["uplift"].value == pytest.approx(ours / ndcg(ranks, 40).mean() - 1)
     assert answer["by_seed"] == pytest.approx(np.divide(found["sides"]["none"]["by_seed"], ndcg(ranks, 40).mean()) - 1)
     assert list(found["best"]["candidates"]) == ["none"]  # the rival is none of them

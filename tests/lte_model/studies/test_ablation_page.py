@@ -2,21 +2,19 @@
 
 import copy
 import dataclasses
-import json
 import math
 import re
 
 import pytest
 
 from lte_model.errors import LTEError
+from lte_model.figures import UNDEFINED, Figure, FigureOfUsers, to_json
 from lte_model.settings import Settings
 from lte_model.studies import ablation_page, results
-from lte_model.studies.ablation_page import judged
+from lte_model.studies.ablation_page import judged_answer
 from lte_model.studies.variants import BUDGETS, QUESTIONS, VARIANTS
 from tests.lte_model.evaluation.test_report import DATES, TRAINING_DATE, figure, text_of
 from tests.lte_model.pages import require_charts
-
-NOTHING = dict.fromkeys(("value", "low", "high"))
 
 
 def side(strength, variant=None):
@@ -51,12 +49,16 @@ def question(ours, base, value, spread, measure="ndcg"):
     return dataclasses.asdict(asked) | {"users": 1045, "uplift": figure(value, spread), "by_seed": seeds}
 
 
+def over_users(figure, users):
+    return FigureOfUsers(figure.value, figure.low, figure.high, users)
+
+
 def recency(ratio, control=None):
-    figures = {"attention_ratio": figure(ratio, 0.05) | {"users": 640}}
+    figures = {"attention_ratio": over_users(figure(ratio, 0.05), 640)}
     if control:
-        figures |= {name: figure(control, 0.05) | {"users": 640} for name in ("constant", "shuffled")}
+        figures |= {name: over_users(figure(control, 0.05), 640) for name in ("constant", "shuffled")}
         figures |= {f"over_{name}": figure(ratio / control - 1, 0.01) for name in ("constant", "shuffled")}
-    return figures | {f"hrli@{k}": figure(0.1 * math.log10(k), 0.02) | {"users": 900} for k in (10, 100, 500)}
+    return figures | {f"hrli@{k}": over_users(figure(0.1 * math.log10(k), 0.02), 900) for k in (10, 100, 500)}
 
 
 @pytest.fixture
@@ -132,22 +134,22 @@ def made_up_ablation():
     ],
 )  # fmt: skip
 def test_words_follow_the_figures(value, spread, agreement, words):
-    found = judged(question("prefix", "none", value, spread), "ndcg@500")
+    found = judged_answer(question("prefix", "none", value, spread), "ndcg@500")
     assert (found["agreement"], found["words"]) == (agreement, words)
 
 
 def test_a_direction_without_a_size_and_one_that_the_paper_does_not_have():
-    lower = judged(question("late_fusion", "none", -0.1, 0.05), "ndcg@500")
+    lower = judged_answer(question("late_fusion", "none", -0.1, 0.05), "ndcg@500")
     assert lower["words"] == "NDCG@500 is 10.0 % lower, the paper's direction; it gives no size."
-    higher = judged(question("late_fusion", "none", 0.1, 0.05), "ndcg@500")
+    higher = judged_answer(question("late_fusion", "none", 0.1, 0.05), "ndcg@500")
     assert higher["words"] == "NDCG@500 is 10.0 % higher; the paper reports the opposite, lower."
-    ours = judged(question("best", "popularity_7d", 0.1, 0.05), "ndcg@500")
+    ours = judged_answer(question("best", "popularity_7d", 0.1, 0.05), "ndcg@500")
     assert (ours["agreement"], ours["words"]) == ("not in the paper", "NDCG@500 is 10.0 % higher.")
-    ratio = judged(question("prefix", "none", -0.1, 0.05, "attention_ratio"), "ndcg@500")
+    ratio = judged_answer(question("prefix", "none", -0.1, 0.05, "attention_ratio"), "ndcg@500")
     assert ratio["words"].startswith(
         "The attention ratio is 10.0 % lower, the paper's direction, and its size of −7.4 %"
     )
-    unmeasured = judged(question("prefix", "none", 0, 0) | {"uplift": NOTHING}, "ndcg@500")
+    unmeasured = judged_answer(question("prefix", "none", 0, 0) | {"uplift": UNDEFINED}, "ndcg@500")
     assert unmeasured["agreement"] == "not measured"
 
 
@@ -164,8 +166,8 @@ def test_the_page_says_where_ours_differs(ablation):
 
 def test_the_page_of_the_opposite_figures_says_the_opposite(ablation):
     for answer in ablation["questions"]:
-        answer["uplift"] = {name: -answer["uplift"][of] for name, of in
-                            (("value", "value"), ("low", "high"), ("high", "low"))}  # fmt: skip
+        uplift = answer["uplift"]
+        answer["uplift"] = Figure(-uplift.value, -uplift.high, -uplift.low)
     text = text_of(ablation_page.render(ablation))
     assert "1 as in the paper, 3 other than the paper, 1 not decided" in text
     assert "LTE as a prefix token, over no LTE: NDCG@500 is 19.8 % lower; the paper reports the opposite" in text
@@ -205,11 +207,11 @@ def test_little_is_still_a_page(ablation):
 def test_it_is_written_beside_its_figures(ablation, tmp_path):
     settings = Settings(home=str(tmp_path), reports=str(tmp_path))
     with pytest.raises(
-        LTEError, match="has no ablation at .*; run python -m lte_model.studies.ablation report --date 2026-03-01"
+        LTEError, match=r"has no ablation at .*; run python -m lte_model.studies.ablation report --date 2026-03-01"
     ):
         ablation_page.write_page(settings, TRAINING_DATE)
     results.ablation_path(settings, TRAINING_DATE).parent.mkdir()
-    results.ablation_path(settings, TRAINING_DATE).write_text(json.dumps(ablation), encoding="utf-8")
+    results.ablation_path(settings, TRAINING_DATE).write_text(to_json(ablation), encoding="utf-8")
     path = ablation_page.write_page(settings, TRAINING_DATE)
     assert path == tmp_path / "2026-03-01" / "ablation.html"
     assert path.read_text(encoding="utf-8") == ablation_page.render(ablation)

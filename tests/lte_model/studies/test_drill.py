@@ -17,26 +17,20 @@ from safetensors.numpy import load_file
 from lte_model.domain.basis import GRID, to_vector
 from lte_model.domain.windows import ONE_DAY
 from lte_model.errors import LTEError
+from lte_model.figures import to_json
 from lte_model.metrics import ndcg
 from lte_model.ranker.saved import load_ranker
 from lte_model.settings import Settings
 from lte_model.studies import drill as command
-from lte_model.studies.drill import (
-    Encoding,
-    drill_space,
-    encoded_set,
-    evaluate_drill,
-    fit_encoding,
-    settings_of,
-    side_of,
-    train_version,
-    with_catalogue,
-)
+from lte_model.studies.drill import drill_space, evaluate_drill, train_version, with_catalogue
+from lte_model.studies.encodings import Encoding, encoded_set, fit_encoding, settings_of, side_of
 from lte_model.studies.results import drill_path
 from lte_model.studies.spaces import CELLS, CHANGES, SPACES, space_called
 from lte_model.tracking import runs
-from lte_model.training.autoencoder import VECTORS_FILE, Bags, Encoder, encoder_cases, fit_encoder, read_events
+from lte_model.training.autoencoder import Encoder, fit_encoder
 from lte_model.training.checkpoints import side_directory
+from lte_model.training.encoder_cases import Bags, encoder_cases, read_events
+from lte_model.training.encoder_files import VECTORS_FILE
 from lte_model.warehouse.catalogue import Catalogue, basis_in_force, read_catalogue
 from lte_model.warehouse.reading import Tables
 from tests.lte_model.small_shop import TRAINING_DATE, lte_rows, make_shop, write_warehouse
@@ -184,7 +178,7 @@ def test_a_ranker_takes_the_other_version_in_the_fixed_space_and_refuses_it_in_a
         if space is FIXED:
             ranker.require(other.kind, "the other")
         else:
-            with pytest.raises(LTEError, match="was trained on basis_id .*, but the other has basis_id"):
+            with pytest.raises(LTEError, match=r"was trained on basis_id .*, but the other has basis_id"):
                 ranker.require(other.kind, "the other")
 
 
@@ -210,13 +204,13 @@ def test_a_ranker_of_the_earlier_catalogue_scores_the_later_one(drilled):
     fewer = dataclasses.replace(
         catalogue, item_ids=catalogue.item_ids[1:], titles=catalogue.titles[1:], vectors=catalogue.vectors[1:]
     )
-    with pytest.raises(LTEError, match="of which the catalogue of .* lacks some"):
+    with pytest.raises(LTEError, match=r"of which the catalogue of .* lacks some"):
         with_catalogue(ranker, fewer)
 
 
 def test_the_figures_are_means_over_the_same_users(drilled):
     settings, drill = drilled
-    assert json.loads(drill_path(settings, TRAINING_DATE).read_text()) == json.loads(json.dumps(drill))
+    assert json.loads(drill_path(settings, TRAINING_DATE).read_text()) == json.loads(to_json(drill))
     assert set(drill["spaces"]) == set(SPACES)
     for name, space in SPACES.items():
         found, shown = drill_space(settings, DATES, space, 0), drill["spaces"][name]
@@ -224,10 +218,10 @@ def test_the_figures_are_means_over_the_same_users(drilled):
         assert {len(ranks) for ranks in found.ranks.values()} == {drill["test_users"]}
         value = {cell: ndcg(ranks, 40).mean() for cell, ranks in found.ranks.items()}
         for cell in CELLS:
-            assert shown["cells"][cell]["metrics"]["ndcg@40"]["value"] == pytest.approx(value[cell])
+            assert shown["cells"][cell]["metrics"]["ndcg@40"].value == pytest.approx(value[cell])
         for change, pair in CHANGES.items():
             expected = value[pair.ours] / value[pair.base] - 1
-            assert shown["changes"][change]["uplift"]["value"] == pytest.approx(expected)
+            assert shown["changes"][change]["uplift"].value == pytest.approx(expected)
             assert shown["changes"][change]["by_seed"] == pytest.approx([expected])
     spaces = drill["spaces"]
     assert spaces["fixed"]["cosine"] > spaces["free"]["cosine"]
@@ -240,7 +234,7 @@ def test_mlflow_has_a_run_of_each_version_and_the_drill_in_the_later_one(drilled
         (parent,) = runs.find_runs(experiment_id, date, "drill")
         (child,) = runs.find_runs(experiment_id, date, side_of(FREE, 0))
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    cell = drill["spaces"]["free"]["cells"]["v1v2"]["metrics"]["ndcg@40"]["value"]
+    cell = drill["spaces"]["free"]["cells"]["v1v2"]["metrics"]["ndcg@40"].value
     assert parent.data.metrics["free/v1v2/test_ndcg_at_40"] == cell
 
 
@@ -257,7 +251,7 @@ def test_what_is_not_trained_is_named(shop, monkeypatch, capsys):
 
 def test_the_command_lines_train_and_report(drilled, monkeypatch, capsys):
     settings, _ = drilled
-    monkeypatch.setattr(command, "load_settings", lambda path: settings)
+    monkeypatch.setattr("lte_model.command_line.load_settings", lambda path: settings)
     train = ["drill", "train", "--date", str(EARLIER), "--space", "free", "--seed", "0"]
     monkeypatch.setattr(sys, "argv", train)
     command.main()

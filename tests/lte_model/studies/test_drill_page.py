@@ -1,20 +1,18 @@
 """The page of a drill: its words follow the figures, whatever these are."""
 
 import copy
-import json
 import re
 
 import pytest
 
 from lte_model.errors import LTEError
+from lte_model.figures import UNDEFINED, to_json
 from lte_model.settings import Settings
 from lte_model.studies import drill_page, results
-from lte_model.studies.drill_page import judged
+from lte_model.studies.drill_page import judged_change
 from lte_model.studies.spaces import CELLS, CHANGES, SPACES
 from tests.lte_model.evaluation.test_report import DATES, TRAINING_DATE, figure, text_of
 from tests.lte_model.pages import require_charts
-
-NOTHING = dict.fromkeys(("value", "low", "high"))
 
 
 def made_up_drill():
@@ -72,7 +70,7 @@ def drill():
 
 def test_words_follow_the_figures(drill):
     def of(space, name="deployment"):
-        found = judged(drill, space, name)
+        found = judged_change(drill, space, name)
         return found["finding"], found["outcome"], found["words"]
 
     assert of("fixed") == (
@@ -90,7 +88,7 @@ def test_words_follow_the_figures(drill):
     assert of("fixed")[0] == "holds" and of("fixed")[2].startswith("NDCG@500 is 2.00 % higher")
     changes["deployment"]["uplift"] = figure(-0.02, 0.01)
     assert of("fixed")[0] == "loses"
-    changes["deployment"]["uplift"] = NOTHING
+    changes["deployment"]["uplift"] = UNDEFINED
     assert of("fixed")[0] == "not measured"
 
 
@@ -113,11 +111,11 @@ def test_chart_and_page_need_nothing_else(drill):
 def test_it_is_written_beside_its_figures(drill, tmp_path):
     settings = Settings(home=str(tmp_path), reports=str(tmp_path))
     with pytest.raises(
-        LTEError, match="has no drill at .*; run python -m lte_model.studies.drill report --date 2026-03-01"
+        LTEError, match=r"has no drill at .*; run python -m lte_model.studies.drill report --date 2026-03-01"
     ):
         drill_page.write_page(settings, TRAINING_DATE)
     results.drill_path(settings, TRAINING_DATE).parent.mkdir()
-    results.drill_path(settings, TRAINING_DATE).write_text(json.dumps(drill), encoding="utf-8")
+    results.drill_path(settings, TRAINING_DATE).write_text(to_json(drill), encoding="utf-8")
     path = drill_page.write_page(settings, TRAINING_DATE)
     assert path == tmp_path / "2026-03-01" / "drill.html"
     assert path.read_text(encoding="utf-8") == drill_page.render(drill)
