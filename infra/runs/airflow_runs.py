@@ -13,13 +13,14 @@ from lte_model.errors import LTEError
 POLL_SECONDS = 1.0
 
 ANSWER_AFTER = 10.0
-"""Seconds before the demo answers a question. To a scheduler that has not booked yet that the task waits, an answer looks
-like a worker that lost its task; a scheduler without other work books every five seconds."""
+"""Seconds before the demo answers a question.
 
-LOG_LINES = 15
+To a scheduler that has not booked yet that the task waits, an answer looks like a worker that lost its task. A
+scheduler without other work books every five seconds.
+"""
 
 
-class Progress:
+class FollowedRuns:
     """Follows runs to their end and prints a line as each task starts and ends.
 
     `jvms` is every Spark driver that was seen among the stack's processes.
@@ -112,12 +113,13 @@ class Steps:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
+        """Times the block, under this name."""
         begin = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - begin
 
 
-def run_once(progress: Progress, dag_id: str, date: datetime.date, conf: dict | None = None) -> None:
+def run_once(progress: FollowedRuns, dag_id: str, date: datetime.date, conf: dict | None = None) -> None:
     """Runs the DAG for `date`, unless that succeeded before; a run that failed goes on from its failed tasks."""
     api = progress.stack.api
     api.unpause(dag_id)
@@ -131,7 +133,7 @@ def run_once(progress: Progress, dag_id: str, date: datetime.date, conf: dict | 
     progress.follow(dag_id, {run_id: f"{dag_id} {date}"})
 
 
-def backfill_daily(progress: Progress, first: datetime.date, last: datetime.date) -> None:
+def backfill_daily(progress: FollowedRuns, first: datetime.date, last: datetime.date) -> None:
     """Runs `lte_daily` for [first, last] by one backfill, as the form in the UI does."""
     api = progress.stack.api
     api.unpause("lte_daily")
@@ -146,7 +148,7 @@ def backfill_daily(progress: Progress, first: datetime.date, last: datetime.date
     progress.follow("lte_daily", {found["dag_run_id"]: f"lte_daily {date}" for date, found in runs.items() if found})
 
 
-def follow_promotion(progress: Progress, training_before: bool) -> str | None:
+def follow_promotion(progress: FollowedRuns, training_before: bool) -> str | None:
     """Follows the promotion that the new challenger started. Returns why it was refused, or None where it wasn't."""
     api = progress.stack.api
     deadline = time.monotonic() + 60

@@ -12,15 +12,14 @@ from lte_model.errors import LTEError
 from lte_model.settings import SETTINGS_VARIABLE
 
 TRAININGS_AT_ONCE = 2
-SEEDS = 3
-POLL_SECONDS = 0.5
-LOG_LINES = 15
 
-TRAINING = """\
-[training]
-# Dozens of trainings: each ends two epochs after its best.
-patience = 2
-"""
+SEEDS = 3
+"""Of each training of an ablation or a drill, unless told otherwise."""
+
+POLL_SECONDS = 0.5
+
+LOG_LINES = 15
+"""So many lines of the end of a log are shown where its command failed."""
 
 DONE_FILE = "done.txt"
 """The command lines that succeeded, one a line."""
@@ -56,7 +55,7 @@ class Commands:
                         del running[command]
                         self._require(command, process.returncode)
                         print(f"{time.monotonic() - begin:6.0f} s  {command}", flush=True)
-                        with open(self.home / DONE_FILE, "a", encoding="utf-8") as stream:
+                        with (self.home / DONE_FILE).open("a", encoding="utf-8") as stream:
                             stream.write(f"{command}\n")
                 time.sleep(POLL_SECONDS)
         finally:
@@ -73,7 +72,7 @@ class Commands:
     def _start(self, command: str, environment: dict[str, str]) -> subprocess.Popen:
         log = self._log(command)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "wb") as stream:
+        with log.open("wb") as stream:
             return subprocess.Popen(
                 [sys.executable, "-m", *command.split()],
                 cwd=REPOSITORY,

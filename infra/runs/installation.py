@@ -15,18 +15,27 @@ from lte_model.errors import LTEError
 from lte_model.settings import Settings, TrainingSetSettings, load_settings
 
 SHOP_USERS, SHOP_ITEMS, SHOP_LAG = 2000, 600, 30
-
+"""The demo shop, unless told otherwise."""
 
 LAGS = (7, 30, 90, 365)
+"""The lags that a feed's span chooses from, days."""
+
 MOST_ANCHORS = 12
 MOST_EPOCHS = 12
+
+STUDY_TRAINING = """\
+[training]
+# Dozens of trainings: each ends two epochs after its best.
+patience = 2
+"""
+"""How an ablation or a drill trains, as a section of settings."""
 
 TRAINING_SHARE = 0.9
 """The test days are those after this quantile of the events' times."""
 
 
 @dataclass(frozen=True)
-class Feed:
+class FeedDays:
     """The days of a feed: of the first and the last event, and of the quantile `TRAINING_SHARE` of event time."""
 
     first: datetime.date
@@ -34,7 +43,7 @@ class Feed:
     cut: datetime.date
 
 
-def read_feed(events: Path) -> Feed:
+def read_feed(events: Path) -> FeedDays:
     """The days of the feed in a Parquet file. Times that aren't times are left to the ingest to refuse."""
     if not events.is_file():
         raise LTEError(f"there is no file {events}; give a folder with events.parquet and items.parquet")
@@ -49,7 +58,7 @@ def read_feed(events: Path) -> Feed:
     )
     if days["first"][0] is None:
         raise LTEError(f"{events} holds no event with a time in the past; is event_ts right?")
-    return Feed(*(days[name][0].date() for name in ("first", "last", "cut")))
+    return FeedDays(*(days[name][0].date() for name in ("first", "last", "cut")))
 
 
 def past_events(events: Path) -> pl.LazyFrame:
@@ -66,7 +75,7 @@ def past_events(events: Path) -> pl.LazyFrame:
     return rows.with_columns(time=times.cast(pl.Datetime("us", "UTC"))).filter(pl.col("time") <= now)
 
 
-def sensible_lag(feed: Feed) -> int:
+def sensible_lag(feed: FeedDays) -> int:
     """A tenth of the feed's span, as the nearest (by ratio) of a week, a month, a quarter and a year."""
     tenth = max((feed.last - feed.first).days, 1) / 10
     return min(LAGS, key=lambda lag: max(lag / tenth, tenth / lag))
@@ -77,7 +86,7 @@ def sensible_window(lag_days: int) -> int:
     return max(365, 5 * lag_days)
 
 
-def sensible_anchors(feed: Feed, date: datetime.date, lag_days: int, test_days: int) -> int:
+def sensible_anchors(feed: FeedDays, date: datetime.date, lag_days: int, test_days: int) -> int:
     """As many anchors, a lag apart, as leave the oldest a lag's worth of events in the window of its LTE."""
     newest = TrainingSetSettings(anchors=1, test_days=test_days).dates(date).anchors[0]
     room = (newest - feed.first).days - 2 * lag_days
@@ -136,7 +145,7 @@ def settle(
     arguments: argparse.Namespace,
     home: Path,
     source: Path,
-    feed: Feed,
+    feed: FeedDays,
     date: datetime.date,
     model: str = demo_training(),
 ) -> Settings:
@@ -167,18 +176,10 @@ def settle(
 
 
 def make_shop(folder: Path, users: int, items: int) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "jobs.demo_shop",
-        "--out",
-        str(folder),
-        "--users",
-        str(users),
-        "--items",
-        str(items),
-    ]
-    if subprocess.run(command, cwd=REPOSITORY, check=False).returncode != 0:
+    """Writes the feed of a demo shop into `folder`, unless it is there. Raises `LTEError` where that fails."""
+    command = [sys.executable, "-m", "jobs.demo_shop", "--out", str(folder)]
+    sizes = ["--users", str(users), "--items", str(items)]
+    if subprocess.run([*command, *sizes], cwd=REPOSITORY, check=False).returncode != 0:
         raise LTEError(f"the demo shop was not made in {folder}; see above")
 
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -157,6 +158,18 @@ def test_what_images_copy_and_install_is_there():
                     assert (REPOSITORY / source).exists(), source
     known = set(tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     assert set(re.findall(r"--extra ([a-z][a-z0-9-]*)", DOCKERFILE)) <= known
+
+
+def test_mlflows_image_holds_the_files_that_the_pages_import():
+    found, _ = stages()
+    copied = {word for line in found["mlflow"] if line.startswith("COPY infra/") for word in line.split()[1:-1]}
+    program = (
+        "import sys, infra.local.pages\n"
+        "print(*(module.__file__ for name, module in sys.modules.items() if name.partition('.')[0] == 'infra'))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    imported = {str(Path(file).relative_to(REPOSITORY)) for file in done.stdout.split()}
+    assert imported == {file for file in copied if file.endswith(".py")}
 
 
 # Kubernetes.
