@@ -17,11 +17,11 @@ def write_atomically(file: Path, content: str | bytes) -> None:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(file.name + UNFINISHED)
-    with open(unfinished, "wb") as stream:
+    with unfinished.open("wb") as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
         stream.flush()
         os.fsync(stream.fileno())
-    os.replace(unfinished, file)
+    unfinished.replace(file)
 
 
 @contextlib.contextmanager
@@ -30,6 +30,6 @@ def one_at_a_time(file: Path) -> Iterator[None]:
 
     The lock ends with the block, or with the process, however that ends.
     """
-    with open(file, "w") as lock:
+    with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

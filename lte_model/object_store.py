@@ -44,7 +44,8 @@ def announce(endpoint: str, region: str) -> None:
 
 def spark_options() -> dict[str, str]:
     """Lets Spark read `s3://` by Hadoop's S3A, at the address that the environment names. Needs hadoop-aws's jars where
-    such a URL is read, and nothing where none is."""
+    such a URL is read, and nothing where none is.
+    """
     options = {
         "spark.hadoop.fs.s3.impl": f"{_HADOOP}.S3AFileSystem",
         "spark.hadoop.fs.AbstractFileSystem.s3.impl": f"{_HADOOP}.S3A",
@@ -87,7 +88,8 @@ def arrow_file(place: str) -> tuple["FileSystem", str]:
 @functools.cache
 def _bucket(name: str, endpoint: str | None) -> "FileSystem":
     """One client for all files of a bucket at an address, which Arrow reads from the environment too: each keeps
-    connections of its own."""
+    connections of its own.
+    """
     from pyarrow.fs import FileSystem
 
     return FileSystem.from_uri(f"s3://{name}")[0]

@@ -158,7 +158,8 @@ class Representations(_Section):
 
 class Autoencoder(_Section):
     """How the encoder of a date is fitted: on up to `anchors` anchors a lag apart, of up to `users` users. `inertia`
-    weighs the distance, 1 − cosine, of an LTE from that of the week before, beside the cross entropy."""
+    weighs the distance, 1 − cosine, of an LTE from that of the week before, beside the cross entropy.
+    """
 
     anchors: Count = 12
     users: Count = 200_000
@@ -174,7 +175,8 @@ class Autoencoder(_Section):
 
 class Training(_Section):
     """How the weights are found. Up to `exact_items` candidates the softmax is exact; beyond, it is over
-    `sampled_items` of them, drawn by their number of targets to the power of `sampling_power`."""
+    `sampled_items` of them, drawn by their number of targets to the power of `sampling_power`.
+    """
 
     epochs: Count = 30
     patience: Count = 4
@@ -205,6 +207,8 @@ class Training(_Section):
 
 
 class EvaluationSettings(_Section):
+    """The cut-offs k of NDCG@k, and the samples of the bootstrap that makes the intervals."""
+
     cutoffs: tuple[Count, ...] = (10, 100, 500)
     bootstrap_samples: Count = 1000
 
@@ -212,7 +216,8 @@ class EvaluationSettings(_Section):
 class Scoring(_Section):
     """What table `recommendations` holds of each user: the `k` best items. `seen_items` says what becomes of those that
     the user had to do with before: `keep` ranks them like all others, `drop` leaves out every item of the user's events
-    in the LTE's window and in the days between it and the date."""
+    in the LTE's window and in the days between it and the date.
+    """
 
     k: Count = 100
     seen_items: Literal["keep", "drop"] = "keep"
@@ -231,7 +236,8 @@ class OnlineTest(_Section):
 
 class MLflow(_Section):
     """MLflow's server, file or database. An address with a password belongs into the environment,
-    LTE_MLFLOW__TRACKING_URI; a server's into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
+    LTE_MLFLOW__TRACKING_URI; a server's into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
+    """
 
     tracking_uri: Annotated[str, Field(repr=False)] = "sqlite:///mlflow.db"
     artifacts: str = "mlartifacts"
@@ -248,7 +254,8 @@ class MLflow(_Section):
 
 class S3(_Section):
     """Where `s3://` leads: an address such as `https://s3.example.org`, and a region. Empty: as AWS_ENDPOINT_URL and
-    AWS_REGION say, or AWS's own. Credentials are no settings: they come from AWS's variables or the machine's role."""
+    AWS_REGION say, or AWS's own. Credentials are no settings: they come from AWS's variables or the machine's role.
+    """
 
     endpoint: str = ""
     region: str = ""
@@ -258,7 +265,8 @@ class OnlineStoreSettings(_Section):
     """Where a service reads the LTEs that are live; `none`: nowhere. `sqlite` is the file `path`. `redis` is what
     `connection` says, `host:port,password=…,ssl=true`: a secret belongs into the environment,
     LTE_ONLINE_STORE__CONNECTION. `registry`, a path or URL, is Feast's note of its views, and `python` that of the
-    environment with Feast."""
+    environment with Feast.
+    """
 
     type: Literal["none", "sqlite", "redis"] = "none"
     path: str = "online_store/ltes.db"
@@ -270,7 +278,8 @@ class OnlineStoreSettings(_Section):
 class Gates(_Section):
     """The shares of a day's rows that may be refused, and that may name an unknown item, before a gate stops it. For a
     model to be promoted: the share of its test users that must have an LTE; and where it is of another basis than the
-    champion, the share of the users whose LTE is live in the champion's basis that must have one in its own."""
+    champion, the share of the users whose LTE is live in the champion's basis that must have one in its own.
+    """
 
     max_quarantined_share: Share = 0.05
     max_unknown_item_share: Share = 0.05
@@ -299,7 +308,8 @@ class Bounds(_Section):
 
 
 class Monitoring(_Section):
-    """Where the measures of a snapshot may lie before it goes live; each is described in lte_model/monitoring/measures.py.
+    """Where the measures of a snapshot may lie before it goes live; each is described in
+    lte_model/monitoring/measures.py.
 
     A default stop is where something must be broken, whatever the shop; where to be warned differs by shop.
     `[monitoring.inertia] warn_below = 0.95` changes that bound and leaves the others of the measure as they are.
@@ -343,7 +353,8 @@ class Monitoring(_Section):
 
 class Freshness(_Section):
     """When what is live is stale: its date is more than `max_age_days` before today's. And how many days back a day
-    without a snapshot is missed."""
+    without a snapshot is missed.
+    """
 
     max_age_days: Annotated[int, Field(ge=0)] = 0
     missed_days: Annotated[int, Field(ge=0)] = 7
@@ -351,9 +362,10 @@ class Freshness(_Section):
 
 class Maintenance(_Section):
     """What the weekly maintenance keeps: every snapshot of the last `daily_snapshots_days`, before them those that a
-    training reads; the recommendations of the last `recommendations_days`; a file for `retention_days` after no version of today needs it, and longer where a registered
-    model names its version. A partition with more than `small_files` files below `small_file_mb` is written anew in
-    files of about `target_file_mb`."""
+    training reads; the recommendations of the last `recommendations_days`; a file for `retention_days` after no version
+    of today needs it, and longer where a registered model names its version. A partition with more than `small_files`
+    files below `small_file_mb` is written anew in files of about `target_file_mb`.
+    """
 
     daily_snapshots_days: Days = 30
     recommendations_days: Days = 30
@@ -364,7 +376,9 @@ class Maintenance(_Section):
 
 
 class Spark(_Section):
-    """`conf` goes to Spark as it is; `jars` is a folder of jars for the class path, which a cluster gets from the driver."""
+    """`conf` goes to Spark as it is; `jars` is a folder of jars for the class path, which a cluster gets from the
+    driver.
+    """
 
     master: str = "local[*]"
     jars: str = ""
@@ -376,8 +390,8 @@ class Spark(_Section):
 class Settings(_Section):
     """Everything that differs between places. Every path in it is absolute or a URL.
 
-    `warehouse`, `sources` and `mlflow.artifacts` may be URLs, `s3://bucket/folder` among them. Trainings go on from what
-    they left in `checkpoints`, and pages are replaced in `reports` and `data_docs`: these are on a disk, which all
+    `warehouse`, `sources` and `mlflow.artifacts` may be URLs, `s3://bucket/folder` among them. Trainings go on from
+    what they left in `checkpoints`, and pages are replaced in `reports` and `data_docs`: these are on a disk, which all
     machines share that write there.
     """
 
@@ -449,7 +463,9 @@ def load_settings(path: str | os.PathLike | None = None) -> Settings:
 
 
 def with_make(settings: Settings, dimensions: int | None, text_template: str | None) -> Settings:
-    """The settings with another make of the next basis, where one is given. Raises `LTEError` for dimensions below 1."""
+    """The settings with another make of the next basis, where one is given. Raises `LTEError` for
+    dimensions below 1.
+    """
     if dimensions is not None and dimensions < 1:
         raise LTEError(f"--dimensions {dimensions} are none; give 1 or more")
     given = {"dimensions": dimensions, "text_template": text_template or None}

@@ -46,7 +46,7 @@ def to_vector(vector_sum: np.ndarray, event_count: np.ndarray) -> np.ndarray:
 
 
 def to_grid(vectors: np.ndarray) -> np.ndarray:
-    """float vectors (items, dimensions) of a basis as int32 in grid units. Raises `LTEError` off the grid."""
+    """Float vectors (items, dimensions) of a basis as int32 in grid units. Raises `LTEError` off the grid."""
     scaled = np.asarray(vectors, dtype=np.float64) * GRID
     units = np.rint(scaled)
     if not np.array_equal(units, scaled) or np.abs(units).max(initial=0) > GRID:
@@ -88,10 +88,12 @@ class SemanticBasis:
 
     @property
     def dimensions(self) -> int:
+        """The length of its vectors."""
         return self.projection.shape[1]
 
     @property
     def specification(self) -> dict[str, object]:
+        """What it is made by: all that its vectors depend on beside its tensors."""
         return {
             "encoder": self.encoder,
             "dimensions": self.dimensions,
@@ -158,6 +160,7 @@ class SemanticBasis:
 
     @classmethod
     def from_bytes(cls, state: bytes, text_template: str) -> "SemanticBasis":
+        """The basis whose tensors `state` holds."""
         return cls(text_template=text_template, **load_tensors(bytes(state)))
 
     def _tensors(self) -> dict[str, np.ndarray]:
@@ -183,7 +186,7 @@ def _hash(texts: Sequence[str]) -> scipy.sparse.csr_matrix:
         alternate_sign=False,
         norm=None,
         ngram_range=(1, 2),
-        token_pattern=r"(?u)\w+",
+        token_pattern=r"(?u)\w+",  # noqa: S106 - a regular expression
         strip_accents="unicode",
     )
     return vectorizer.transform(texts).tocsr()

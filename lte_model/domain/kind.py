@@ -10,7 +10,8 @@ from lte_model.errors import LTEError
 @dataclass(frozen=True)
 class LTEKind:
     """What makes one LTE readable by a model that was trained on another date's: the same basis, the same
-    representation, the same lag and window. A model that reads several representations has their names joined."""
+    representation, the same lag and window. A model that reads several representations has their names joined.
+    """
 
     basis_id: str
     representation: str
@@ -19,6 +20,7 @@ class LTEKind:
 
     @property
     def representations(self) -> tuple[str, ...]:
+        """The names that `representation` joins."""
         return split_names(self.representation)
 
     def of(self, representation: str) -> "LTEKind":

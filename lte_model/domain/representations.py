@@ -37,8 +37,9 @@ class Representation:
         return lag_days if self.lagged else 0
 
     def largest_norm(self, dimensions: int) -> float:
-        """No vector of that many dimensions is longer: those of content have unit length, but for the grid, and those of
-        an encoder only lie within [−1, 1]."""
+        """No vector of that many dimensions is longer: those of content have unit length, but for the grid, and those
+        of an encoder only lie within [−1, 1].
+        """
         return (math.sqrt(dimensions) if self.name == AUTOENCODER else 1) + 0.01
 
 

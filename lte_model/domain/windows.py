@@ -29,6 +29,7 @@ class Interval:
 
     @property
     def days(self) -> int:
+        """How many days there are, from `start` to the day before `end`."""
         return (self.end - self.start).days
 
     def __str__(self) -> str:
@@ -62,7 +63,8 @@ class TrainingDates:
     @property
     def snapshot_dates(self) -> tuple[datetime.date, ...]:
         """Every date whose LTE the training reads, oldest first: the anchors, the last of which cuts off the
-        validation, and the day that cuts off the test."""
+        validation, and the day that cuts off the test.
+        """
         return (*self.anchors, self.test.start)
 
 

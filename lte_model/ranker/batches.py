@@ -41,6 +41,7 @@ class Users:
 
     @property
     def lengths(self) -> np.ndarray:
+        """How many events each user has, (users,)."""
         return self.ends - self.starts
 
     def batch(self, numbers: np.ndarray, most_events: int | None = None, older_events: int = 0) -> Batch:

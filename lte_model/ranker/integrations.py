@@ -51,6 +51,7 @@ class Projection(nn.Module):
         self.no_lte = nn.Parameter(torch.zeros(representations, width))
 
     def forward(self, lte: torch.Tensor, has_lte: torch.Tensor) -> torch.Tensor:
+        """(B, R, width) from `lte` (B, R, dimensions); a learned vector where `has_lte` (B, R) is false."""
         projected = torch.stack([of(lte[:, r] * self.gain) for r, of in enumerate(self.of)], dim=1)
         return torch.where(has_lte[:, :, None], projected, self.no_lte.to(projected.dtype))
 
@@ -63,6 +64,7 @@ class Prefix(NoLTE):
         self.projection = Projection(representations, dimensions, width)
 
     def tokens(self, lte: torch.Tensor, has_lte: torch.Tensor) -> torch.Tensor:
+        """The start tokens, each plus the projection of its LTE: (B, R, width)."""
         return super().tokens(lte, has_lte) + self.projection(lte, has_lte)
 
 
@@ -76,6 +78,7 @@ class LateFusion(NoLTE):
         self.output = nn.Linear(width, width)
 
     def into_states(self, states: torch.Tensor, lte: torch.Tensor, has_lte: torch.Tensor) -> torch.Tensor:
+        """The hidden `states` (B, T, width), plus a layer over each of them and the LTEs."""
         projected = self.projection(lte, has_lte).sum(dim=1, keepdim=True)  # (B, 1, width)
         return states + self.output(functional.gelu(self.of_state(states) + projected))
 
@@ -88,6 +91,7 @@ class FeatureInjection(NoLTE):
         self.projection = Projection(representations, dimensions, width)
 
     def into_events(self, events: torch.Tensor, lte: torch.Tensor, has_lte: torch.Tensor) -> torch.Tensor:
+        """The embedded `events` (B, T, width), plus the projections of the LTEs."""
         return events + self.projection(lte, has_lte).sum(dim=1, keepdim=True)
 
 

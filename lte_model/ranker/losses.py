@@ -18,7 +18,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_LOGITS = {"cpu": 2**19, "cuda": 2**27}
-"""Logits of one chunk: on a CPU 2 MiB, what a core's cache holds; on a GPU 512 MiB, for its matrix products are large."""
+"""Logits of one chunk: on a CPU 2 MiB, what a core's cache holds; on a GPU 512 MiB, for its matrix
+products are large.
+"""
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,7 @@ class Batch:
         return len(self.items)
 
     def to(self, device: str | torch.device) -> "Batch":
+        """The same batch on that device."""
         moved = {
             name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items() if tensor is not None
         }
@@ -396,7 +397,9 @@ class CausalAttention(nn.Module):
         return logits.masked_fill(~up_to(queries, x.shape[1])[:, None], -torch.inf).softmax(dim=2)
 
     def _by_head(self, x: torch.Tensor, queries: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """Queries, keys and values, each (B, heads, T, C / heads); queries (B, heads, 1, C / heads) where they are named."""
+        """Queries, keys and values, each (B, heads, T, C / heads); queries (B, heads, 1, C / heads) where they are
+        named.
+        """
         C = x.shape[2]
         if queries is None:
             parts = self.query_key_value(x).split(C, dim=2)
@@ -430,6 +433,7 @@ class Dropout(nn.Module):
         self.kept = round((1 - p) * 2**16)  # of 65,536
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` with elements set to zero and the others scaled; outside a training, `x` itself."""
         if x.device.type != "cpu" or not self.training or self.kept in (0, 2**16):
             return functional.dropout(x, self.p, self.training)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)

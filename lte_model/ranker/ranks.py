@@ -11,8 +11,8 @@ from lte_model.ranker.model import Ranker
 def ranks_of(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The rank of each row's target: `scores` (B, items) and `targets` (B,) give (B,) float64. Scores are finite.
 
-    1 + greater + (alike − 1) / 2, of which greater + less + alike = items, is (1 + items + greater − less) / 2: one sum of
-    signs, which float32 takes exactly up to 2^24 items.
+    1 + greater + (alike − 1) / 2, of which greater + less + alike = items, is (1 + items + greater − less) / 2: one sum
+    of signs, which float32 takes exactly up to 2^24 items.
     """
     above = (scores - scores.gather(1, targets[:, None])).sign().sum(dim=1, dtype=torch.float32)
     return (1 + scores.shape[1] + above.double()) / 2

@@ -1,7 +1,8 @@
 """The best items of many users: rows of their events and LTEs in, as Arrow, lists of items with scores out.
 
-The served model (lte_model/serving/pyfunc.py) and the job that scores every user (jobs/score_users.py) both rank by this
-file. A row is a user with the columns that pyfunc.py describes; an empty list may be null, and so may a count of 0.
+The served model (lte_model/serving/pyfunc.py) and the job that scores every user (jobs/score_users.py) both rank by
+this file. A row is a user with the columns that pyfunc.py describes; an empty list may be null, and so may a count of
+0.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Which bases are in force, which models read them, and how one basis takes the place of another.
 
     python -m lte_model.registry.basis_change status                every basis, who reads it, and what comes next
-    python -m lte_model.registry.basis_change fitted --date D       the basis that was fitted as of D and isn't in force yet, as JSON
-    python -m lte_model.registry.basis_change release --basis ID    exits with 2 while an alias, or the settings, keep the basis
+    python -m lte_model.registry.basis_change fitted --date D       the basis fitted as of D, not yet in force, as JSON
+    python -m lte_model.registry.basis_change release --basis ID    exits with 2 while an alias or the settings keep it
 
 A change from basis A to basis B goes through these states. They are read off the settings, the registry and what is
 published; nothing else remembers them, so that nothing else can be wrong.
@@ -41,7 +41,8 @@ from lte_model.warehouse.reading import scan
 @dataclass(frozen=True)
 class RegisteredBasis:
     """A basis with what is known of it: the newest date on which an LTE of it went live, and {alias: version} of those
-    that read it, among so many registered versions. `is_in_force`: the settings name it."""
+    that read it, among so many registered versions. `is_in_force`: the settings name it.
+    """
 
     basis_id: str
     dimensions: int
@@ -69,7 +70,8 @@ class Change:
 
 def registered_bases(settings: Settings) -> tuple[RegisteredBasis, ...]:
     """Every basis of table semantic_bases. Raises `LTEError` where there is none, and where the settings name one that
-    isn't there, or leave a choice open."""
+    isn't there, or leave a choice open.
+    """
     rows = scan(settings, "semantic_bases").select("basis_id", "dimensions").sort("basis_id").collect()
     registered, place = rows["basis_id"].to_list(), settings.table_path("semantic_bases")
     in_force = [chosen_basis(registered, wanted, place) for wanted in settings.basis.in_force]
@@ -93,7 +95,8 @@ def registered_bases(settings: Settings) -> tuple[RegisteredBasis, ...]:
 
 def change(settings: Settings) -> Change:
     """Where the change stands. Raises `LTEError` for a state that must not be: an alias that reads a basis which isn't
-    in force or isn't registered, or more than two bases in force."""
+    in force or isn't registered, or more than two bases in force.
+    """
     bases = registered_bases(settings)
     known = {basis.basis_id for basis in bases}
     for alias, (number, basis_id) in readers(settings).items():
@@ -149,7 +152,8 @@ def _state(ours: RegisteredBasis, beside: RegisteredBasis) -> tuple[str, str]:
 
 def fitted(settings: Settings, date: datetime.date) -> str:
     """The newest basis of the settings' make that was fitted on `date` or before and isn't in force. Raises `LTEError`
-    where there is none."""
+    where there is none.
+    """
     wanted = settings.basis
     registered_bases(settings)  # it names what is wrong with the table
     rows = scan(settings, "semantic_bases").filter(
@@ -194,6 +198,7 @@ _MOVES = {
 
 
 def main() -> None:
+    """Reads the command line and runs the command."""
     parser = CommandParser("Says which bases are in force and who reads them.")
     parser.add_command("status", "every basis, who reads it, the state of a change and what comes next")
     asks = parser.add_command(

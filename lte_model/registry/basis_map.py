@@ -12,12 +12,12 @@
    that it reads, with those of A mapped to B, and with none. The difference is what the map costs, with its interval.
 
 What it is for: to see before a change how far two bases say the same; and to compare a model of one basis where only
-LTEs of the other can be had, as in the first weeks of a new one, or after an old one was retired. Nothing serves a mapped
-LTE. It carries neither basis' id but the name of its map, `A->B`, which no model was trained on, so that every reader
-refuses it by name; and it lies on no grid, so that no table takes it for one of its rows.
+LTEs of the other can be had, as in the first weeks of a new one, or after an old one was retired. Nothing serves a
+mapped LTE. It carries neither basis' id but the name of its map, `A->B`, which no model was trained on, so that every
+reader refuses it by name; and it lies on no grid, so that no table takes it for one of its rows.
 
-The map is kept in `<checkpoints>/basis_maps/<A>-<B>/` as `map.safetensors` and, written last, `map.json`, and both, with
-the measures as metrics, in MLflow's run `basis map A->B`.
+The map is kept in `<checkpoints>/basis_maps/<A>-<B>/` as `map.safetensors` and, written last, `map.json`, and both,
+with the measures as metrics, in MLflow's run `basis map A->B`.
 """
 
 import dataclasses
@@ -80,7 +80,8 @@ class BasisMap:
 
     def apply(self, vectors: np.ndarray) -> np.ndarray:
         """Vectors (…, dimensions of the source) in the coordinates of the target, float32. Raises `LTEError` for
-        vectors of other dimensions."""
+        vectors of other dimensions.
+        """
         if vectors.shape[-1] != len(self.rotation):
             raise LTEError(
                 f"the map {self.name} takes vectors of {len(self.rotation)} dimensions, and these have "
@@ -90,8 +91,9 @@ class BasisMap:
 
 
 def fit_map(source: str, target: str, ours: np.ndarray, theirs: np.ndarray) -> BasisMap:
-    """The map that brings `ours` (items, dimensions of the source) nearest to `theirs` (items, dimensions of the target),
-    item by item. Raises `LTEError` for fewer items than say anything."""
+    """The map that brings `ours` (items, dimensions of the source) nearest to `theirs` (items, dimensions of the
+    target), item by item. Raises `LTEError` for fewer items than say anything.
+    """
     if len(ours) < FEWEST_ITEMS:
         raise LTEError(
             f"bases {source} and {target} share {len(ours)} items to fit a map on, at least {FEWEST_ITEMS} are needed; "
@@ -207,24 +209,27 @@ def _matrix(lists: pl.Series) -> np.ndarray:
 @dataclass(frozen=True)
 class MappedSet(TrainingSet):
     """A training set whose LTEs are those of `source`, the same set in another basis, mapped to the basis of its
-    catalogue. Its kind names the map: no ranker takes it for its own."""
+    catalogue. Its kind names the map: no ranker takes it for its own.
+    """
 
     source: TrainingSet
     basis_map: BasisMap
 
     def ltes(self, cases: pl.DataFrame, needed: list[datetime.date]) -> tuple[np.ndarray, np.ndarray]:
+        """The LTEs of the source, mapped, and their event counts."""
         lte, event_counts = self.source.ltes(cases, needed)
         return self.basis_map.apply(lte), event_counts
 
 
 def mapped_set(training_set: TrainingSet, source: TrainingSet, basis_map: BasisMap) -> MappedSet:
     """The training set, which is of the map's target, with the LTEs of `source`, which is of its source, mapped. Raises
-    `LTEError` for sets of other bases."""
+    `LTEError` for sets of other bases.
+    """
     found = (source.kind.basis_id, training_set.kind.basis_id)
     if found != (basis_map.source, basis_map.target):
         raise LTEError(
-            f"the map {basis_map.name} leads from basis {basis_map.source} to {basis_map.target}, and it is asked to lead "
-            f"from {found[0]} to {found[1]}, which the model reads; give the map between those two"
+            f"the map {basis_map.name} leads from basis {basis_map.source} to {basis_map.target}, and it is asked to "
+            f"lead from {found[0]} to {found[1]}, which the model reads; give the map between those two"
         )
     kind = dataclasses.replace(training_set.kind, basis_id=basis_map.name)
     inside = {field.name: getattr(training_set, field.name) for field in dataclasses.fields(TrainingSet)}
@@ -234,8 +239,8 @@ def mapped_set(training_set: TrainingSet, source: TrainingSet, basis_map: BasisM
 def ranking_loss(training_set: TrainingSet, source: TrainingSet, ranker: Ranker, basis_map: BasisMap) -> Comparison:
     """The ranks of the test users' targets by a ranker of the map's target: sides `own`, `mapped` and `none`.
 
-    `training_set` is what the ranker reads, `source` the same in the map's source. The same users, events and catalogue;
-    nothing but the LTE differs. Raises `LTEError` for sets of other bases, and where one lacks the LTEs.
+    `training_set` is what the ranker reads, `source` the same in the map's source. The same users, events and
+    catalogue; nothing but the LTE differs. Raises `LTEError` for sets of other bases, and where one lacks the LTEs.
     """
     ranker.require(training_set.kind, f"the training set of {training_set.training_date}")
     mapped = mapped_set(training_set, source, basis_map).cases("test")
@@ -250,12 +255,18 @@ def ranking_loss(training_set: TrainingSet, source: TrainingSet, ranker: Ranker,
 
 
 def ranking_figures(comparison: Comparison) -> dict[str, float]:
-    """The headline measure of each side, and how much is lost over the own LTEs, relative, with its interval."""
+    """The headline measure of each side, and how much is lost over the own LTEs, relative, with its interval.
+
+    What is not defined is left out.
+    """
     headline = comparison.headline
-    figures = {f"{side}/{headline}": found[headline].value for side, found in comparison.metrics().items()}
+    figures: dict[str, float] = {}
+    for side, of_side in comparison.metrics().items():
+        if (value := of_side[headline].value) is not None:
+            figures[f"{side}/{headline}"] = value
     for side in (MAPPED, NONE):
-        over = comparison.uplifts({side: (side, OWN)})[side][headline]
-        figures |= {f"{side} over own/{bound}": over[bound] for bound in ("value", "low", "high")}
+        if ends := comparison.uplifts({side: (side, OWN)})[side][headline].defined:
+            figures |= zip([f"{side} over own/{bound}" for bound in ("value", "low", "high")], ends, strict=True)
     return figures
 
 
@@ -263,6 +274,7 @@ def ranking_figures(comparison: Comparison) -> dict[str, float]:
 
 
 def map_directory(settings: Settings, source: str, target: str) -> Path:
+    """The folder in which the map of two bases is kept."""
     return Path(settings.checkpoints, "basis_maps", f"{source}-{target}")
 
 
@@ -290,6 +302,7 @@ def keep_map(settings: Settings, measured: MeasuredMap) -> Path:
 
 
 def main() -> None:
+    """Reads the command line and runs the command."""
     parser = CommandParser("Maps one basis to another, and measures what is lost.")
     parser.add_argument(
         "--from", dest="source", default="", metavar="ID", help="from this basis (default: basis.basis_id)"

@@ -68,12 +68,14 @@ class Gate:
 
 def gate(settings: Settings, number: str) -> Gate:
     """Checks version `number` by the rules above, against the champion of this moment, and leaves the answer on the
-    version, where `promote` asks for it. Raises `LTEError` where there is no such version."""
+    version, where `promote` asks for it. Raises `LTEError` where there is no such version.
+    """
     version = versions.version_of(settings, number)
     return run_gate(settings, version, champion_number(settings))
 
 
 def run_gate(settings: Settings, version: ModelVersion, champion: str | None) -> Gate:
+    """Every check of the version against the `champion`, the number of a version; None where there is none."""
     checks = (
         loads(settings, version),
         _not_below(version, OVER_NONE, "not below the model without LTE"),
@@ -94,11 +96,12 @@ def run_gate(settings: Settings, version: ModelVersion, champion: str | None) ->
 
 
 def loads(settings: Settings, version: ModelVersion) -> Check:
+    """Whether the version loads from the registry and ranks its own input example."""
     rule = "loads from the registry"
     try:
         model = versions.load_version(settings, version)
         ranked: pd.DataFrame = model.predict(model.input_example)
-    except Exception as error:  # noqa: BLE001 - whatever fails here would fail where it is served
+    except Exception as error:  # whatever fails here would fail where it is served
         return Check(rule, False, " ".join(f"{type(error).__name__}: {error}".split()))
     finite = all(math.isfinite(score) for scores in ranked["scores"] for score in scores)
     items = sum(map(len, ranked["item_ids"]))
@@ -143,6 +146,7 @@ def _covers(settings: Settings, version: ModelVersion) -> Check:
 
 
 def reads_live_ltes(settings: Settings, version: ModelVersion) -> Check:
+    """Whether what is live has the kind of the LTEs that the version reads."""
     rule, published = "reads the live LTEs", publications(settings)
     if not published:
         return Check(rule, True, "nothing is published yet")

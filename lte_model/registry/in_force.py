@@ -26,7 +26,9 @@ def representations_read(settings: Settings, basis_id: str) -> tuple[str, ...]:
 
 
 def publications(settings: Settings) -> list[dict]:
-    """The newest publication of each representation of each basis: the fields of its `LTEKind`, snapshot_date, users."""
+    """The newest publication of each representation of each basis: the fields of its `LTEKind`,
+    snapshot_date, users.
+    """
     if not exists(settings, "publications"):
         return []
     newest = pl.col("snapshot_date") == pl.col("snapshot_date").max().over("basis_id", "representation")
@@ -43,8 +45,8 @@ def out_of_force(settings: Settings) -> dict[str, str]:
     """{alias: what is wrong and what to do} of every alias whose version reads a basis that the settings don't name."""
     names = named_bases(settings)
     return {
-        alias: f"version {number}, {alias}, reads basis {basis_id}, which isn't in force ({', '.join(names)} is): no LTE "
-        f"of it is made any more; add it to basis.beside, and run lte_daily, which makes again what was retired"
+        alias: f"version {number}, {alias}, reads basis {basis_id}, which isn't in force ({', '.join(names)} is): no "
+        f"LTE of it is made any more; add it to basis.beside, and run lte_daily, which makes again what was retired"
         for alias, (number, basis_id) in readers(settings).items()
         if names and basis_id not in names
     }

@@ -1,11 +1,14 @@
 """From challenger to champion, and back. A reader follows the alias `champion`, and finds one version or the other.
 
-    python -m lte_model.registry.promotion challenger                 what is put before a person, as JSON
-    python -m lte_model.registry.promotion gate --version V           checks it; exits with 2 where it must not be promoted
-    python -m lte_model.registry.promotion answer --version V --answer A --by NAME --reason R   keeps what a person said
-    python -m lte_model.registry.promotion promote --version V --over C   champion in the place of version C ("" for none)
-    python -m lte_model.registry.promotion rollback --reason R [--version V]   the previous champion, or V, is champion again
-    python -m lte_model.registry.promotion watch                      checks a champion that was put there by hand
+    python -m lte_model.registry.promotion challenger            what is put before a person, as JSON
+    python -m lte_model.registry.promotion gate --version V      exits with 2 where it must not be promoted
+    python -m lte_model.registry.promotion answer --version V --answer A --by NAME --reason R
+                                                                 keeps what a person said
+    python -m lte_model.registry.promotion promote --version V --over C
+                                                                 champion in the place of version C ("" for none)
+    python -m lte_model.registry.promotion rollback --reason R [--version V]
+                                                                 the previous champion, or V, is champion again
+    python -m lte_model.registry.promotion watch                 checks a champion that was put there by hand
 
 The gate lets a challenger pass when each of these holds:
 
@@ -19,8 +22,8 @@ The gate lets a challenger pass when each of these holds:
    window;
 7. its basis and the champion's are in force, so that both go on being published: a rollback needs the other one;
 8. where they differ, enough of the users with a live LTE of the champion's basis have one in its own:
-   `gates.min_basis_coverage`. By 4 each then ranks by the LTEs of its own basis. The way from one basis to another is in
-   basis_change.py.
+   `gates.min_basis_coverage`. By 4 each then ranks by the LTEs of its own basis. The way from one basis to another is
+   in basis_change.py.
 
 What the gate and the person said stays on the version, as tags. Which version is champion is written down beside the
 alias (tag `champion_on_record` of the model), so that an alias that a person moved in MLflow's own pages is noticed.
@@ -124,8 +127,8 @@ def rollback(settings: Settings, reason: str, number: str | None = None) -> Mode
         broken = [check for check in checks if not check.holds]
         if broken:
             raise LTEError(
-                f"{full_name(version)} can't be champion again: {broken[0].rule}: {broken[0].found}. The champion stays; "
-                "give --version to go back to another, or publish what this one reads"
+                f"{full_name(version)} can't be champion again: {broken[0].rule}: {broken[0].found}. The champion "
+                "stays; give --version to go back to another, or publish what this one reads"
             )
         if champion is not None:
             _tag(versions.version_of(settings, champion), rolled_back_at=_now(), rolled_back_because=reason)
@@ -200,6 +203,7 @@ def _now() -> str:
 
 
 def main() -> None:
+    """Reads the command line and runs the command."""
     parser = CommandParser("Checks, promotes and rolls back versions of the ranker.")
     made = {}
     for name, description in (

@@ -1,6 +1,6 @@
 """The versions of the ranker in the registry: what was trained becomes one, and says what it is.
 
-    python -m lte_model.registry.versions register --date D   registers the prefix model of the training of D as challenger
+    python -m lte_model.registry.versions register --date D   registers the prefix model of D's training as challenger
     python -m lte_model.registry.versions status              one line for each version: figures and aliases
 
 How a challenger becomes champion, and what leads back, is in promotion.py. A version carries all that its approval
@@ -52,6 +52,7 @@ _REQUIREMENTS = (
 
 
 def main() -> None:
+    """Reads the command line and runs the command."""
     parser = CommandParser("Registers the ranker, and lists its versions.")
     parser.add_command(
         "register", "registers the prefix model of a training as challenger", "the day the training ran on"
@@ -133,7 +134,8 @@ def load(settings: Settings, alias: str) -> PyFuncModel:
 
 def load_version(settings: Settings, version: ModelVersion) -> PyFuncModel:
     """A registered version, ready to rank. The registry gives weights and catalogue, and the code is what is installed
-    here: whoever may write to a registry may not run code where it is read. Raises as `fetch` does."""
+    here: whoever may write to a registry may not run code where it is read. Raises as `fetch` does.
+    """
     from lte_model.ranker.saved import load_ranker
     from lte_model.serving.pyfunc import served
 
@@ -266,6 +268,7 @@ def _require_publishable(evaluation: Evaluation) -> None:
 
 
 def lte_in_words(tags: Mapping[str, str]) -> str:
+    """What a version reads, in a sentence: "long-term embedding", or how many."""
     count = len(split_names(tags["representation"]))
     return "long-term embedding" if count == 1 else f"{count} long-term embeddings"
 
@@ -334,10 +337,12 @@ def champion_number(settings: Settings) -> str | None:
 
 
 def full_name(version: ModelVersion) -> str:
+    """A version with its model, such as `lte-ranker version 3`."""
     return f"{version.name} version {version.version}"
 
 
 def or_none(number: str | None) -> str:
+    """A champion in words, also where there is none."""
     return "no champion" if number is None else f"version {number}"
 
 

@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 def code_version() -> str:
     """The commit of the checkout, with `-dirty` where a file differs from it; without a checkout, as in an image, the
-    hash of the sources of `lte_model`, and of `jobs` where they are beside it."""
+    hash of the sources of `lte_model`, and of `jobs` where they are beside it.
+    """
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],

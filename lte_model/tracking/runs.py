@@ -84,7 +84,8 @@ def training_run(
 
 def parent_of(side: str) -> str:
     """The side whose run holds that of `side`: `ablation` for `ablation/…`, `drill` for `drill/…`; none ("") for those
-    that hold others."""
+    that hold others.
+    """
     if side in (PARENT_SIDE, ABLATION_SIDE, DRILL_SIDE):
         return ""
     holder = side.partition("/")[0]
@@ -197,7 +198,8 @@ def log_metrics_of_date(run_id: str, metrics: Mapping[str, float], date: datetim
 @contextlib.contextmanager
 def _alone(settings: Settings) -> Iterator[None]:
     """Keeps other processes out where MLflow is a file: of two that create its tables, or a row for the same version
-    of a dataset, one fails."""
+    of a dataset, one fails.
+    """
     uri = settings.mlflow.tracking_uri
     if not uri.startswith("sqlite:///"):
         yield
@@ -207,4 +209,5 @@ def _alone(settings: Settings) -> Iterator[None]:
 
 
 def _location(artifacts: str) -> str:
-    return artifacts if urlsplit(artifacts).scheme else Path(os.path.abspath(artifacts)).as_uri()
+    # Unlike Path.resolve, abspath leaves symbolic links in their place: the URI is on record.
+    return artifacts if urlsplit(artifacts).scheme else Path(os.path.abspath(artifacts)).as_uri()  # noqa: PTH100

@@ -10,8 +10,8 @@ An LTE of this representation is the mean of *encoded* item vectors over the sam
    [A−L, A) are cos(LTE(A), E)/τ + s·popularity. So every encoder of a basis writes in the coordinates of that basis,
    and a model that was trained on one version of the LTE reads the next.
 3. The loss is the cross entropy of the items that were chosen in [A−L, A), for anchors A that step back from F by the
-   lag: nothing dated on or after F, or known then, is looked at. Weight decay pulls P back to zero, and `inertia` weighs
-   how far the vectors of A and A−7 lie apart.
+   lag: nothing dated on or after F, or known then, is looked at. Weight decay pulls P back to zero, and `inertia`
+   weighs how far the vectors of A and A−7 lie apart.
 4. Some users are held out; the fit ends when they gain nothing more, and keeps the P that served them best.
 
 In `<checkpoints>/encoder/<basis>/<F>/` appear `encoder.safetensors` and, last, `encoder.json`; `jobs.encode_items`
@@ -168,6 +168,7 @@ class EncoderFit:
         return functional.cosine_similarity(lte, self.encoder.encode(self.cases.week_before.of(batch), len(batch)))
 
     def logits(self, lte: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
+        """The logits (cases, items) of the cases `batch`, whose LTEs are `lte` (cases, dimensions)."""
         return self.encoder.logits(lte, torch.from_numpy(self.cases.anchors[batch]))
 
     def cross_entropy(self, logits: torch.Tensor, batch: np.ndarray) -> torch.Tensor:
@@ -261,6 +262,7 @@ def fit_encoder(settings: Settings, date: datetime.date, basis_id: str = "") -> 
 
 
 def main() -> None:
+    """Reads the command line and runs the command."""
     parser = CommandParser(
         "Fits the encoder of the representation autoencoder.", "the day from which on it may be used"
     )

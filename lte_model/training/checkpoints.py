@@ -36,6 +36,7 @@ def read_result(settings: Settings, training_date: datetime.date, side: str, aga
 
 
 def is_done(directory: Path, fingerprint: str) -> bool:
+    """Whether a training with that fingerprint has ended there. Removes the result of another one."""
     file = directory / RESULT_FILE
     if not file.is_file():
         return False

@@ -40,6 +40,7 @@ class Bags:
 
     @property
     def sizes(self) -> np.ndarray:
+        """How many items each bag has, (bags,)."""
         return self.ends - self.starts
 
     def of(self, numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,6 +56,7 @@ class Bags:
 
     @staticmethod
     def joined(parts: "list[Bags]") -> "Bags":
+        """The bags of all parts, in their order."""
         shifts = np.append(0, np.cumsum([len(part.items) for part in parts]))[:-1]
         return Bags(
             np.concatenate([part.items for part in parts]),
@@ -82,6 +84,7 @@ class EncoderCases:
         return len(self.anchors)
 
     def digest(self) -> bytes:
+        """A hash of all that is in the cases."""
         content = hashlib.sha256()
         for bags in (self.windows, self.week_before, self.chosen):
             for array in (bags.items, bags.starts, bags.ends):

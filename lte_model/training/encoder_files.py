@@ -1,4 +1,6 @@
-"""Where the encoder of a date lies: lte_model.training.autoencoder writes the files, and jobs.encode_items reads them."""
+"""Where the encoder of a date lies: lte_model.training.autoencoder writes the files, and
+jobs.encode_items reads them.
+"""
 
 import datetime
 from pathlib import Path

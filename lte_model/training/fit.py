@@ -58,6 +58,7 @@ LOSS_CHECKED_EVERY = 50
 
 
 def say(group: Group, line: str) -> None:
+    """Prints a line once, however many processes train."""
     if group.is_first:
         print(line, flush=True)
 

@@ -139,6 +139,7 @@ def open_to_train(settings: Settings, training_date: datetime.date) -> TrainingS
 
 
 def ranker_config(settings: Settings, training_set: TrainingSet, integration: str) -> RankerConfig:
+    """The configuration of a ranker for that training set, with that integration."""
     items, dimensions = training_set.catalogue.vectors.shape
     # Keep the default when the bias is off, so that a new count doesn't retrain models that ignore it.
     counts = len(POPULARITY_COUNTS) if settings.model.popularity_bias else BEFORE_THE_FIELD["popularity_counts"]
@@ -212,6 +213,7 @@ def _log_inputs(settings: Settings, training_set: TrainingSet, config: RankerCon
 
 
 def main() -> None:
+    """Reads the command line and runs the command."""
     parser = CommandParser("Trains the ranker of a date, with the LTE or without it.", "the day the training runs on")
     parser.add_argument("--integration", choices=INTEGRATIONS, help="how the LTE enters (default: model.integration)")
     parser.add_argument("--side", default="", help="a name for this training (default: the integration)")

@@ -28,11 +28,14 @@ class Catalogue:
         return pl.Enum(self.item_ids)
 
     def titles_of(self, rows: np.ndarray) -> list[str]:
+        """The titles of the items of those rows."""
         return self.titles.gather(rows).to_list()
 
 
 def basis_in_force(tables: Tables, wanted: str = "") -> str:
-    """The basis `wanted`, else the `basis_id` of the settings, or of the one that is registered; as the jobs have it."""
+    """The basis `wanted`, else the `basis_id` of the settings, or of the one that is registered; as
+    the jobs have it.
+    """
     registered = tables.scan("semantic_bases").select("basis_id").sort("basis_id").collect()["basis_id"].to_list()
     settings = tables.settings
     return chosen_basis(registered, wanted or settings.basis.basis_id, settings.table_path("semantic_bases"))

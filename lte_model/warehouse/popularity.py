@@ -19,8 +19,8 @@ def popularity_matrix(
     """log(1 + count) of every item at each of `dates`, (dates, counts, items) float32, each row standardised.
 
     `counts` is table `item_popularity`; an item that it lacks sold nothing. A softmax can't see a row's mean, and
-    the unit variance lets one learned scale serve small dates and large. Raises `LTEError` for a date without counts, or
-    counted by a release that knew fewer of them.
+    the unit variance lets one learned scale serve small dates and large. Raises `LTEError` for a date without counts,
+    or counted by a release that knew fewer of them.
     """
     older = [count for count in POPULARITY_COUNTS if count not in counts.collect_schema()]
     frame = (
