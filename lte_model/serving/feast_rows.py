@@ -2,7 +2,7 @@
 
 import itertools
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lte_model.files import one_at_a_time
 
 if TYPE_CHECKING:
-    from feast import FeatureStore, FeatureView
+    from feast import FeatureStore, FeatureView, Field
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from feast.protos.feast.types.Value_pb2 import Value
 
@@ -26,15 +26,50 @@ LOCK_SECONDS = 60
 
 
 def entity_key(entity: str, name: str) -> "EntityKey":
+    """The key of the row whose `entity`, such as user_id, is `name`."""
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 
     return EntityKey(join_keys=[entity], entity_values=[text_value(name)])
 
 
 def text_value(text: str) -> "Value":
+    """A text as Feast stores it."""
     from feast.protos.feast.types.Value_pb2 import Value
 
     return Value(string_val=text)
+
+
+def schema_of(entity: str, features: Mapping[str, str]) -> "list[Field]":
+    """The entity and its features, {name: how Feast holds it}, as Feast's fields."""
+    from feast import Field
+    from feast.types import Array, Bool, Int32, Int64, String
+
+    types = {
+        "int32_list_val": Array(Int32),
+        "int32_val": Int32,
+        "int64_val": Int64,
+        "string_val": String,
+        "bool_val": Bool,
+    }
+    return [Field(name=entity, dtype=String), *(Field(name=name, dtype=types[kind]) for name, kind in features.items())]
+
+
+def feast_values(row: Mapping[str, Any], features: Mapping[str, str]) -> dict[str, "Value"]:
+    """The features of a row as Feast's values."""
+    from feast.protos.feast.types.Value_pb2 import Int32List, Value
+
+    return {
+        name: Value(**{kind: Int32List(val=row[name]) if kind == "int32_list_val" else row[name]})
+        for name, kind in features.items()
+    }
+
+
+def plain_values(values: "dict[str, Value] | None", features: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `feast_values` made such values of; None where a feature is missing."""
+    if not values or any(values[name].WhichOneof("val") is None for name in features):
+        return None
+    plain = {name: getattr(values[name], kind) for name, kind in features.items()}
+    return plain | {name: plain[name].val for name, kind in features.items() if kind == "int32_list_val"}
 
 
 # What differs between the stores.
@@ -46,12 +81,14 @@ class Rows(Protocol):
     errors: tuple[type[Exception], ...]
     """What it raises beside `sqlite3.Error` when it fails."""
 
-    def lock(self) -> AbstractContextManager[Any]: ...
+    def lock(self) -> AbstractContextManager[Any]:
+        """Keeps other writers out while it is held."""
 
     def stay(self) -> None:
         """Shows that the holder of the lock is alive."""
 
-    def remove(self, view: "FeatureView", keys: "Sequence[EntityKey]") -> int: ...
+    def remove(self, view: "FeatureView", keys: "Sequence[EntityKey]") -> int:
+        """Deletes the rows of those keys; returns how many there were."""
 
     def remove_unless(self, view: "FeatureView", feature: str, text: str) -> int:
         """Deletes the rows whose `feature` is another text; returns how many there were."""
@@ -69,31 +106,35 @@ class SQLiteRows:
         self._path = feast.config.online_store.path
 
     def lock(self) -> AbstractContextManager[None]:
+        """A lock file beside the database."""
         return one_at_a_time(Path(f"{self._path}.lock"))
 
     def stay(self) -> None:
         """The lock ends with the process."""
 
     def remove(self, view: "FeatureView", keys: "Sequence[EntityKey]") -> int:
+        """Deletes the rows of those keys, key by key."""
         from feast.infra.key_encoding_utils import serialize_entity_key
 
         removed = 0
         with closing(sqlite3.connect(self._path)) as database, database:
             for key in keys:
-                of_user = f'DELETE FROM "{self._table(view)}" WHERE entity_key = ?'
+                of_user = f'DELETE FROM "{self._table(view)}" WHERE entity_key = ?'  # noqa: S608 - Feast's name
                 removed += database.execute(of_user, (serialize_entity_key(key, KEY_VERSION),)).rowcount > 0
         return removed
 
     def remove_unless(self, view: "FeatureView", feature: str, text: str) -> int:
+        """Deletes them in one statement, which compares the text as Feast encodes it."""
         table = self._table(view)
         with closing(sqlite3.connect(self._path)) as database, database:
-            others = f'SELECT entity_key FROM "{table}" WHERE feature_name = ? AND value <> ?'
+            others = f'SELECT entity_key FROM "{table}" WHERE feature_name = ? AND value <> ?'  # noqa: S608
             found = (feature, text_value(text).SerializeToString())
-            removed = database.execute(f"SELECT count(*) FROM ({others})", found).fetchone()[0]
-            database.execute(f'DELETE FROM "{table}" WHERE entity_key IN ({others})', found)
+            removed = database.execute(f"SELECT count(*) FROM ({others})", found).fetchone()[0]  # noqa: S608
+            database.execute(f'DELETE FROM "{table}" WHERE entity_key IN ({others})', found)  # noqa: S608
         return removed
 
     def purge(self) -> None:
+        """Writes the file anew, without what was deleted."""
         with closing(sqlite3.connect(self._path)) as database:
             database.execute("VACUUM")
 
@@ -114,17 +155,21 @@ class RedisRows:
         self._lock = self._client.lock(f"{PROJECT}:pushing", timeout=LOCK_SECONDS)
 
     def lock(self) -> AbstractContextManager[Any]:
+        """A lock of Redis, which ends unless its holder stays."""
         return self._lock
 
     def stay(self) -> None:
+        """Begins the time of the lock anew."""
         self._lock.reacquire()
 
     def remove(self, view: "FeatureView", keys: "Sequence[EntityKey]") -> int:
+        """Deletes the rows of those keys, many at once."""
         from feast.infra.key_encoding_utils import serialize_entity_key
 
         return self._remove(view, [serialize_entity_key(key, KEY_VERSION) + PROJECT.encode() for key in keys])
 
     def remove_unless(self, view: "FeatureView", feature: str, text: str) -> int:
+        """Looks through the keys of the view, and deletes the rows of another text."""
         from feast.infra.key_encoding_utils import serialize_entity_key_prefix
 
         ours = serialize_entity_key_prefix(view.join_keys, KEY_VERSION) + b"*" + PROJECT.encode()

@@ -3,8 +3,8 @@
     reader = OnlineReader(load_settings())
     [lte] = reader.read(["user 7"])      # None where the user has no LTE
 
-While two bases are in force, `OnlineReader(settings, basis_id)` says in which one: that of the model which reads. A model
-that is handed a vector of the other one refuses it, by the `basis_id` that goes with the vector.
+While two bases are in force, `OnlineReader(settings, basis_id)` says in which one: that of the model which reads. A
+model that is handed a vector of the other one refuses it, by the `basis_id` that goes with the vector.
 
 Bit for bit the vectors of `lte_live`: the store holds the same integers, and `to_vector` divides them here as there.
 Needs Feast's environment (infra/feast), and no torch.
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class OnlineLTE:
-    """A user's row of `lte_live`. `vector` (dimensions,) is the LTE itself, float32; `vector_sum` (dimensions,), int32 in
-    grid units, and the fields below it are what a ranker behind MLflow reads (lte_model/serving/pyfunc.py). The LTE is as it is
-    since `snapshot_date`."""
+    """A user's row of `lte_live`. `vector` (dimensions,) is the LTE itself, float32; `vector_sum` (dimensions,), int32
+    in grid units, and the fields below it are what a ranker behind MLflow reads (lte_model/serving/pyfunc.py). The LTE
+    is as it is since `snapshot_date`.
+    """
 
     user_id: str
     vector: np.ndarray
@@ -65,7 +66,8 @@ class OnlineReader:
 
     def read(self, user_ids: Sequence[str], representation: str = UNIFORM) -> list[OnlineLTE | None]:
         """The LTE of each user; None for a user without one. Raises `LTEError` where nothing was pushed of the
-        representation in the basis, and where the store fails."""
+        representation in the basis, and where the store fails.
+        """
         if representation not in self._views:
             self._views[representation] = self._open(representation)
         basis_id, view = self._views[representation]

@@ -9,8 +9,8 @@ whose features are the columns of the user's row in `lte_live`. Three things are
 3. It doesn't know whether a push came to its end: `note` does.
 
 Feast has an environment of its own (infra/feast): it wants an older tenacity than Airflow has, and where it is
-installed, MLflow loads all of it in every process that speaks to a tracking server. `continue_in_feast` brings a command
-there.
+installed, MLflow loads all of it in every process that speaks to a tracking server. `continue_in_feast` brings a
+command there.
 """
 
 import datetime
@@ -30,12 +30,22 @@ import polars as pl
 
 from lte_model.command_line import run
 from lte_model.errors import EXIT_CODE, LTEError
-from lte_model.serving.feast_rows import KEY_VERSION, KEYS_AT_ONCE, PROJECT, RedisRows, Rows, SQLiteRows, entity_key
+from lte_model.serving.feast_rows import (
+    KEY_VERSION,
+    KEYS_AT_ONCE,
+    PROJECT,
+    RedisRows,
+    Rows,
+    SQLiteRows,
+    entity_key,
+    feast_values,
+    plain_values,
+    schema_of,
+)
 from lte_model.settings import Settings
 
 if TYPE_CHECKING:
     from feast import FeatureView
-    from feast.protos.feast.types.Value_pb2 import Value
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -66,8 +76,9 @@ NOTE_FEATURES = {
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a view holds: the LTEs of the snapshot date `date`, made from `inputs`, as a version of a Delta table has them.
-    If not `complete`, some rows are of an earlier push."""
+    """What a view holds: the LTEs of the snapshot date `date`, made from `inputs`, as a version of a Delta table has
+    them. If not `complete`, some rows are of an earlier push.
+    """
 
     date: datetime.date
     inputs: str
@@ -77,10 +88,12 @@ class Pushed:
 
     @property
     def read_from(self) -> str:
+        """Table and version in short, such as `3f2a41b9@17`."""
         return f"{self.table_id[:8]}@{self.table_version}"
 
 
 def view_name(basis_id: str, representation: str) -> str:
+    """The name of the feature view of a representation of a basis."""
     return f"lte_{representation}_{basis_id}"
 
 
@@ -89,16 +102,18 @@ def view_name(basis_id: str, representation: str) -> str:
 
 def continue_in_feast(settings: Settings, module: str) -> None:
     """Returns where Feast is installed. Elsewhere the process goes on as `python -m module` of the environment that has
-    it, with the same arguments. Raises `LTEError` where there is none."""
+    it, with the same arguments. Raises `LTEError` where there is none.
+    """
     if not importlib.util.find_spec("feast"):
         python = _python_of_feast(settings)
         sys.stdout.flush()
-        os.execve(python, [python, "-m", module, *sys.argv[1:]], _environment())
+        os.execve(python, [python, "-m", module, *sys.argv[1:]], _environment())  # noqa: S606 - no shell is meant
 
 
 def erase_from_online_store(settings: Settings, user_ids: frozenset[str]) -> list[str]:
     """Deletes the users' rows, of every basis and representation; returns the views that had one. Runs in Feast's
-    environment. Raises `LTEError` where the store can't be reached."""
+    environment. Raises `LTEError` where the store can't be reached.
+    """
     return _ask_in_feast(settings, users=sorted(user_ids))
 
 
@@ -131,8 +146,8 @@ def _python_of_feast(settings: Settings) -> str:
     python = Path(settings.online_store.python)
     if not python.is_file() or Path(sys.prefix) == python.parent.parent:
         raise LTEError(
-            f"there is no Feast at online_store.python = {settings.online_store.python!r}; run make online-store, or name the Python of "
-            "an environment with infra/feast/requirements.txt"
+            f"there is no Feast at online_store.python = {settings.online_store.python!r}; run make online-store, "
+            "or name the Python of an environment with infra/feast/requirements.txt"
         )
     return str(python)
 
@@ -179,6 +194,7 @@ class OnlineStore:
         return sorted(view.tags["basis_id"] for view in views)
 
     def view(self, basis_id: str, representation: str) -> "FeatureView":
+        """The feature view as the store has it registered."""
         return self.feast.get_feature_view(view_name(basis_id, representation))
 
     def register(self, basis_id: str, representation: str) -> "FeatureView":
@@ -191,7 +207,7 @@ class OnlineStore:
             lte = FeatureView(
                 name=view_name(basis_id, representation),
                 entities=[user],
-                schema=_schema(USER, LTE_FEATURES),
+                schema=schema_of(USER, LTE_FEATURES),
                 source=FileSource(
                     name="lte_live",
                     path=self._live,
@@ -200,7 +216,7 @@ class OnlineStore:
                 ),
                 tags={"basis_id": basis_id, "representation": representation},
             )
-            notes = FeatureView(name=NOTES, entities=[view], schema=_schema(VIEW, NOTE_FEATURES))
+            notes = FeatureView(name=NOTES, entities=[view], schema=schema_of(VIEW, NOTE_FEATURES))
             self.feast.apply([user, view, lte, notes])
         return self.view(basis_id, representation)
 
@@ -218,7 +234,7 @@ class OnlineStore:
     def note(self, view: "FeatureView", pushed: Pushed) -> None:
         """Notes what the view holds, or will hold."""
         note = vars(pushed) | {"date": str(pushed.date)}
-        row = (entity_key(VIEW, view.name), _values(note, NOTE_FEATURES), _moment(pushed.date), None)
+        row = (entity_key(VIEW, view.name), feast_values(note, NOTE_FEATURES), _moment(pushed.date), None)
         self._write(self.feast.get_feature_view(NOTES), [row])
 
     def write(self, view: "FeatureView", ltes: pl.DataFrame, pushed: Pushed) -> None:
@@ -227,7 +243,7 @@ class OnlineStore:
         rows = [
             (
                 entity_key(USER, lte[USER]),
-                _values(lte | _dates_as_text(lte) | added, LTE_FEATURES),
+                feast_values(lte | _dates_as_text(lte) | added, LTE_FEATURES),
                 _moment(pushed.date),
                 None,
             )
@@ -237,7 +253,8 @@ class OnlineStore:
 
     def read(self, view: "FeatureView", user_ids: Sequence[str]) -> list[dict[str, Any] | None]:
         """The features of each user, `vector_sum` as any sequence of integers; None for a user without a row. Raises
-        `LTEError` where the store fails."""
+        `LTEError` where the store fails.
+        """
         with self._answers():
             return self._read(view, USER, user_ids, LTE_FEATURES)
 
@@ -251,7 +268,8 @@ class OnlineStore:
 
     def erase(self, user_ids: Sequence[str]) -> list[str]:
         """Deletes the users' rows of every view; returns the names of the views that had one. Raises `LTEError` where
-        the store fails."""
+        the store fails.
+        """
         views = [view for view in self.feast.list_feature_views() if view.name != NOTES]
         with self.lock():
             had_one = [view.name for view in views if self.remove(view, user_ids)]
@@ -260,7 +278,8 @@ class OnlineStore:
 
     def retire(self, basis_id: str) -> list[str]:
         """Deletes the rows and the views of a basis, and what is noted of them; returns the views' names. Raises
-        `LTEError` where the store fails."""
+        `LTEError` where the store fails.
+        """
         views = self.feast.list_feature_views(tags={"basis_id": basis_id})
         with self.lock():
             for view in views:
@@ -281,7 +300,7 @@ class OnlineStore:
         for start in range(0, len(ids), KEYS_AT_ONCE):
             keys = [entity_key(entity, name) for name in ids[start : start + KEYS_AT_ONCE]]
             found += self.feast.provider.online_read(self.feast.config, view, keys, list(features))
-        return [_plain(values, features) for _, values in found]
+        return [plain_values(values, features) for _, values in found]
 
     @contextmanager
     def _answers(self) -> Iterator[None]:
@@ -290,40 +309,9 @@ class OnlineStore:
             yield
         except failures as error:
             raise LTEError(
-                f"the {self.settings.type} online store failed: {error}; is it up, and is [online_store] in the settings "
-                "right? What was begun is made good by running it again"
+                f"the {self.settings.type} online store failed: {error}; is it up, and is [online_store] in the "
+                "settings right? What was begun is made good by running it again"
             ) from error
-
-
-def _schema(entity: str, features: Mapping[str, str]) -> list:
-    from feast import Field
-    from feast.types import Array, Bool, Int32, Int64, String
-
-    types = {
-        "int32_list_val": Array(Int32),
-        "int32_val": Int32,
-        "int64_val": Int64,
-        "string_val": String,
-        "bool_val": Bool,
-    }
-    return [Field(name=entity, dtype=String), *(Field(name=name, dtype=types[kind]) for name, kind in features.items())]
-
-
-def _values(row: Mapping[str, Any], features: Mapping[str, str]) -> dict[str, "Value"]:
-    """The features of a row as Feast's values."""
-    from feast.protos.feast.types.Value_pb2 import Int32List, Value
-
-    return {
-        name: Value(**{kind: Int32List(val=row[name]) if kind == "int32_list_val" else row[name]})
-        for name, kind in features.items()
-    }
-
-
-def _plain(values: "dict[str, Value] | None", features: Mapping[str, str]) -> dict[str, Any] | None:
-    if not values or any(values[name].WhichOneof("val") is None for name in features):
-        return None
-    plain = {name: getattr(values[name], kind) for name, kind in features.items()}
-    return plain | {name: plain[name].val for name, kind in features.items() if kind == "int32_list_val"}
 
 
 def _dates_as_text(lte: Mapping[str, Any]) -> dict[str, str]:
@@ -335,8 +323,9 @@ def _moment(date: datetime.date) -> datetime.datetime:
 
 
 def main() -> None:
-    """Erases users, or retires a basis; what and from where comes as JSON, so that no list of processes shows an id or a
-    password."""
+    """Erases users, or retires a basis; what and from where comes as JSON, so that no list of processes shows an id or
+    a password.
+    """
     asked = json.load(sys.stdin)
     store = OnlineStore(Settings.model_validate(asked["settings"]))
     print(*(store.retire(asked["basis_id"]) if "basis_id" in asked else store.erase(asked["users"])), sep="\n")

@@ -91,6 +91,7 @@ class ServedRanker(PythonModel):
     """Ranks the whole catalogue for each user; items seen before are not filtered."""
 
     def load_context(self, context: PythonModelContext) -> None:
+        """Loads the ranker from the files of the model; MLflow calls it once."""
         self.recommender = Recommender(load_ranker(context.artifacts[ARTIFACT]))
 
     def predict(self, context, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:

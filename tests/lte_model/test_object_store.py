@@ -78,5 +78,5 @@ def test_a_secret_in_the_settings_is_refused_and_not_shown(load):
 
 
 def test_a_url_that_readers_take_for_different_ones_is_refused(load):
-    with pytest.raises(LTEError, match=r"warehouse = 's3://lake/a b': .*use only letters, digits and -._~/ in a URL"):
+    with pytest.raises(LTEError, match=r"warehouse = 's3://lake/a b': .*use only letters, digits and -._~/ in a url"):
         load('warehouse = "s3://lake/a b"\n')
