@@ -3,6 +3,8 @@ r"""Feeds in which all goes wrong that can, and what must become of each row: an
 A `Said` is what a feed says in one column, and what it means: the value that is kept, or the reason why the row isn't.
 `rows_of_events` and `rows_of_items` draw them at random. Every row has a number in a column of its own, so that two
 rows are exact duplicates where they were meant to be. Text is written as bytes: `\udce9` is a lone byte, no UTF-8.
+
+Longer than 350 lines, because what a feed says and what must become of it are read side by side.
 """
 
 import csv
