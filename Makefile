@@ -86,9 +86,9 @@ lint: $(VENV)/installed  ## ruff: the rules of pyproject.toml, and the layout
 typecheck: $(VENV)/installed  ## mypy: lte_model, jobs and infra
 	$(BIN)/mypy
 
-test-fast: $(VENV)/installed  ## the tests without Spark, Airflow or a long training, in two processes [ARGS="tests/jobs" WORKERS=2]
+test-fast: $(VENV)/installed  ## the tests without Spark, Airflow, MLflow or a long training, in two processes [ARGS="tests/jobs" WORKERS=2]
 	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile \
-	    -m 'not spark and not airflow and not e2e and not slow' $(ARGS)
+	    -m 'not spark and not airflow and not mlflow and not e2e and not slow' $(ARGS)
 
 test: .cache/prepared $(FEAST)/installed  ## the tests but those of a production, in three processes, and the lines that none ran [ARGS="-m 'not e2e'" WORKERS=3]
 	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),3) --dist loadfile --no-loadscope-reorder $(COVERAGE) $(ARGS)

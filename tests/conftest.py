@@ -38,9 +38,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _mark_by_what_it_needs(item: pytest.Item) -> None:
-    """Mark a test `spark` that asks for the Spark session, and `airflow` one that reads the DAGs as Airflow does."""
-    if "spark" in getattr(item, "fixturenames", ()):
-        item.add_marker(pytest.mark.spark)
+    """Mark a test `spark` that asks for a Spark session, `mlflow` for records, `airflow` one that reads the DAGs."""
+    fixtures = getattr(item, "fixturenames", ())
+    for fixture, mark in (("spark", pytest.mark.spark), ("tracking_uri", pytest.mark.mlflow)):
+        if fixture in fixtures:
+            item.add_marker(mark)
     if DAGS in item.path.parents:
         item.add_marker(pytest.mark.airflow)
 

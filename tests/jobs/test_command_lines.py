@@ -14,6 +14,8 @@ from tests.jobs.conftest import small_settings
 from tests.jobs.feed_files import event, write_parquet
 from tests.repository import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 JOBS = (
     "jobs.ingest_items",
     "jobs.ingest_events",

@@ -17,6 +17,8 @@ from lte_model.errors import LTEError
 from lte_model.settings import Settings
 from tests.jobs.quality.good_tables import ALWAYS, good_tables
 
+pytestmark = pytest.mark.slow
+
 DATE = datetime.date(2024, 3, 1)
 
 

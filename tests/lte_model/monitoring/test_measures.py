@@ -154,6 +154,7 @@ def test_a_first_snapshot_and_one_that_is_gone_are_still_a_page(settings):
     assert "recency</dt>" in text and "not of this date" in text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH: install it to test what a person sees")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_a_phone_and_a_desk(settings, scheme):

@@ -22,6 +22,8 @@ from lte_model.online_test.read_out_page import render
 from lte_model.online_test.statistics import SUMS, UNIT
 from lte_model.settings import Settings, load_settings
 
+pytestmark = pytest.mark.slow
+
 START, DATE = datetime.date(2024, 5, 1), datetime.date(2024, 5, 15)
 DAYS = (DATE - START).days
 TEST = "lte-prefix"

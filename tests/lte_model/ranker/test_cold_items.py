@@ -11,6 +11,8 @@ from lte_model.ranker.ranks import ranks_of
 from tests.lte_model.configs import ranker_config
 from tests.lte_model.ranker.test_model import every_event
 
+pytestmark = pytest.mark.slow
+
 TASTES, ITEMS_OF_TASTE, DIMENSIONS, EVENTS, USERS = 4, 25, 16, 8, 200
 ITEMS = TASTES * ITEMS_OF_TASTE
 COLD = np.arange(ITEMS_OF_TASTE - 2, ITEMS, ITEMS_OF_TASTE)
