@@ -321,7 +321,7 @@ def test_mlflow_holds_parameters_metrics_inputs_and_kind(trainable_shop):
 
 
 def test_the_command_refuses_in_one_line(trainable_shop, monkeypatch, capsys):
-    monkeypatch.setattr(training, "load_settings", lambda path: trainable_shop)
+    monkeypatch.setattr("lte_model.command_line.load_settings", lambda path: trainable_shop)
     monkeypatch.setattr(sys, "argv", ["training", "--date", "2024-10-01", "--integration", "prefix"])
     with pytest.raises(SystemExit) as left:
         training.run(training.main)
