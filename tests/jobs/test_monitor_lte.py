@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 
 from jobs import monitor_lte
+from jobs.engine import snapshots
 from jobs.engine.calendar import day_number
 from jobs.engine.packing import buckets_of
 from jobs.engine.snapshots import SnapshotRows, Tally, UserVectors
@@ -207,7 +208,7 @@ def cosine(one, other):
 @pytest.mark.parametrize("sampled", [len(USERS), 100])
 def test_the_figures_are_those_of_plain_python(settings, monkeypatch, sampled):
     """In blocks of a few rows, over users that came and went, of all users or of some."""
-    monkeypatch.setattr(monitor_lte, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(snapshots, "ROWS_AT_ONCE", 7)
     rules = settings.monitoring.model_copy(update={"sampled_users": sampled})
     settings = settings.model_copy(update={"monitoring": rules})
     now, before = snapshot(users=USERS[50:]), snapshot(DATE - WEEK, 2, USERS[:-20])
