@@ -87,7 +87,7 @@ typecheck: $(VENV)/installed  ## mypy: lte_model, jobs and infra
 	$(BIN)/mypy
 
 test-fast: $(VENV)/installed  ## the tests without Spark, Airflow, MLflow or a long training, in two processes [ARGS="tests/jobs" WORKERS=2]
-	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile \
+	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --ignore tests/dags --ignore tests/e2e \
 	    -m 'not spark and not airflow and not mlflow and not e2e and not slow' $(ARGS)
 
 test: .cache/prepared $(FEAST)/installed  ## the tests but those of a production, in three processes, and the lines that none ran [ARGS="-m 'not e2e'" WORKERS=3]

@@ -34,12 +34,11 @@ FLOORS = {
 jobs/ may use all.
 """
 
-LIGHT = ("domain", "warehouse", "tracking", "online_test", "errors", "files", "figures", "metrics", "object_store",
-         "settings", "command_line")  # fmt: skip
+LIGHT = ("domain", "warehouse", "errors", "files", "figures", "metrics", "object_store", "settings", "command_line")
 """What every job, and every check in a DAG, imports."""
 
 WITH_MLFLOW = ("tracking", "online_test")
-"""What is on record is asked of MLflow, which brings PySpark where it is installed, and does without where it isn't."""
+"""These as well. MLflow, which they ask, brings PySpark where it is installed, and does without where it isn't."""
 
 HAS_A_SETTING = {"lte_model/__init__.py"}
 """The one exception: OpenMP's waiting policy is read as torch is loaded, so it has to be set before any module is."""
@@ -131,12 +130,12 @@ def test_a_package_imports_nothing_for_those_who_import_from_it(file):
         assert len(tree.body) == 1
 
 
-@pytest.mark.parametrize("room", LIGHT)
-def test_what_jobs_need_brings_neither_torch_nor_spark(room):
+@pytest.mark.parametrize("rooms", [LIGHT, WITH_MLFLOW], ids=["without MLflow", "with MLflow"])
+def test_what_jobs_need_brings_neither_torch_nor_spark(rooms):
     """Transitively: a Spark image holds no torch, and a GPU image no Java."""
-    modules = [module for module in map(_module, _files("lte_model")) if _room(module) == room]
-    assert modules
-    unwanted = {"torch", "airflow", *(() if room in WITH_MLFLOW else ("mlflow", "pyspark"))}
+    modules = [module for module in map(_module, _files("lte_model")) if _room(module) in rooms]
+    assert {_room(module) for module in modules} == set(rooms)
+    unwanted = {"torch", "airflow"} | (set() if rooms is WITH_MLFLOW else {"mlflow", "pyspark"})
     program = f"import sys, {', '.join(modules)}; print(*{unwanted} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -22,6 +22,8 @@ from lte_model.tracking import runs
 from lte_model.training import train
 from tests.lte_model.pages import require_charts
 
+pytestmark = pytest.mark.slow
+
 TRAINING_DATE = datetime.date(2026, 3, 1)
 LAG, WINDOW = 30, 365
 DATES = TrainingSetSettings(anchors=6, anchor_every_days=30, test_days=30).dates(TRAINING_DATE)
