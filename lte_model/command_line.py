@@ -1,6 +1,6 @@
 """The command line that every job has: `--date D --settings FILE`.
 
-Some take a range of dates instead of the date, and some have commands, each with options of its own.
+Some jobs take a range of dates instead, and some have commands with their own options.
 """
 
 import argparse
@@ -15,10 +15,10 @@ from lte_model.settings import Settings, load_settings
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser with `--settings`, described by the first line of `description`, such as a job's docstring.
+    """A parser with `--settings`; its help shows the first line of `description`, such as a module's docstring.
 
-    With `date_help`, which says what it is, also `--date`: a `datetime.date` that isn't in the future. With `ranges`
-    also `--from`, `--to` and `--every`, which may stand in the place of `--date`.
+    `date_help` describes `--date`, a `datetime.date` that isn't in the future; without it there is no `--date`.
+    `ranges` adds `--from`, `--to` and `--every`, which may replace `--date`.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class CommandParser(argparse.ArgumentParser):
         self._commands: argparse._SubParsersAction[CommandParser] | None = None
 
     def add_command(self, name: str, does: str, date_help: str = "") -> "CommandParser":
-        """The parser of a command, whose name the arguments have as `command`."""
+        """Adds a command and returns its parser. The arguments hold the command's name as `command`."""
         if self._commands is None:
             self._commands = self.add_subparsers(dest="command", required=True)
-        # Without a default of its own, a command leaves a `--settings` that stands before it as it is.
+        # No default here: it would overwrite a `--settings` that stands before the command.
         return self._commands.add_parser(
             name, help=does, description=does, date_help=date_help, no_settings=argparse.SUPPRESS
         )
@@ -71,44 +71,44 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def read_settings(self) -> tuple[argparse.Namespace, Settings]:
-        """The arguments and the settings. Raises `LTEError` for a setting or a date that can't be."""
+        """The arguments and the settings. Raises `LTEError` for an invalid setting or date."""
         arguments = self.parse_args()
         return arguments, load_settings(arguments.settings)
 
     def read(self) -> tuple[argparse.Namespace, Settings, datetime.date]:
-        """The arguments, the settings and the date. Raises as `read_settings`."""
+        """The arguments, the settings and the date. Raises `LTEError` like `read_settings`."""
         arguments, settings = self.read_settings()
         return arguments, settings, arguments.date
 
     def read_dates(self) -> tuple[argparse.Namespace, Settings, tuple[datetime.date, ...]]:
         """The arguments, the settings and the dates of the range, or the one date.
 
-        Raises `LTEError` for dates that make no range.
+        Raises `LTEError` if the dates form no range.
         """
         arguments, settings = self.read_settings()
         return arguments, settings, dates_of(arguments)
 
 
 def _program() -> str | None:
-    """What a person types to run this process, as far as it is a module; None leaves it to argparse."""
+    """The command that runs this process, if it is a module; None lets argparse choose the name."""
     spec = sys.modules["__main__"].__spec__
     return f"python -m {spec.name}" if spec else None
 
 
 def asked_representations(arguments: argparse.Namespace, settings: Settings) -> tuple[str, ...]:
-    """The representations of the command line, or of the settings. Raises `LTEError` for one that isn't known."""
+    """The representations of the command line, or else of the settings. Raises `LTEError` for an unknown one."""
     names = tuple(arguments.representations or settings.model.representations)
     require_distinct(names)
     return names
 
 
 def asked_bases(arguments: argparse.Namespace, settings: Settings) -> tuple[str, ...]:
-    """The bases of the command line, or those in force, each once; "" stands for the only one that is registered."""
+    """The bases of the command line, or else those in force, without repeats. "" means the only registered basis."""
     return tuple(dict.fromkeys(arguments.bases or settings.basis.in_force))
 
 
 def dates_of(arguments: argparse.Namespace) -> tuple[datetime.date, ...]:
-    """The dates that the command line of a parser with `ranges` asks for."""
+    """The dates that a command line with `ranges` asks for. Raises `LTEError` if they form no range."""
     if arguments.start or arguments.end:
         if not (arguments.start and arguments.end) or arguments.date:
             raise LTEError("give --from and --to together, without --date")

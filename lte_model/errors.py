@@ -1,7 +1,7 @@
-"""The one error of the project that is meant for a person, and how a command line shows it."""
+"""The one error that is meant for a person, and the exit code of a command that raises it."""
 
 EXIT_CODE = 2
-"""What a command exits with when it refused its input. A crash exits with 1, as Python does."""
+"""The exit code of a command that refuses its input. A crash exits with 1, Python's default."""
 
 
 class LTEError(Exception):

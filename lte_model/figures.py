@@ -1,7 +1,7 @@
 """Figures: measured values with their 95 % intervals, as numbers, as text, in plain words, and as JSON.
 
 Reports, the registry's gate and the closing tables of the demo and the studies write their figures through this file,
-so that the same figure is written, and judged, in the same way everywhere. Imports no torch.
+so that the same figure is written, and judged, in the same way everywhere. This file imports no torch.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class Figure:
 
     @property
     def defined(self) -> tuple[float, float, float] | None:
-        """(value, low, high), or None where one can't be measured: for a cohort without users, or a ratio to 0."""
+        """(value, low, high), or None if one can't be measured, as in an empty cohort or a division by 0."""
         if self.value is None or self.low is None or self.high is None:
             return None
         ends = (self.value, self.low, self.high)
@@ -129,7 +129,7 @@ def to_json(content: Any, indent: int | None = 1) -> str:
 
 
 def from_json(text: str) -> Any:
-    """What `to_json` wrote, with its figures. Raises `ValueError` where the text is not JSON."""
+    """Reads what `to_json` wrote, figures included. Raises `ValueError` where the text is not JSON."""
     return json.loads(text, object_hook=_figure_or_dict)
 
 

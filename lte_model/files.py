@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 UNFINISHED = ".part"
-"""How the name of a file ends that a kill may leave beside the one it was to become."""
+"""The suffix of a file that is still being written. A kill may leave such a file behind."""
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Writes `file`, text as UTF-8, so that a reader sees the old content or the new, also after a kill or a power cut.
+    """Writes `file` (text as UTF-8); a reader sees the old or the new content, even after a kill or a power cut.
 
-    The folder is made where it isn't there.
+    Creates the folder if it is missing.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(file.name + UNFINISHED)
@@ -26,9 +26,9 @@ def write_atomically(file: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def one_at_a_time(file: Path) -> Iterator[None]:
-    """Waits until no other process of this machine is in a block of the same lock file, which is made if need be.
+    """Holds an exclusive lock on `file` for the block; creates the file if needed.
 
-    The lock ends with the block, or with the process, however that ends.
+    Other processes of this machine wait. The lock ends with the block, or with the process, however that ends.
     """
     with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

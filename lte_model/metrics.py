@@ -1,7 +1,7 @@
-"""Ranks over the full catalogue, what they are worth, and how sure one can be of it.
+"""Ranking metrics over the full catalogue, with bootstrap confidence intervals.
 
-The rank of a target is 1 + the items that score higher + half of the *other* items that score the same: a model that
-scores all items alike gets the middle of the catalogue, where counting ties as wins would make it perfect.
+The rank of a target is 1 + the items that score higher + half of the *other* items that score the same. So a model that
+scores all items alike ranks a target mid-catalogue; with ties counted as wins it would look perfect.
 """
 
 import math
@@ -14,7 +14,7 @@ from lte_model.figures import Figure
 CONFIDENCE = 0.95
 
 BLOCK = 2**24
-"""Numbers of users that a bootstrap draws at a time."""
+"""The most user numbers that a bootstrap draws at once."""
 
 
 def ndcg(ranks: np.ndarray, cutoff: int) -> np.ndarray:
@@ -43,7 +43,7 @@ def measures(ranks: np.ndarray, cutoffs: Sequence[int]) -> dict[str, np.ndarray]
 def bootstrap_means(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """Means (samples, columns) of `values` (users, columns) over users drawn with replacement.
 
-    All columns of one sample see the same users, so that columns may be compared within it: this is the pairing.
+    All columns of a sample use the same users, so that columns are compared in pairs.
     """
     users = len(values)
     random = np.random.default_rng(seed)
@@ -58,7 +58,7 @@ def bootstrap_means(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
 
 
 def interval(value: float | np.ndarray, resampled: np.ndarray) -> Figure:
-    """A value, a number or an array () of one, with its percentile interval at `CONFIDENCE`; None for a NaN."""
+    """`value` (a number or an array of shape ()) with its percentile interval at `CONFIDENCE`; NaN becomes None."""
     finite = resampled[np.isfinite(resampled)]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(finite, (tail, 1 - tail)) if len(finite) else (np.nan, np.nan)
@@ -66,13 +66,13 @@ def interval(value: float | np.ndarray, resampled: np.ndarray) -> Figure:
 
 
 def relative_difference(ours: np.ndarray | float, base: np.ndarray | float) -> np.ndarray:
-    """The relative difference ours / base − 1, not a number where base is 0."""
+    """The relative difference ours / base − 1; NaN where base is 0."""
     ours, base = np.asarray(ours, dtype=np.float64), np.asarray(base, dtype=np.float64)
     return np.divide(ours, base, out=np.full(ours.shape, np.nan), where=base != 0) - 1
 
 
 def mean_cosine(one: np.ndarray, other: np.ndarray) -> float:
-    """The mean cosine of the rows of two matrices (users, dimensions). A row of zeros has none; NaN where all are."""
+    """The mean cosine between the rows of two (users, dimensions) matrices, without zero rows; NaN if none is left."""
     dot, *squares = (
         np.einsum("ud,ud->u", a, b, dtype=np.float64) for a, b in ((one, other), (one, one), (other, other))
     )

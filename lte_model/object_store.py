@@ -1,9 +1,9 @@
-"""Tables and files on S3, or on a store that speaks its language: one spelling of a URL, and what its readers are told.
+"""Tables and files on S3 or a compatible store: one spelling of URLs, and the options of each reader.
 
-Polars, deltalake, Arrow, and boto3 within MLflow and Airflow take all they need from AWS's own variables: the
-credentials from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the machine's role, and the rest from AWS_ENDPOINT_URL
-and AWS_REGION. So `[s3]` of the settings goes there, for the process and those that it starts. Spark
-gets options that are made of the same variables; credentials are not among them, for its S3 client finds them itself.
+Polars, deltalake, Arrow, and boto3 within MLflow and Airflow read AWS's own variables: the credentials from
+AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or the machine's role, the address and region from AWS_ENDPOINT_URL and
+AWS_REGION. So `[s3]` of the settings is exported to these variables, for this process and its children. Spark gets
+options made of the same variables, without credentials: its S3 client finds them itself.
 """
 
 import functools
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from lte_model.errors import LTEError
 
 if TYPE_CHECKING:
-    from pyarrow.fs import FileSystem  # settings are read where no file is, and should be quick
+    from pyarrow.fs import FileSystem  # slow to import, and most readers of settings open no file
 
 _SPELLINGS = ("s3a://", "s3n://")
 _HADOOP = "org.apache.hadoop.fs.s3a"
@@ -23,28 +23,29 @@ _SECRETS = {
     "secret.key": "AWS_SECRET_ACCESS_KEY",
     "session.token": "AWS_SESSION_TOKEN",
 }
-"""How Hadoop's options end that hold credentials, and where these belong."""
+"""The endings of Hadoop's options that hold credentials, and the variables that should hold them instead."""
 
 
 def one_spelling(url: str) -> str:
-    """`s3a://bucket/folder`, as Hadoop has it, as `s3://bucket/folder`, which every reader knows; others unchanged."""
+    """Turns Hadoop's `s3a://` and `s3n://` into `s3://`, which every reader knows; other URLs stay unchanged."""
     return next((f"s3://{url[len(spelling) :]}" for spelling in _SPELLINGS if url.startswith(spelling)), url)
 
 
 def announce(endpoint: str, region: str) -> None:
-    """Puts the store's address and region, where they are given, into the environment, over what is there."""
+    """Exports the store's address and region, if given, to the environment, and overwrites what is there."""
     if endpoint:
         os.environ["AWS_ENDPOINT_URL"] = endpoint
     if region:
         os.environ["AWS_REGION"] = os.environ["AWS_DEFAULT_REGION"] = region
     if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
-        # Polars and deltalake alone ask whether they may do without TLS.
+        # Only Polars and deltalake need a permission to work without TLS.
         os.environ.setdefault("AWS_ALLOW_HTTP", "true")
 
 
 def spark_options() -> dict[str, str]:
-    """Lets Spark read `s3://` by Hadoop's S3A, at the address that the environment names. Needs hadoop-aws's jars where
-    such a URL is read, and nothing where none is.
+    """Options that let Spark read `s3://` through Hadoop's S3A, at the address that the environment names.
+
+    Reading such a URL needs the jars of hadoop-aws; without such a URL they aren't needed.
     """
     options = {
         "spark.hadoop.fs.s3.impl": f"{_HADOOP}.S3AFileSystem",
@@ -53,7 +54,7 @@ def spark_options() -> dict[str, str]:
     if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
         options |= {
             "spark.hadoop.fs.s3a.endpoint": endpoint,
-            "spark.hadoop.fs.s3a.path.style.access": "true",  # no name server knows the buckets of such a store
+            "spark.hadoop.fs.s3a.path.style.access": "true",  # such a store has no DNS name per bucket
             "spark.executorEnv.AWS_ENDPOINT_URL": endpoint,
         }
     if plain := os.environ.get("AWS_ALLOW_HTTP"):
@@ -68,7 +69,7 @@ def spark_options() -> dict[str, str]:
 
 
 def require_no_secret(options: Iterable[str], where: str) -> None:
-    """Raises `LTEError` for the name of an option of Spark that holds a credential of S3: it would be shown in logs."""
+    """Raises `LTEError` if a Spark option is the name of an S3 credential, which logs would show."""
     for name in options:
         for ending, variable in _SECRETS.items():
             if ".fs.s3" in name and name.endswith(ending):
@@ -87,8 +88,9 @@ def arrow_file(place: str) -> tuple["FileSystem", str]:
 
 @functools.cache
 def _bucket(name: str, endpoint: str | None) -> "FileSystem":
-    """One client for all files of a bucket at an address, which Arrow reads from the environment too: each keeps
-    connections of its own.
+    """One client per bucket and address, because each client keeps its own connections.
+
+    Arrow reads the address from the environment; `endpoint` is only part of the cache's key.
     """
     from pyarrow.fs import FileSystem
 

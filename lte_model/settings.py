@@ -23,7 +23,7 @@ from lte_model.errors import LTEError
 
 PREFIX = "LTE_"
 SETTINGS_VARIABLE = "LTE_SETTINGS"
-"""Names the settings file where a command line doesn't. It is no setting itself."""
+"""The variable that names the settings file if the command line doesn't. It isn't a setting itself."""
 
 Days = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -37,7 +37,7 @@ class _Section(BaseModel):
 class Sources(_Section):
     """Where the shop's feeds lie: a path, any Hadoop URL, or `table:name` for a table of the catalogue.
 
-    `exposures` and `outcomes` are read by online tests alone.
+    Only online tests read `exposures` and `outcomes`.
     """
 
     events: str = "source/events.parquet"
@@ -54,12 +54,12 @@ class Window(_Section):
 
 
 class Basis(_Section):
-    """The semantic basis: `basis_id` is the one that models are trained in. Empty, it is the one that is registered, if
-    there is exactly one.
+    """The semantic basis of the trainings, and how the next one is fitted.
 
-    While a basis takes the place of another, `beside` names the other bases in force: their items are embedded, their
-    LTEs made, measured, published and pushed each day too, for the models that read them or will. Encoder, dimensions
-    and template are those of the next basis that is fitted; of those that are registered the table has them.
+    `basis_id` is the basis that models are trained in; empty means the only registered one. While a new basis replaces
+    an old one, `beside` names the other bases in force: their items are embedded, and their LTEs made, measured,
+    published and pushed each day too, for the models that read them. `encoder`, `dimensions` and `text_template` apply
+    to the next basis; table `semantic_bases` has those of the registered ones.
     """
 
     basis_id: str = ""
@@ -70,7 +70,7 @@ class Basis(_Section):
 
     @property
     def in_force(self) -> tuple[str, ...]:
-        """Every basis in force, that of the trainings first; "" stands for the only one that is registered."""
+        """Every basis in force, `basis_id` first; "" means the only registered basis."""
         return (self.basis_id, *self.beside)
 
     @model_validator(mode="after")
@@ -83,21 +83,21 @@ class Basis(_Section):
 
 
 class TrainingSetSettings(_Section):
-    """Which dates train and which evaluate. Anchors `anchor_every_days` = `lag_days` apart use each target once."""
+    """Which dates train and which evaluate. With `anchor_every_days` = `lag_days`, each target is used once."""
 
     anchors: Count = 6
     anchor_every_days: Days = 30
     test_days: Days = 30
     max_length: Count = 200
-    """The events of a row: no policy and no model reads more."""
+    """The most events of a row; no policy or model reads more."""
     user_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Of the users, those that train and evaluate: a training holds all of their rows in memory (infra/scale.md)."""
+    """The share of users that train and evaluate: a training holds all their rows in memory (infra/scale.md)."""
 
     def dates(self, training_date: datetime.date) -> TrainingDates:
-        """The dates of the training that runs on `training_date`, which sees events before it alone.
+        """The dates of the training on `training_date`, which only sees earlier events.
 
-        The last `test_days` days test, the `test_days` before them validate, and the anchors step back from the
-        validation cut, `anchor_every_days` apart.
+        The last `test_days` days are the test, the `test_days` before them the validation. The anchors step back from
+        the validation cut, `anchor_every_days` apart.
         """
         horizon = datetime.timedelta(days=self.test_days)
         test = Interval(training_date - horizon, training_date)
@@ -113,9 +113,9 @@ class TrainingSetSettings(_Section):
 class Model(_Section):
     """What the model reads, and the sizes of the transformer.
 
-    `sequence` is the policy: `lagged` reads the events of [D−L, D), `newest` the newest of any date before D, of which
-    those before D−L are inputs and never targets. `max_tokens` counts the context tokens, one a representation.
-    `representations` are some of lte_model/domain/representations.py.
+    `sequence` is the policy: `lagged` reads the events of [D−L, D); `newest` reads the newest events before D, where
+    those before D−L are inputs and never targets. `max_tokens` includes one context token per representation.
+    `representations` are names of lte_model/domain/representations.py.
     """
 
     integration: Literal["prefix", "none", "late_fusion", "feature_injection"] = "prefix"
@@ -123,21 +123,21 @@ class Model(_Section):
     sequence: Literal["lagged", "newest"] = "lagged"
     max_tokens: Annotated[int, Field(ge=2)] = 50
     long_memory: Literal["none", "linear_attention"] = "none"
-    """What reads the `memory_events` before those of the sequence."""
+    """The layer that reads the `memory_events` events before the sequence."""
     memory_events: Count = 150
     popularity_bias: bool = False
     time_features: bool = False
     repeat_bias: bool = False
-    """A learned bias for the items that the user had before, by how long ago: they come back, or they don't."""
+    """A learned bias for items of the user's own history, by how many events ago."""
     width: Count = 64
     blocks: Count = 2
     heads: Count = 2
     feed_forward: Count = 1
-    """The hidden width of the feed-forward layers, in widths of the transformer. SASRec has 1, language models 4."""
+    """The hidden width of the feed-forward layers, in multiples of `width`. SASRec has 1, language models 4."""
     dropout: Share = 0.3
     id_embedding: bool = True
     id_dropout: Share = 0.1
-    """How often training takes an item's own vector away, so that its content learns to stand for it."""
+    """The probability that training drops an item's own vector, so that its content learns to represent it."""
 
     @field_validator("representations")
     @classmethod
@@ -150,15 +150,16 @@ class Model(_Section):
 
 
 class Representations(_Section):
-    """How the representations are made that have something to choose."""
+    """The parameters of those representations that have any."""
 
     half_life_days: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 90.0
-    """recency: the days after which an event weighs half as much."""
+    """For `recency`: the days after which an event weighs half as much."""
 
 
 class Autoencoder(_Section):
-    """How the encoder of a date is fitted: on up to `anchors` anchors a lag apart, of up to `users` users. `inertia`
-    weighs the distance, 1 − cosine, of an LTE from that of the week before, beside the cross entropy.
+    """How the encoder of a date is fitted: on at most `anchors` anchors, one lag apart, and at most `users` users.
+
+    `inertia` weighs an added loss: 1 − cosine between an LTE and that of the week before.
     """
 
     anchors: Count = 12
@@ -174,8 +175,10 @@ class Autoencoder(_Section):
 
 
 class Training(_Section):
-    """How the weights are found. Up to `exact_items` candidates the softmax is exact; beyond, it is over
-    `sampled_items` of them, drawn by their number of targets to the power of `sampling_power`.
+    """How the weights are trained.
+
+    Up to `exact_items` candidates the softmax is exact. Beyond, it uses `sampled_items` of them, drawn in proportion to
+    their number of targets to the power of `sampling_power`.
     """
 
     epochs: Count = 30
@@ -184,39 +187,40 @@ class Training(_Section):
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     averaging: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """The decay a step of the moving average of the weights, which is what is measured and kept; 0 keeps the last."""
+    """The decay per step of the weights' moving average, which is evaluated and saved; 0 takes the last weights."""
     seed: int = 0
     refit: bool = False
-    """Whether a model is trained once more, for as many epochs as the validation chose, up to the test cut."""
+    """Whether to train once more up to the test cut, for the number of epochs that the validation chose."""
     loss_positions: Literal["all", "last"] = "all"
     predict_from: Literal["earlier_events", "earlier_days"] = "earlier_events"
-    """What a target is predicted from: all events before it, those of its day and basket too; or the events of the days
-    before its own alone, as a list that is made once a day is. That is better where `model` has `popularity_bias` and
-    `time_features`, and worse without (lte_model/studies/RESULTS.md)."""
+    """What a target is predicted from: all events before it, including those of its day and basket; or only the events
+    of earlier days, as for a list that is made once a day. `earlier_days` is better with `popularity_bias` and
+    `time_features` of `model`, and worse without (lte_model/studies/RESULTS.md)."""
     exact_items: Count = 100_000
     sampled_items: Count = 8192
     sampling_power: Share = 0.75
     sampling_correction: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What matrix products are taken in; auto is bfloat16 on a GPU and float32 on a CPU."""
+    """The type of matrix products; auto is bfloat16 on a GPU and float32 on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile for the transformer's blocks; auto compiles on a GPU alone."""
+    """Whether torch.compile compiles the transformer's blocks; auto does so only on a GPU."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of torch; 0 leaves the choice to torch."""
+    """CPU threads of torch; 0 keeps torch's default."""
 
 
 class EvaluationSettings(_Section):
-    """The cut-offs k of NDCG@k, and the samples of the bootstrap that makes the intervals."""
+    """The cut-offs k of NDCG@k, and the bootstrap samples of the confidence intervals."""
 
     cutoffs: tuple[Count, ...] = (10, 100, 500)
     bootstrap_samples: Count = 1000
 
 
 class Scoring(_Section):
-    """What table `recommendations` holds of each user: the `k` best items. `seen_items` says what becomes of those that
-    the user had to do with before: `keep` ranks them like all others, `drop` leaves out every item of the user's events
-    in the LTE's window and in the days between it and the date.
+    """What table `recommendations` holds for each user: the `k` best items.
+
+    `seen_items` = `keep` ranks items of the user's history like all others. `drop` leaves out every item of the user's
+    events in the LTE's window and in the days between it and the date.
     """
 
     k: Count = 100
@@ -224,37 +228,41 @@ class Scoring(_Section):
 
 
 class OnlineTest(_Section):
-    """What is read off an online test. The first of `metrics` decides; each is a column of the outcomes' feed."""
+    """How an online test is measured. The first of `metrics` decides; each is a column of the outcomes feed."""
 
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("engagement", "revenue")
     uplift: Annotated[float, Field(gt=0)] = 0.0116
-    """The relative difference that a test should be able to find, with probability `power`; the paper's by default."""
+    """The relative difference that a test should detect with probability `power`. The default is the paper's."""
     power: Annotated[float, Field(gt=0.05, lt=1)] = 0.8
     sample_ratio_p: Annotated[float, Field(gt=0, lt=1)] = 0.001
-    """Below it the users are not divided as they should be, and the test isn't readable."""
+    """Below this p-value the users are not divided as planned, and the test isn't readable."""
 
 
 class MLflow(_Section):
-    """MLflow's server, file or database. An address with a password belongs into the environment,
-    LTE_MLFLOW__TRACKING_URI; a server's into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
+    """MLflow's server, file or database.
+
+    A `tracking_uri` with a password belongs in the environment, as LTE_MLFLOW__TRACKING_URI; the login of a server
+    belongs in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.
     """
 
     tracking_uri: Annotated[str, Field(repr=False)] = "sqlite:///mlflow.db"
     artifacts: str = "mlartifacts"
     experiment: str = "lte"
     model_name: Annotated[str, Field(pattern=r"""^[^/:'"]+$""")] = "lte-ranker"
-    """MLflow takes no / and no : in it, and can't search for a quote."""
+    """MLflow allows no / and no : in a name, and can't search for a quote."""
 
     @property
     def place(self) -> str:
-        """`tracking_uri` without its password, for what people read."""
+        """`tracking_uri` without its login, for messages."""
         place = urllib.parse.urlsplit(self.tracking_uri).netloc
         return self.tracking_uri.replace(place, place.rpartition("@")[2])
 
 
 class S3(_Section):
-    """Where `s3://` leads: an address such as `https://s3.example.org`, and a region. Empty: as AWS_ENDPOINT_URL and
-    AWS_REGION say, or AWS's own. Credentials are no settings: they come from AWS's variables or the machine's role.
+    """The address of the `s3://` store, such as `https://s3.example.org`, and its region.
+
+    If empty, AWS_ENDPOINT_URL and AWS_REGION decide, or AWS's defaults. Credentials are not settings: they come from
+    AWS's variables or the machine's role.
     """
 
     endpoint: str = ""
@@ -262,10 +270,11 @@ class S3(_Section):
 
 
 class OnlineStoreSettings(_Section):
-    """Where a service reads the LTEs that are live; `none`: nowhere. `sqlite` is the file `path`. `redis` is what
-    `connection` says, `host:port,password=…,ssl=true`: a secret belongs into the environment,
-    LTE_ONLINE_STORE__CONNECTION. `registry`, a path or URL, is Feast's note of its views, and `python` that of the
-    environment with Feast.
+    """Where a service reads the live LTEs; `none` means nowhere.
+
+    `sqlite` is the file `path`. `redis` is at `connection`, `host:port,password=…,ssl=true`: a secret belongs in the
+    environment, as LTE_ONLINE_STORE__CONNECTION. `registry` is the path or URL of Feast's registry, and `python` the
+    Python of the environment with Feast.
     """
 
     type: Literal["none", "sqlite", "redis"] = "none"
@@ -276,9 +285,11 @@ class OnlineStoreSettings(_Section):
 
 
 class Gates(_Section):
-    """The shares of a day's rows that may be refused, and that may name an unknown item, before a gate stops it. For a
-    model to be promoted: the share of its test users that must have an LTE; and where it is of another basis than the
-    champion, the share of the users whose LTE is live in the champion's basis that must have one in its own.
+    """Thresholds that stop a day's feed or a model's promotion.
+
+    `max_quarantined_share` and `max_unknown_item_share` limit the shares of a day's rows that are refused or name an
+    unknown item. To be promoted, a model needs an LTE for `min_lte_coverage` of its test users. If its basis isn't the
+    champion's, `min_basis_coverage` of the users with a live LTE in the champion's basis need one in the model's basis.
     """
 
     max_quarantined_share: Share = 0.05
@@ -288,7 +299,7 @@ class Gates(_Section):
 
 
 class Bounds(_Section):
-    """Where a measure may lie: beyond `warn_…` its value is named in the log, beyond `stop_…` nothing goes live.
+    """The range of a measure: beyond `warn_…` the log names its value, beyond `stop_…` nothing goes live.
 
     Bounds are inclusive; ±inf disables one.
     """
@@ -308,15 +319,14 @@ class Bounds(_Section):
 
 
 class Monitoring(_Section):
-    """Where the measures of a snapshot may lie before it goes live; each is described in
-    lte_model/monitoring/measures.py.
+    """The bounds of a snapshot's measures before it goes live; lte_model/monitoring/measures.py describes the measures.
 
-    A default stop is where something must be broken, whatever the shop; where to be warned differs by shop.
-    `[monitoring.inertia] warn_below = 0.95` changes that bound and leaves the others of the measure as they are.
+    A default stop means that something is broken, whatever the shop; good warnings differ by shop.
+    `[monitoring.inertia] warn_below = 0.95` changes that bound and keeps the measure's other bounds.
     """
 
     sampled_users: Count = 200_000
-    """So many users, or all of a smaller snapshot, are compared with other dates and looked for in the events: three
+    """The users that are compared with other dates and looked up in the events, or all of a smaller snapshot. Three
     times their vectors are in memory at once."""
 
     users: Bounds = Bounds()
@@ -331,7 +341,7 @@ class Monitoring(_Section):
     psi_norm: Bounds = Bounds(warn_above=0.25)
     psi_events: Bounds = Bounds(warn_above=0.25, stop_above=1)
     psi_age: Bounds = Bounds(warn_above=0.25)
-    """Without a stop: in the first year of a shop ages grow, as they should; and another encoder has other norms."""
+    """`psi_age` and `psi_norm` have no stop: ages grow in a shop's first year, and a new encoder has other norms."""
     reference_days: Bounds = Bounds()
     age_mean: Bounds = Bounds()
     age_p50: Bounds = Bounds()
@@ -352,8 +362,9 @@ class Monitoring(_Section):
 
 
 class Freshness(_Section):
-    """When what is live is stale: its date is more than `max_age_days` before today's. And how many days back a day
-    without a snapshot is missed.
+    """When live LTEs are stale: their date is more than `max_age_days` before today.
+
+    `missed_days` is how many days back a day without a snapshot is reported.
     """
 
     max_age_days: Annotated[int, Field(ge=0)] = 0
@@ -361,10 +372,12 @@ class Freshness(_Section):
 
 
 class Maintenance(_Section):
-    """What the weekly maintenance keeps: every snapshot of the last `daily_snapshots_days`, before them those that a
-    training reads; the recommendations of the last `recommendations_days`; a file for `retention_days` after no version
-    of today needs it, and longer where a registered model names its version. A partition with more than `small_files`
-    files below `small_file_mb` is written anew in files of about `target_file_mb`.
+    """What the weekly maintenance keeps and compacts.
+
+    It keeps every snapshot of the last `daily_snapshots_days`, older ones if a training reads them, and the
+    recommendations of the last `recommendations_days`. It keeps a file for `retention_days` after the current versions
+    stop needing it, and longer if a registered model names its version. A partition with more than `small_files` files
+    below `small_file_mb` is rewritten in files of about `target_file_mb`.
     """
 
     daily_snapshots_days: Days = 30
@@ -376,8 +389,9 @@ class Maintenance(_Section):
 
 
 class Spark(_Section):
-    """`conf` goes to Spark as it is; `jars` is a folder of jars for the class path, which a cluster gets from the
-    driver.
+    """The Spark session. `conf` goes to Spark unchanged.
+
+    `jars` is a folder of jars for the class path; a cluster gets them from the driver.
     """
 
     master: str = "local[*]"
@@ -388,11 +402,11 @@ class Spark(_Section):
 
 
 class Settings(_Section):
-    """Everything that differs between places. Every path in it is absolute or a URL.
+    """Everything that differs between installations. Every path in it is absolute or a URL.
 
-    `warehouse`, `sources` and `mlflow.artifacts` may be URLs, `s3://bucket/folder` among them. Trainings go on from
-    what they left in `checkpoints`, and pages are replaced in `reports` and `data_docs`: these are on a disk, which all
-    machines share that write there.
+    `warehouse`, `sources` and `mlflow.artifacts` may be URLs, such as `s3://bucket/folder`. `checkpoints`, `reports`
+    and `data_docs` must be on a disk that all machines share that write there: trainings resume from their checkpoints,
+    and pages are replaced.
     """
 
     home: str = "."
@@ -442,8 +456,8 @@ class Settings(_Section):
 def load_settings(path: str | os.PathLike | None = None) -> Settings:
     """Reads the settings from `path`, or from the file that LTE_SETTINGS names, and from the environment.
 
-    What `[s3]` says goes on to the environment, where all that read S3 look. Raises `LTEError` for a file that is
-    missing or not TOML, an unknown key and a value that doesn't fit.
+    Exports `[s3]` to the environment, where all readers of S3 look. Raises `LTEError` for a file that is missing or not
+    TOML, an unknown key and an invalid value.
     """
     file = Path(path or os.environ.get(SETTINGS_VARIABLE, ""))
     if not file.is_file():
@@ -463,8 +477,9 @@ def load_settings(path: str | os.PathLike | None = None) -> Settings:
 
 
 def with_make(settings: Settings, dimensions: int | None, text_template: str | None) -> Settings:
-    """The settings with another make of the next basis, where one is given. Raises `LTEError` for
-    dimensions below 1.
+    """The settings with other `dimensions` or another `text_template` for the next basis, where given.
+
+    Raises `LTEError` for dimensions below 1.
     """
     if dimensions is not None and dimensions < 1:
         raise LTEError(f"--dimensions {dimensions} are none; give 1 or more")
@@ -489,7 +504,7 @@ def _first_problem(error: ValidationError) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key!r}; remove it or correct its name (keys: lte_model/settings.py)"
-    if problem["type"] == "model_type":  # a value in the place of a table may be a secret
+    if problem["type"] == "model_type":  # the value, given instead of a table, may be a secret
         return f"{key}: {problem['msg'].lower()}"
     return f"{key} = {problem['input']!r}: {problem['msg'].lower()}"
 
