@@ -30,7 +30,7 @@ GRID = 2**14
 """Grid units in 1.0."""
 
 MAX_EVENTS = (2**31 - 1) // GRID
-"""The most events of one user whose sum surely fits an int32: 131,071."""
+"""The most events of one user whose vector sum always fits an int32: 131,071."""
 
 HASH_FEATURES = 2**16
 CONTENT_COLUMNS = ("title", "description", "category", "brand")
@@ -39,14 +39,14 @@ CONTENT_COLUMNS = ("title", "description", "category", "brand")
 def to_vector(vector_sum: np.ndarray, event_count: np.ndarray) -> np.ndarray:
     """The LTE itself: sums (users, dimensions) in grid units over counts (users,), as float32.
 
-    The one division of the whole pipeline. A count of 0 gives zeros.
+    This is the only division of the pipeline. A count of 0 gives zeros.
     """
     events = np.maximum(np.asarray(event_count, dtype=np.float64), 1)[:, None]
     return (np.asarray(vector_sum, dtype=np.float64) / (events * GRID)).astype(np.float32)
 
 
 def to_grid(vectors: np.ndarray) -> np.ndarray:
-    """Float vectors (items, dimensions) of a basis as int32 in grid units. Raises `LTEError` off the grid."""
+    """Float vectors (items, dimensions) of a basis as int32 in grid units. Raises `LTEError` for others."""
     scaled = np.asarray(vectors, dtype=np.float64) * GRID
     units = np.rint(scaled)
     if not np.array_equal(units, scaled) or np.abs(units).max(initial=0) > GRID:
@@ -55,9 +55,9 @@ def to_grid(vectors: np.ndarray) -> np.ndarray:
 
 
 def chosen_basis(registered: Sequence[str], wanted: str, table: str) -> str:
-    """The id that the settings want, or that of the only basis there is, of those `registered` in `table`.
+    """The basis `wanted` by the settings, or else the only basis `registered` in `table`.
 
-    Raises `LTEError` where the one that is wanted isn't registered, and where the settings leave a choice open.
+    Raises `LTEError` if the wanted basis isn't registered, or if none is wanted and not exactly one is registered.
     """
     if wanted and wanted not in registered:
         raise LTEError(
@@ -93,7 +93,7 @@ class SemanticBasis:
 
     @property
     def specification(self) -> dict[str, object]:
-        """What it is made by: all that its vectors depend on beside its tensors."""
+        """Everything beside the tensors that decides the vectors."""
         return {
             "encoder": self.encoder,
             "dimensions": self.dimensions,
@@ -143,7 +143,7 @@ class SemanticBasis:
     def encode(self, items: Sequence[Mapping[str, str | None]]) -> tuple[np.ndarray, np.ndarray]:
         """Vectors (items, dimensions) as float32 on the grid, and which items (items,) have one.
 
-        An item none of whose words the basis knows has no vector: its row is zero, and its flag is False.
+        An item without a word that the basis knows has no vector: its row is zero, and its flag is False.
         """
         counts = _hash(_texts(items, self.text_template))[:, self.features]
         known = np.diff(counts.indptr) > 0
@@ -155,7 +155,7 @@ class SemanticBasis:
         return (units / GRID).astype(np.float32), known
 
     def to_bytes(self) -> bytes:
-        """All that was learned, as safetensors. `from_bytes` reads it back."""
+        """The learned tensors as safetensors. `from_bytes` reads them back."""
         return save_tensors(self._tensors(), metadata={"text_template": self.text_template})
 
     @classmethod

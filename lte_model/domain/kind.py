@@ -1,4 +1,4 @@
-"""What an LTE is of: the basis, representation, lag and window that its reader must share."""
+"""The kind of an LTE: the basis, representation, lag and window that a model and its LTEs must share."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,8 +9,9 @@ from lte_model.errors import LTEError
 
 @dataclass(frozen=True)
 class LTEKind:
-    """What makes one LTE readable by a model that was trained on another date's: the same basis, the same
-    representation, the same lag and window. A model that reads several representations has their names joined.
+    """The kind of an LTE. A model only reads LTEs of the kind that it was trained on.
+
+    For a model that reads several representations, `representation` joins their names.
     """
 
     basis_id: str
@@ -24,16 +25,16 @@ class LTEKind:
         return split_names(self.representation)
 
     def of(self, representation: str) -> "LTEKind":
-        """The kind of one of the LTEs."""
+        """This kind with one `representation`."""
         return dataclasses.replace(self, representation=representation)
 
 
 KIND_FIELDS = tuple(field.name for field in dataclasses.fields(LTEKind))
-"""The columns of a table, or the tags of a registered version, that have the kind of an LTE."""
+"""The columns of a table, and the tags of a registered version, that hold the kind of an LTE."""
 
 
 def require_kind(ours: LTEKind, theirs: LTEKind, source: str) -> None:
-    """Raises `LTEError` unless LTEs of kind `theirs`, which come from `source`, can be read where `ours` are."""
+    """Raises `LTEError` unless LTEs of kind `theirs`, which come from `source`, are of the model's kind `ours`."""
     for field in KIND_FIELDS:
         known, found = getattr(ours, field), getattr(theirs, field)
         if known != found:

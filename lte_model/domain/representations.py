@@ -1,8 +1,8 @@
-"""The representations of an LTE: in how many ways a user's history becomes one vector, and what each may be used for.
+"""The representations of an LTE: the ways to turn a user's history into one vector, and what each may be used for.
 
-All of them are weighted averages of vectors of items on the grid of the basis, and all are stored alike. Those that
-are *exact* weigh every event alike: the engine adds their vectors up, and may go on from another date's sum. The
-weights of the others change with the date, so that each date is made anew from all events of its window.
+All are weighted averages of item vectors on the grid of the basis, and all are stored alike. An *exact* representation
+weighs every event alike: the engine adds vectors up, and may continue from another date's sum. The weights of the
+others change with the date, so that each date is computed anew from all events of its window.
 """
 
 import math
@@ -20,10 +20,10 @@ LEAKING = "leaking"
 
 @dataclass(frozen=True)
 class Representation:
-    """What a representation is.
+    """One way to turn a history into a vector.
 
-    `exact`: a plain sum of vectors, which the engine makes. `lagged`: it reads [D−L−W, D−L), as an LTE must; otherwise
-    it reads [D−W, D), where the targets are. `publishable`: it may go live.
+    `exact`: a plain sum of vectors, which the engine computes. `lagged`: it reads [D−L−W, D−L), as an LTE must;
+    otherwise it reads [D−W, D), where the targets are. `publishable`: it may go live.
     """
 
     name: str
@@ -33,12 +33,13 @@ class Representation:
     publishable: bool = True
 
     def lag_days(self, lag_days: int) -> int:
-        """The lag of its rows, in days, where the settings have `lag_days`."""
+        """The lag of its rows in days, given the `lag_days` of the settings."""
         return lag_days if self.lagged else 0
 
     def largest_norm(self, dimensions: int) -> float:
-        """No vector of that many dimensions is longer: those of content have unit length, but for the grid, and those
-        of an encoder only lie within [−1, 1].
+        """An upper bound of the norm of its vectors.
+
+        Content vectors have unit length up to rounding to the grid; an encoder's components only lie within [−1, 1].
         """
         return (math.sqrt(dimensions) if self.name == AUTOENCODER else 1) + 0.01
 
@@ -68,11 +69,11 @@ def representation(name: str) -> Representation:
 
 
 JOINT = "+"
-"""What stands between the names where a model reads several representations."""
+"""The separator between the names of several representations."""
 
 
 def join_names(names: Iterable[str]) -> str:
-    """One text of several names, such as `uniform+recency`."""
+    """Joins names, as in `uniform+recency`."""
     return JOINT.join(names)
 
 
@@ -82,7 +83,7 @@ def split_names(joined: str) -> tuple[str, ...]:
 
 
 def require_distinct(names: Sequence[str]) -> None:
-    """Raises `LTEError` for a name that isn't known, or stands there twice."""
+    """Raises `LTEError` for a name that is unknown or repeated."""
     for name in names:
         representation(name)
         if names.count(name) > 1:

@@ -19,7 +19,7 @@ ONE_DAY = datetime.timedelta(days=1)
 
 @dataclass(frozen=True)
 class Interval:
-    """The days from `start` up to, and without, `end`."""
+    """The days from `start` (inclusive) to `end` (exclusive)."""
 
     start: datetime.date
     end: datetime.date
@@ -29,7 +29,7 @@ class Interval:
 
     @property
     def days(self) -> int:
-        """How many days there are, from `start` to the day before `end`."""
+        """The number of days."""
         return (self.end - self.start).days
 
     def __str__(self) -> str:
@@ -43,17 +43,17 @@ def lte_window(snapshot_date: datetime.date, lag_days: int, window_days: int) ->
 
 
 def target_window(snapshot_date: datetime.date, lag_days: int) -> Interval:
-    """The days whose events an anchor may train on: [D−L, D). They never meet `lte_window`."""
+    """The days whose events an anchor may train on: [D−L, D). They never overlap `lte_window`."""
     return Interval(snapshot_date - datetime.timedelta(days=lag_days), snapshot_date)
 
 
 @dataclass(frozen=True)
 class TrainingDates:
-    """The anchors and the two cuts of one training, all read off the day on which it runs.
+    """The anchors and the two cuts of one training, all derived from the day on which it runs.
 
-    `test` and `validation` are the days of the targets that evaluate; their sequences and LTEs are those of
-    the first day of each, the cut. `anchors` are the snapshot dates that train, oldest first: none of their
-    targets is dated on or after the validation cut.
+    `test` and `validation` are the days of the evaluation targets. Their sequences and LTEs are those of the first day,
+    the cut. `anchors` are the snapshot dates that train, oldest first; their targets are all dated before the
+    validation cut.
     """
 
     anchors: tuple[datetime.date, ...]
@@ -62,14 +62,15 @@ class TrainingDates:
 
     @property
     def snapshot_dates(self) -> tuple[datetime.date, ...]:
-        """Every date whose LTE the training reads, oldest first: the anchors, the last of which cuts off the
-        validation, and the day that cuts off the test.
+        """Every date whose LTE the training reads, oldest first: the anchors, then the test cut.
+
+        The last anchor is the validation cut.
         """
         return (*self.anchors, self.test.start)
 
 
 def every(days: int, start: datetime.date, end: datetime.date) -> tuple[datetime.date, ...]:
-    """`start` and each `days`-th day after it, up to and without `end`."""
+    """`start` and every `days`-th day after it, before `end`."""
     if days < 1:
         raise LTEError(f"a step of {days} days does not advance; give 1 or more")
     return tuple(start + ONE_DAY * k for k in range(0, (end - start).days, days))
@@ -89,7 +90,7 @@ def today() -> datetime.date:
 
 
 def parse_run_date(text: str) -> datetime.date:
-    """The date that a job is run for: YYYY-MM-DD and not in the future, for that day's events are not here yet."""
+    """The date of a run, written YYYY-MM-DD. Raises `LTEError` for a future date, whose events are not here yet."""
     date = parse_date(text)
     if date > today():
         raise LTEError(f"{date} is in the future (today is {today()} in UTC); give a date up to today")
