@@ -1,1 +1,1 @@
-"""The Delta tables as they are read without a JVM: schemas, versions, the catalogue, popularity."""
+"""Reads the Delta tables without a JVM: schemas, versions, the catalogue, popularity."""

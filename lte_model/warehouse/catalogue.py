@@ -24,25 +24,23 @@ class Catalogue:
 
     @property
     def rows(self) -> pl.Enum:
-        """The type whose physical value of an item id is the item's row; of any other id, null."""
+        """A Polars enum of the item ids: an id's physical value is its row, and an unknown id casts to null."""
         return pl.Enum(self.item_ids)
 
     def titles_of(self, rows: np.ndarray) -> list[str]:
-        """The titles of the items of those rows."""
+        """The titles of the items at `rows`."""
         return self.titles.gather(rows).to_list()
 
 
 def basis_in_force(tables: Tables, wanted: str = "") -> str:
-    """The basis `wanted`, else the `basis_id` of the settings, or of the one that is registered; as
-    the jobs have it.
-    """
+    """The basis `wanted`, else `basis_id` of the settings, else the only registered one; jobs choose the same way."""
     registered = tables.scan("semantic_bases").select("basis_id").sort("basis_id").collect()["basis_id"].to_list()
     settings = tables.settings
     return chosen_basis(registered, wanted or settings.basis.basis_id, settings.table_path("semantic_bases"))
 
 
 def read_catalogue(tables: Tables, basis_id: str, known_before: datetime.date) -> Catalogue:
-    """The items with a vector in the basis that were known before that day. Raises `LTEError` where there are none."""
+    """The items with a vector in `basis_id` and known before `known_before`. Raises `LTEError` if there are none."""
     frame = (
         tables.scan("item_embeddings")
         .filter(pl.col("basis_id") == basis_id)
@@ -68,7 +66,7 @@ def read_catalogue(tables: Tables, basis_id: str, known_before: datetime.date) -
 
 
 def as_matrix(lists: pl.Series, dimensions: int, table: str) -> np.ndarray:
-    """A column of lists as a matrix (rows, dimensions)."""
+    """A column of lists as a matrix (rows, dimensions). Raises `LTEError` for a list of another length."""
     other = lists.filter(lists.list.len() != dimensions)
     if len(other):
         raise LTEError(

@@ -1,4 +1,4 @@
-"""What sold before a date, as an item bias: `item_popularity` of Delta as one small matrix for each date."""
+"""Reads table `item_popularity` as an item bias: one small matrix of counts per date."""
 
 import datetime
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import polars as pl
 from lte_model.errors import LTEError
 
 POPULARITY_COUNTS = ("events_7d", "events_30d", "events_window", "events_180d")
-"""The counts of `item_popularity` that make the item bias, each with a learned scale. New ones come last: a model of an
-earlier release reads as many as it knows."""
+"""The counts of `item_popularity` in the item bias, each with a learned scale. New counts go last: a model of an
+earlier release reads only the first ones."""
 
 
 def popularity_matrix(
@@ -18,9 +18,9 @@ def popularity_matrix(
 ) -> np.ndarray:
     """log(1 + count) of every item at each of `dates`, (dates, counts, items) float32, each row standardised.
 
-    `counts` is table `item_popularity`; an item that it lacks sold nothing. A softmax can't see a row's mean, and
-    the unit variance lets one learned scale serve small dates and large. Raises `LTEError` for a date without counts,
-    or counted by a release that knew fewer of them.
+    `counts` is table `item_popularity`; an item without a row counts 0. A softmax ignores a row's mean, and unit
+    variance lets one learned scale serve dates with few events and with many. Raises `LTEError` for a date without
+    counts, or with the fewer counts of an earlier release.
     """
     older = [count for count in POPULARITY_COUNTS if count not in counts.collect_schema()]
     frame = (
@@ -48,7 +48,7 @@ def popularity_matrix(
 
 
 def standardised(counts: np.ndarray) -> np.ndarray:
-    """log(1 + count), (…, items) float32, less its mean over the items and over its standard deviation."""
+    """log(1 + `counts`), (…, items) float32, scaled to mean 0 and variance 1 over the items."""
     logarithms = np.log1p(counts, dtype=np.float32)
     logarithms -= logarithms.mean(axis=-1, keepdims=True)
     deviation = logarithms.std(axis=-1, keepdims=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 class Table:
     """A table's name, its columns as SQL, the job that writes it, and how its files are laid out.
 
-    `statistics` are the columns whose range Delta notes for each file, so that a reader can skip files by them. They
-    stand in its log as they are, and the log outlives the rows: a column that can name a user is never one of them.
-    With `deletion_vectors` a merge writes the rows that changed, where it would write every file anew that holds one;
-    such a table is read by Spark and polars, not by pyarrow.
+    `statistics` are the columns whose range Delta records per file, so that a reader can skip files. Delta's log keeps
+    these values as they are, and outlives the rows: a column that can identify a user must not be among them.
+    With `deletion_vectors` a merge writes only the changed rows, instead of every file that holds one; Spark and Polars
+    can read such a table, pyarrow can't.
     """
 
     name: str
@@ -23,10 +23,10 @@ class Table:
 
     @property
     def layout(self) -> str:
-        """What stands behind the columns in CREATE TABLE."""
+        """The clauses of CREATE TABLE after the columns."""
         properties = {
             "delta.enableDeletionVectors": str(self.deletion_vectors).lower(),
-            # Until maintenance knows which versions registered models name.
+            # The log must last until maintenance knows which versions the registered models name.
             "delta.logRetentionDuration": "interval 365 days",
         }
         if self.statistics:
@@ -45,8 +45,8 @@ EVENTS = Table(
     """user_id STRING NOT NULL, item_id STRING NOT NULL, event_ts TIMESTAMP NOT NULL, event_date DATE NOT NULL,
     event_type STRING, price DOUBLE, quantity DOUBLE, rating DOUBLE, known_date DATE NOT NULL""",
     "jobs.ingest_events",
-    # A file holds some days, and its statistics say which: a folder a day would be thousands of tiny files for a
-    # small shop with a long history.
+    # A file holds several days, and its statistics say which. A partition per day would be thousands of tiny files for
+    # a small shop with a long history.
     clustered_by=("known_date",),
     statistics=("known_date", "event_date"),
 )
@@ -101,7 +101,7 @@ LTE_SNAPSHOTS = Table(
     _LTE,
     "jobs.snapshot_lte",
     partitioned_by=("basis_id", "representation", "snapshot_date"),
-    # A run that goes on from a snapshot finds the rows of its users by their buckets: jobs/engine/packing.py.
+    # An incremental run finds the rows of its users by bucket: jobs/engine/packing.py.
     statistics=("user_bucket",),
 )
 SNAPSHOT_ACCOUNTS = Table(
@@ -159,7 +159,7 @@ TRAINING_SET = Table(
 )
 RECOMMENDATIONS = Table(
     "recommendations",
-    # Lists, best first, of as many items; `candidate_items` says how many they were chosen among.
+    # `item_ids` and `scores` are equally long, best first; `candidate_items` counts the items they were chosen from.
     """date DATE NOT NULL, user_id STRING NOT NULL, item_ids ARRAY<STRING> NOT NULL, scores ARRAY<FLOAT> NOT NULL,
     candidate_items INT NOT NULL, seen_items STRING NOT NULL, model_name STRING NOT NULL, model_version INT NOT NULL,
     basis_id STRING NOT NULL, representation STRING NOT NULL, lag_days INT NOT NULL, window_days INT NOT NULL""",
@@ -169,7 +169,7 @@ RECOMMENDATIONS = Table(
 )
 TEST_MEASUREMENTS = Table(
     "test_measurements",
-    # Sums over users, in whole numbers of 1/10,000 of the metric's unit; what the day added to them.
+    # What one day added to the sums over users, in whole numbers of 1/10,000 of the metric's unit.
     """test_name STRING NOT NULL, measured_for DATE NOT NULL, test_start DATE NOT NULL, test_end DATE NOT NULL,
     day DATE NOT NULL, variant STRING NOT NULL, metric STRING NOT NULL, users BIGINT NOT NULL,
     sum_y DECIMAL(38, 0) NOT NULL, sum_yy DECIMAL(38, 0) NOT NULL, sum_x DECIMAL(38, 0) NOT NULL,
