@@ -1,1 +1,1 @@
-"""What is on record: MLflow's runs, the aliases of the registry, Delta versions, the code's version."""
+"""What is on record: MLflow's runs, the registry's aliases, the versions of Delta tables and of the code."""

@@ -1,4 +1,4 @@
-"""Which code made something: on record with every model version, and with every commit of a table."""
+"""The version of the code, recorded with every model version and every commit of a table."""
 
 import hashlib
 import subprocess
@@ -8,8 +8,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def code_version() -> str:
-    """The commit of the checkout, with `-dirty` where a file differs from it; without a checkout, as in an image, the
-    hash of the sources of `lte_model`, and of `jobs` where they are beside it.
+    """The commit of the checkout, with `-dirty` if a file differs from it.
+
+    Without a checkout, as in an image, it is a hash of the sources of `lte_model`, and of `jobs` if they are beside it.
     """
     try:
         described = subprocess.run(

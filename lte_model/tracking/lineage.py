@@ -1,8 +1,8 @@
-"""Which registered models there are, and which versions of which Delta tables each of them names.
+"""Which models are registered, and which versions of the Delta tables each of them names.
 
-A version names the tables of its evaluation in its tags (`delta_version.<table>`), and those of its training as
-dataset inputs of the MLflow run that trained it. Maintenance keeps what is named readable; an erasure doesn't, and
-leaves on the version what it did. Reading creates nothing: where MLflow was never used, nothing is named.
+A model version names the tables of its evaluation in its tags (`delta_version.<table>`), and those of its training as
+dataset inputs of the MLflow run that trained it. Maintenance keeps the named versions readable. An erasure doesn't, and
+tags the model version with what it did. Reading creates nothing: if MLflow was never used, the answers are empty.
 """
 
 import datetime
@@ -19,27 +19,27 @@ from lte_model.errors import LTEError
 from lte_model.settings import Settings
 
 TABLE_TAG = "delta_version."
-"""How the tags begin that name the tables of a version; `lte_model.registry.versions` sets them."""
+"""The prefix of the tags that name the tables of a version; `lte_model.registry.versions` sets them."""
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-"""The aliases of the version that is in use, of the newest one that was trained, and of the champion before."""
+"""The aliases of the version in use, of the newest trained version, and of the champion before."""
 
 ALIASES = (CHAMPION, PREVIOUS, CHALLENGER)
-"""The aliases whose model somebody may read tomorrow."""
+"""The aliases whose models may still be read."""
 
 ON_RECORD = "champion_on_record"
-"""The tag of the model with the version that lte_model.registry.promotion made champion last."""
+"""The model's tag with the version that lte_model.registry.promotion made champion last."""
 
 ERASED_TAG = "trained_on_users_erased_on"
-"""Tag of a version: the first day on which a user that it was trained on was erased."""
+"""A version's tag with the first day on which a user of its training was erased."""
 
 UNREADABLE_TAG = "unreadable."
-"""How the tags begin that name a table whose version, named by the model, can no longer be read."""
+"""The prefix of the tags for tables whose version, named by the model, can no longer be read."""
 
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A version of the registered model. `tables` has the versions that it names of each table, ascending."""
+    """A version of the registered model. `tables` has, for each table, the versions that it names, ascending."""
 
     name: str
     version: int
@@ -52,7 +52,7 @@ class RegisteredVersion:
 
 
 def open_mlflow(settings: Settings) -> MlflowClient | None:
-    """A client of the settings' MLflow, or None where it is a file or folder that isn't there: none is made."""
+    """A client of the settings' MLflow; None if that is a file or folder that is missing, which is not created."""
     uri = settings.mlflow.tracking_uri
     place = uri.removeprefix("sqlite:///").removeprefix("file://")
     if "://" not in place and not (Path(place).is_dir() or (Path(place).is_file() and Path(place).stat().st_size)):
@@ -63,7 +63,7 @@ def open_mlflow(settings: Settings) -> MlflowClient | None:
 def registered_versions(settings: Settings) -> list[RegisteredVersion]:
     """Every version of the settings' registered model, oldest first.
 
-    Raises `LTEError` where MLflow doesn't answer: what it names must not be taken for nothing.
+    Raises `LTEError` if MLflow doesn't answer: that must not pass for a registry without models.
     """
     client = open_mlflow(settings)
     if client is None:
@@ -78,9 +78,9 @@ def registered_versions(settings: Settings) -> list[RegisteredVersion]:
 
 
 def versions_with(settings: Settings, *aliases: str) -> dict[str, ModelVersion]:
-    """{alias: its version}, as of one moment, without the aliases that no version has.
+    """{alias: its version}, all as of one moment, without the aliases that no version has.
 
-    Empty where MLflow was never used, and nothing is created there. Raises `LTEError` where MLflow doesn't answer.
+    Empty if MLflow was never used; creates nothing there. Raises `LTEError` if MLflow doesn't answer.
     """
     client, name = open_mlflow(settings), settings.mlflow.model_name
     if client is None:
@@ -96,7 +96,7 @@ def versions_with(settings: Settings, *aliases: str) -> dict[str, ModelVersion]:
 
 
 def version_with(settings: Settings, alias: str) -> ModelVersion | None:
-    """The version that has the alias; None where none has. Raises as `versions_with`."""
+    """The version with the alias, or None. Raises `LTEError` like `versions_with`."""
     return versions_with(settings, alias).get(alias)
 
 
@@ -107,7 +107,7 @@ def numbers_by_alias(client: MlflowClient, name: str) -> dict[str, str]:
 
 
 def registered_model(client: MlflowClient, name: str) -> RegisteredModel | None:
-    """The model with its aliases and tags; None where no version of it was registered."""
+    """The model with its aliases and tags; None if it has no registered version."""
     try:
         return client.get_registered_model(name)
     except MlflowException as error:
@@ -117,7 +117,7 @@ def registered_model(client: MlflowClient, name: str) -> RegisteredModel | None:
 
 
 def model_on(settings: Settings, date: datetime.date) -> RegisteredVersion | None:
-    """The champion; where there is none, or it was trained after `date`, the newest version that wasn't, if any."""
+    """The champion if it was trained by `date`, else the newest version that was, else None."""
     versions = [
         version
         for version in registered_versions(settings)
@@ -148,7 +148,7 @@ def leave_tag(settings: Settings, version: RegisteredVersion, tag: str, value: s
 
 
 def erasures(versions: list[RegisteredVersion]) -> list[str]:
-    """A line for each version that was trained on a user erased since, or names a table that can't be read any more."""
+    """A line for each version that was trained on a user erased since, or names a table version unreadable by now."""
     lines = []
     for version in versions:
         found = []
@@ -195,7 +195,7 @@ def _described(client: MlflowClient, version: ModelVersion) -> RegisteredVersion
 
 
 def _trained_on(client: MlflowClient, run_id: str | None) -> Iterator[tuple[str, int]]:
-    """(table, version) of each dataset that the run read. A run that was deleted for good names none."""
+    """(table, version) of each dataset that the run read. A permanently deleted run has none."""
     if not run_id:
         return
     try:
@@ -205,6 +205,6 @@ def _trained_on(client: MlflowClient, run_id: str | None) -> Iterator[tuple[str,
             return
         raise
     for entry in inputs.dataset_inputs if inputs else ():
-        # As `lte_model.tracking.runs.log_dataset` writes it.
+        # `lte_model.tracking.runs.log_dataset` writes this format.
         if entry.dataset.digest.startswith("v") and entry.dataset.digest[1:].isdigit():
             yield entry.dataset.name, int(entry.dataset.digest[1:])

@@ -1,10 +1,10 @@
-"""What MLflow holds of a training: one run `training` per training date, with a child run per side; one run `ablation`
-per ablation, with a child run per variant and seed; and one run `drill` per version of a drill, likewise.
+"""The MLflow runs of trainings, ablations, drills, online tests, basis maps and monitoring.
 
-A run is found by its tags `lte.training_date` and `lte.side`, so that a task that is tried again goes on with the run
-of its first try instead of leaving a broken one behind. The read-out of an online test is a run too, found by the
-test's name and the date; a map between two bases has one, found by its name; and there is one run `monitoring`, whose
-metrics have a value for each date.
+Each training date has a run `training` with a child run per side, each ablation a run `ablation` with a child run per
+variant and seed, and each version of a drill a run `drill` with children likewise. These runs are found by their tags
+`lte.training_date` and `lte.side`, so that a retry of a task continues the run of its first try instead of leaving a
+broken one behind. The read-out of an online test is a run found by the test's name and the date, and the map between
+two bases is one found by its name. One run `monitoring` has metrics with a value per date.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ BASIS_MAP_TAG = "lte.basis_map"
 
 
 def configure(settings: Settings) -> Experiment:
-    """Points MLflow at the settings' server or file, and makes their experiment the active one; creates it if need be.
+    """Points MLflow at the settings' server or file and activates their experiment, which it creates if needed.
 
     Raises `LTEError` where the experiment was deleted.
     """
@@ -67,8 +67,8 @@ def training_run(
 ) -> Iterator[mlflow.ActiveRun]:
     """The active run of `side` for the training of `training_date`; found or created, and ended with the block.
 
-    A side is a child of the run that `parent_of` names, which ends as the child did. `anew` begins a new run although
-    there is one: a training that starts over with other parameters doesn't overwrite the record of the old ones.
+    A side is a child of the run of `parent_of(side)`, which ends with the child's status. `anew` always begins a new
+    run: a training that starts over with other parameters doesn't overwrite the record of the old ones.
     """
     run_id = find_or_create_run(settings, training_date, side, anew)
     try:
@@ -76,15 +76,16 @@ def training_run(
             yield run
     finally:
         if parent_of(side):
-            # A parent ends as the last of its children did.
+            # A parent has the status of the child that ended last.
             client = MlflowClient()
             ended = client.get_run(run_id)
             client.set_terminated(ended.data.tags[MLFLOW_PARENT_RUN_ID], ended.info.status)
 
 
 def parent_of(side: str) -> str:
-    """The side whose run holds that of `side`: `ablation` for `ablation/…`, `drill` for `drill/…`; none ("") for those
-    that hold others.
+    """The side of the parent run: `ablation` for `ablation/…`, `drill` for `drill/…`, else `training`.
+
+    A side that is a parent itself has none ("").
     """
     if side in (PARENT_SIDE, ABLATION_SIDE, DRILL_SIDE):
         return ""
@@ -93,7 +94,7 @@ def parent_of(side: str) -> str:
 
 
 def find_or_create_run(settings: Settings, training_date: datetime.date, side: str, anew: bool = False) -> str:
-    """The id of the run of `side`, which is not started or touched."""
+    """The id of the run of `side`, found or created, but not started."""
     experiment_id = configure(settings).experiment_id
     parent = parent_of(side)
     parent_id = find_or_create_run(settings, training_date, parent) if parent else None
@@ -126,7 +127,7 @@ def find_runs(experiment_id: str, training_date: datetime.date, side: str) -> li
 
 @contextlib.contextmanager
 def read_out_run(settings: Settings, test: str, date: datetime.date) -> Iterator[mlflow.ActiveRun]:
-    """The active run of the read-out of the online test as of `date`; found or created, and ended with the block."""
+    """The active run for the read-out of an online test on `date`; found or created, and ended with the block."""
     tags = {TEST_TAG: test, READ_OUT_TAG: str(date)}
     with mlflow.start_run(run_id=_run_with(settings, tags, f"read-out of {test} {date}")) as run:
         yield run
@@ -158,9 +159,9 @@ def _run_with(settings: Settings, tags: Mapping[str, str], name: str) -> str:
 
 
 def log_dataset(settings: Settings, table: str, version: int, context: str) -> None:
-    """Names a Delta table at a version as an input of the active run."""
+    """Records a Delta table at a version as an input of the active run."""
     source = DeltaDatasetSource(path=settings.table_path(table), delta_table_version=version)
-    # MLflow leaves version 0 out of the source, so that the digest, which its UI shows beside the name, tells it too.
+    # MLflow omits version 0 from the source, so the digest, which its UI shows beside the name, holds it too.
     dataset = MetaDataset(source, name=table, digest=f"v{version}")  # type: ignore[abstract]  # has no profile to make
     with _alone(settings):
         try:
@@ -170,7 +171,7 @@ def log_dataset(settings: Settings, table: str, version: int, context: str) -> N
 
 
 def log_metrics(run_id: str, metrics: Mapping[str, float]) -> None:
-    """Adds metrics to a run that may have ended. `ndcg@10` is logged as `ndcg_at_10`: MLflow refuses the sign."""
+    """Adds metrics to a run that may have ended. `ndcg@10` is logged as `ndcg_at_10`: MLflow refuses the @."""
     now = int(datetime.datetime.now(datetime.UTC).timestamp() * 1000)
     MlflowClient().log_batch(
         run_id, metrics=[Metric(name.replace("@", "_at_"), value, now, 0) for name, value in metrics.items()]
@@ -178,10 +179,10 @@ def log_metrics(run_id: str, metrics: Mapping[str, float]) -> None:
 
 
 def log_metrics_of_date(run_id: str, metrics: Mapping[str, float], date: datetime.date) -> None:
-    """Adds the metrics of a date: their step is its number since 1970-01-01, their time its midnight in UTC.
+    """Adds the metrics of a date: the step is its days since 1970-01-01, the timestamp its midnight in UTC.
 
-    What the run holds already of that date isn't added again. MLflow takes no value back: another value of the same
-    date gets a time a millisecond later, so that it is the one that counts.
+    Idempotent. MLflow can't delete a value, so a changed value gets a timestamp one millisecond later, which makes it
+    the current one.
     """
     client = MlflowClient()
     midnight = datetime.datetime.combine(date, datetime.time(), datetime.UTC)
@@ -197,8 +198,9 @@ def log_metrics_of_date(run_id: str, metrics: Mapping[str, float], date: datetim
 
 @contextlib.contextmanager
 def _alone(settings: Settings) -> Iterator[None]:
-    """Keeps other processes out where MLflow is a file: of two that create its tables, or a row for the same version
-    of a dataset, one fails.
+    """Keeps other processes out where MLflow is a file.
+
+    There, if two processes create its tables or record the same dataset version at once, one of them fails.
     """
     uri = settings.mlflow.tracking_uri
     if not uri.startswith("sqlite:///"):
@@ -209,5 +211,5 @@ def _alone(settings: Settings) -> Iterator[None]:
 
 
 def _location(artifacts: str) -> str:
-    # Unlike Path.resolve, abspath leaves symbolic links in their place: the URI is on record.
+    # Unlike Path.resolve, abspath keeps symbolic links: MLflow has recorded the URI with them.
     return artifacts if urlsplit(artifacts).scheme else Path(os.path.abspath(artifacts)).as_uri()  # noqa: PTH100
