@@ -1,1 +1,1 @@
-"""What runs the project: on one machine, in a production, and over a whole feed."""
+"""Runs the project: on one machine, in production, and over a whole feed."""

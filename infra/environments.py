@@ -1,11 +1,11 @@
-"""The Python environments of a production, apart from each other: each from its extras of pyproject.toml, by uv.
+"""Makes one Python environment per kind of machine in production, each from extras in pyproject.toml, with uv.
 
     python -m infra.environments airflow jobs training              # into .cache/environments, or --into FOLDER
     python -m infra.environments executors --pack executors.tar.gz  # for `spark.archives`
 
-Versions are those of infra/constraints.txt. One that is there, of the same extras and versions, is left as it is. An
-environment may be moved, or unpacked elsewhere; the interpreter that it was made with isn't part of it, and stands at
-the same path wherever it is used.
+infra/constraints.txt pins the versions. An environment with the same extras and versions is kept as it is. An
+environment may be moved, or unpacked elsewhere. It doesn't contain the interpreter that made it: each machine that uses
+the environment needs that interpreter at the same path.
 """
 
 import argparse
@@ -29,13 +29,13 @@ ENVIRONMENTS = {
     "training": ("training",),
     "executors": ("tables",),
 }
-"""Its extras, by the environment's name. The executors of a job that scores need `torch` too: those of `jobs` don't."""
+"""{environment: extras}. Executors of a scoring job need `torch` as well; those of the other jobs don't."""
 
 
 def make(name: str, folder: Path = FOLDER) -> Path:
-    """The environment `name` in `folder`, made if it isn't there as it should be; returns its Python.
+    """Makes environment `name` in `folder` unless it is up to date; returns the path of its Python.
 
-    Raises `LTEError` where uv can't make it.
+    Raises `LTEError` if uv can't make it.
     """
     place = folder / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def make(name: str, folder: Path = FOLDER) -> Path:
 
 
 def pack(name: str, archive: Path, folder: Path = FOLDER) -> Path:
-    """The environment as an archive that Spark unpacks for its executors; made anew only after the environment was."""
+    """Packs the environment into an archive for Spark's executors, unless the archive is newer than the environment."""
     place = make(name, folder).parents[1]
     if not archive.exists() or archive.stat().st_mtime < (place / "made-from").stat().st_mtime:
         part = archive.with_name(f"part-{os.getpid()}-{archive.name}")

@@ -1,4 +1,4 @@
-"""Where this checkout lies: whatever infra/ runs starts there, and the paths of its files are given from there."""
+"""The root folder of this checkout: commands run there, and file paths are relative to it."""
 
 from pathlib import Path
 

@@ -1,13 +1,13 @@
-"""Audits the versions that the project installs, those of every constraints.txt: `make audit`.
+"""Audits the package versions pinned in every constraints.txt: `make audit`.
 
     python -m infra.checks.audit [--advisories FOLDER]
 
-1. Each version is one that the package index has, and that nobody yanked: by uv.
-2. No advisory is known of it: by pip-audit, which asks the index's advisory service; or by a copy of PyPA's advisory
-   database (its folder `vulns`, YAML in the OSV format), where the machine reaches no service.
+1. uv checks that the package index has each version and that none was yanked.
+2. pip-audit asks the index's advisory service for known advisories. On a machine that reaches no service, a copy of
+   PyPA's advisory database (its folder `vulns`, YAML in the OSV format) takes its place.
 
-Ends with 1 where something is found, and with 2 where a package could not be audited: nothing found is not nothing
-there.
+Exits with 1 if something is found, and with 2 if a package could not be audited: a package that was not looked up is
+not known to be safe.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def pinned(text: str) -> dict[str, str]:
 
 
 def index_problems(file: Path) -> list[str]:
-    """What the package index says against the versions of a file: that it has one no more, or that it was yanked."""
+    """A line for each version in the file that was yanked, or that the package index doesn't have."""
     command = ["uv", "pip", "compile", "--no-deps", "--no-header", "--no-annotate", "--color", "never", str(file)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     said = [line.strip() for line in done.stderr.splitlines()]
@@ -77,7 +77,7 @@ def index_problems(file: Path) -> list[str]:
 def asked_service(file: Path, pip_audit: Path) -> tuple[list[str], str]:
     """(a line for each advisory, why packages were not audited).
 
-    pip-audit passes over a package that the service doesn't answer for, and ends as if it were well.
+    pip-audit skips a package that the service doesn't answer for, and still exits with 0.
     """
     command = [str(pip_audit), "--requirement", str(file), "--no-deps", "--disable-pip", "--format", "json"]
     done = subprocess.run([*command, "--progress-spinner", "off"], check=False, capture_output=True, text=True)
@@ -97,7 +97,7 @@ def asked_service(file: Path, pip_audit: Path) -> tuple[list[str], str]:
 
 
 def known_advisories(versions: Mapping[str, str], folder: Path) -> Iterator[str]:
-    """A line for each advisory of the folder that names one of the versions."""
+    """A line for each advisory in `folder` that affects one of `versions`."""
     for file in sorted(folder.rglob("*.yaml")):
         if file.parent.name not in versions:
             continue
@@ -111,7 +111,7 @@ def known_advisories(versions: Mapping[str, str], folder: Path) -> Iterator[str]
 
 
 def affects(affected: Mapping[str, Any], version: str) -> bool:
-    """Whether an entry `affected` of an OSV record holds the version: by its list, or by one of its ranges."""
+    """Whether an OSV record's `affected` entry covers the version, in its list or in one of its ranges."""
     if version in map(str, affected.get("versions", ())):
         return True
     for versions in affected.get("ranges", ()):
@@ -121,7 +121,7 @@ def affects(affected: Mapping[str, Any], version: str) -> bool:
 
 
 def _in_range(events: list[dict[str, Any]], version: Version) -> bool:
-    """Events are in no order; each says from where on a version is affected, or no more."""
+    """Whether an OSV range covers the version. Its events come in any order; each starts or ends affected versions."""
     inside = False
     for kind, bound in sorted(
         ((kind, _version(bound)) for event in events for kind, bound in event.items()), key=lambda event: event[1]
@@ -136,7 +136,7 @@ def _in_range(events: list[dict[str, Any]], version: Version) -> bool:
 def _version(text: Any) -> Version:
     try:
         return Version(str(text))
-    except InvalidVersion:  # a version of before PEP 440 is older than any that is installed
+    except InvalidVersion:  # a version from before PEP 440 is older than any installed one
         return Version("0")
 
 

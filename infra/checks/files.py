@@ -1,9 +1,9 @@
-"""Validates the files of infra/ by the tools that know their kind, as far as they are there: `make check-infra`.
+"""Validates the files of infra/ with those of their tools that are installed: `make check-infra`.
 
     python -m infra.checks.files [--tools .cache/checks] [--chart FOLDER|TGZ]
 
-A line for each check: ok, what is wrong, or which tool is missing. Ends with 1 where something is wrong. What no tool
-knows, that every part runs without rights and within limits, tests/infra/test_production_files.py holds.
+Prints a line per check: ok, what is wrong, or which tool is missing. Exits with 1 if something is wrong. No tool checks
+that every container runs without privileges and within limits: tests/infra/test_production_files.py does.
 """
 
 import argparse
@@ -21,21 +21,21 @@ from infra.repository import REPOSITORY
 COMPOSE = "infra/compose.yaml"
 VALUES = "infra/helm/airflow.yaml"
 KUBERNETES_VERSION = "1.33.0"
-"""Which Kubernetes the chart is rendered for."""
+"""The Kubernetes version that the chart is rendered for."""
 
 SECRETS = (
     "POSTGRES_PASSWORD", "AIRFLOW_FERNET_KEY", "AIRFLOW_SECRET_KEY", "AIRFLOW_JWT_SECRET", "MLFLOW_SECRET_KEY",
     "UI_PASSWORD", "REDIS_PASSWORD",
 )  # fmt: skip
-"""What compose.yaml takes from its environment."""
+"""The secrets that compose.yaml reads from its environment."""
 
 CUSTOM = ("kueue.yaml", "kustomization.yaml")
-"""Files of kinds that aren't Kubernetes' own."""
+"""Files of custom resource kinds, which Kubernetes' own schemas don't describe."""
 
 
 @dataclass(frozen=True)
 class FileCheck:
-    """One command. Where `missing` says why, it isn't run."""
+    """One command. It is skipped if `missing` gives a reason."""
 
     name: str
     command: list[str]
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def checks(tools: str, chart: str, folder: Path) -> Iterator[FileCheck]:
-    """All checks; those of a rendered chart read what the one before wrote into `folder`."""
+    """All checks, in order. The chart is rendered into `folder`, and the last check validates it there."""
     path = os.pathsep.join((tools, os.environ.get("PATH", "")))
 
     def found(tool: str, how: str) -> tuple[str, str]:
@@ -103,7 +103,7 @@ def checks(tools: str, chart: str, folder: Path) -> Iterator[FileCheck]:
 
 
 def _compose_config(path: str) -> FileCheck:
-    """Interpolation, anchors, dependencies: what a schema doesn't see. Values stand in for the secrets."""
+    """Checks interpolation, anchors and dependencies, which a schema can't. Dummy values stand in for the secrets."""
     name = "compose.yaml, docker compose config"
     values = dict.fromkeys(SECRETS, "x")
     docker, compose = (shutil.which(program, path=path) for program in ("docker", "docker-compose"))

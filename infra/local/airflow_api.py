@@ -1,4 +1,4 @@
-"""The few calls of Airflow's REST API that the demo and the end-to-end test make, as a person would by clicking.
+"""A client for the calls to Airflow's REST API that the demo and the end-to-end test make.
 
 Routes and bodies: `/docs` of a running api-server, or airflow/api_fastapi/core_api/routes/public.
 """
@@ -16,11 +16,11 @@ from typing import Any
 from lte_model.errors import LTEError
 
 FINISHED = frozenset({"success", "failed", "skipped", "upstream_failed", "removed"})
-"""The states in which a run or a task stays."""
+"""The final states of a run or a task."""
 
 
 class AirflowAPI:
-    """One user's session with one api-server. Every method raises `LTEError` with the server's own words."""
+    """One user's session with one api-server. Every method raises `LTEError` with the server's message."""
 
     def __init__(self, address: str, user: str, password: str):
         self.address = address
@@ -28,7 +28,7 @@ class AirflowAPI:
         self._token = answer["access_token"]
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
-        """The answer of `/api/v2<path>`, parsed. A server that is busy (SQLite knows one writer) is asked again."""
+        """The parsed JSON answer of `/api/v2<path>`. Retries while the server is busy (SQLite has one writer)."""
         target = "/api/v2" + path + ("?" + urllib.parse.urlencode(query) if query else "")
         for wait in (0.5, 1, 2, 4, None):
             try:
@@ -39,7 +39,7 @@ class AirflowAPI:
                 time.sleep(wait)
 
     def import_pools(self, pools: dict[str, dict[str, Any]]) -> None:
-        """Creates the pools, or sets those of the same name: the form of `airflow pools import`."""
+        """Creates or overwrites the pools, given in the format of `airflow pools import`."""
         entities = [{"name": name, **pool} for name, pool in pools.items()]
         action = {"action": "create", "action_on_existence": "overwrite", "entities": entities}
         outcome = self.call("PATCH", "/pools", {"actions": [action]})
@@ -61,12 +61,12 @@ class AirflowAPI:
         self.call("PATCH", f"/dags/{dag_id}", {"is_paused": False})
 
     def trigger(self, dag_id: str, date: datetime.date, conf: dict[str, Any] | None = None) -> str:
-        """Starts a run of logical date `date`, 00:00 UTC. Returns its run id."""
+        """Starts a run with logical date `date`, 00:00 UTC. Returns its run id."""
         body = {"logical_date": _midnight(date), "conf": conf or {}}
         return self.call("POST", f"/dags/{dag_id}/dagRuns", body)["dag_run_id"]
 
     def backfill(self, dag_id: str, first: datetime.date, last: datetime.date) -> int:
-        """Starts the runs of [first, last], both included; those that succeeded stay. Returns the backfill's id."""
+        """Starts the runs of [first, last] that have not succeeded yet. Returns the backfill's id."""
         body = {
             "dag_id": dag_id,
             "from_date": _midnight(first),
@@ -80,7 +80,7 @@ class AirflowAPI:
         return self.call("GET", f"/dags/{dag_id}/dagRuns", limit=100, order_by="-run_after")["dag_runs"]
 
     def run_of(self, dag_id: str, date: datetime.date) -> dict[str, Any] | None:
-        """The run of logical date `date`, 00:00 UTC."""
+        """The run with logical date `date`, 00:00 UTC; None if there is none."""
         return next(
             (run for run in self.runs(dag_id) if (run["logical_date"] or "").startswith(f"{date}T00:00:00")), None
         )
@@ -91,18 +91,18 @@ class AirflowAPI:
         return self.call("GET", path, limit=100)["task_instances"]
 
     def clear(self, dag_id: str, run_id: str) -> None:
-        """Puts the failed tasks of a run back in the queue."""
+        """Queues a run's failed tasks again."""
         path = f"/dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id)}/clear"
         self.call("POST", path, {"dry_run": False, "only_failed": True})
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int = -1) -> list[str]:
-        """The lines of one try of a task, or of one of a mapped task, without their time stamps."""
+        """The log lines of one try of a task, without time stamps; `map_index` picks one instance of a mapped task."""
         path = f"/dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id)}/taskInstances/{task_id}/logs/{try_number}"
         content = self.call("GET", path, map_index=map_index)["content"]
         return [line["event"] if isinstance(line, dict) else str(line) for line in content]
 
     def question(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
-        """What a task asks a person: `subject`, `body`, `options`."""
+        """The question that a task asks a person: `subject`, `body`, `options`."""
         return self.call("GET", self._question_path(dag_id, run_id, task_id))
 
     def answer(self, dag_id: str, run_id: str, task_id: str, option: str, reason: str = "") -> None:
@@ -135,7 +135,7 @@ class AirflowAPI:
 
 
 class _Busy(Exception):
-    """The server didn't answer, or said that it can't now."""
+    """The server didn't answer, or answered with a 5xx status."""
 
 
 def _midnight(date: datetime.date) -> str:

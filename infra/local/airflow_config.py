@@ -1,4 +1,4 @@
-"""The configuration of the local stack's Airflow: airflow.cfg, its keys, and the password of its user."""
+"""Configures the local stack's Airflow: airflow.cfg, its keys, and its user's password."""
 
 import base64
 import configparser
@@ -15,16 +15,16 @@ from infra.local.pages import USER
 from infra.repository import REPOSITORY
 
 KEYS = (("core", "fernet_key"), ("api", "secret_key"), ("api_auth", "jwt_secret"))
-"""What airflow.cfg holds that nobody may know."""
+"""The secret options in airflow.cfg."""
 
 
 @dataclass(frozen=True)
 class AirflowConfig:
     """The files that configure an Airflow whose AIRFLOW_HOME is `home`.
 
-    Its API listens on `host` and `port`, and is reached at `url`. With `has_password`, FAB keeps a hash of the user's
-    password; without it the simple auth manager reads a password that is generated here. `lte` are options of the
-    section `[lte]`, and `feed_end` is one more, where it is given.
+    Its API listens on `host` and `port`; clients reach it at `url`. With `has_password`, FAB keeps a hash of the user's
+    password; without, the simple auth manager reads a password generated here. `lte` gives options for section `[lte]`;
+    `feed_end`, if given, is one more.
     """
 
     home: Path
@@ -36,9 +36,7 @@ class AirflowConfig:
     feed_end: datetime.date | None = None
 
     def write(self) -> None:
-        """Writes airflow.cfg, and a password where one is missing. Keys and the section `[lte]` are kept from the last
-        time.
-        """
+        """Writes airflow.cfg, and a password if one is missing; keeps keys and section `[lte]` of an earlier file."""
         file = self.home / "airflow.cfg"
         config = configparser.RawConfigParser()
         config.read(file)
@@ -67,7 +65,7 @@ class AirflowConfig:
                 json.dump({USER: secrets.token_urlsafe(9)}, stream)
 
     def generated_password(self) -> str:
-        """The password that `write` generated, now or an earlier time."""
+        """The password that `write` generated, in this or an earlier run."""
         return json.loads(self._password_file.read_text())[USER]
 
     @property
@@ -91,15 +89,15 @@ class AirflowConfig:
                     }
                 ),
                 "execution_api_server_url": f"{self.url}/execution/",
-                # The default asks the name server for this machine's full name.
+                # Airflow's default looks up this machine's full name in DNS.
                 "hostname_callable": "socket.gethostname",
             },
             "database": {"sql_alchemy_conn": f"sqlite:///{self.home / 'airflow.db'}"},
             "api": {"host": self.host, "port": self.port, "base_url": self.url, "workers": 1},
             "api_auth": {},
             "logging": {"base_log_folder": self.home / "logs", "colored_console_log": False},
-            # One person waits for one chain of tasks: look often, and don't read unchanged DAGs again and again.
-            # A killed scheduler's tasks start again once the next one has found them: the default looks every 300 s.
+            # One person waits for one chain of tasks: schedule often, and rarely parse unchanged DAGs again.
+            # A killed scheduler's tasks restart when the next scheduler finds them: by default it looks every 300 s.
             "scheduler": {"scheduler_idle_sleep_time": 0.25, "orphaned_tasks_check_interval": 30},
             "dag_processor": {
                 "parsing_processes": 1,
@@ -108,17 +106,17 @@ class AirflowConfig:
                 "min_file_process_interval": 60,
                 "dag_bundle_storage_path": self.home / "bundles",
             },
-            # An API server that shares the cores with a JVM is busy, not dead: the default gives it five seconds.
+            # An API server that shares the cores with a JVM can be slow: the default timeout is five seconds.
             "workers": {"execution_api_timeout": 60},
         }
 
 
 def is_given(section: str, key: str) -> bool:
-    """Whether the environment has an option of Airflow's, or says which command or secrets backend does."""
+    """Whether an environment variable sets this Airflow option: its value, a command or a secrets backend."""
     name = f"AIRFLOW__{section}__{key}".upper()
     return any(name + source in os.environ for source in ("", "_CMD", "_SECRET"))
 
 
 def private_file(file: Path) -> IO[str]:
-    """`file`, emptied and opened for writing, readable by its owner alone."""
+    """Truncates `file` and opens it for writing; only its owner may read it."""
     return os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8")

@@ -1,9 +1,9 @@
-"""The pages of one installation, over HTTP: reports and Data Docs, and nothing else of its home.
+"""Serves an installation's reports and Data Docs over HTTP, and nothing else from its home.
 
     python -m infra.local.pages --settings FILE [--host ADDRESS] [--port 8090]
 
-They name no user, and still are no business of strangers: on any address but loopback whoever asks must be `admin` with
-the password that UI_PASSWORD holds. Passwords travel in clear: in front of other machines put a proxy that speaks TLS.
+The pages name no user, but are not public: on any address but loopback a reader logs in as `admin` with the password in
+UI_PASSWORD. Passwords travel in clear text: put a proxy with TLS between this server and other machines.
 """
 
 import argparse
@@ -24,13 +24,13 @@ LOOPBACK = "127.0.0.1"
 USER = "admin"
 PASSWORD_VARIABLE = "UI_PASSWORD"  # noqa: S105 – its name
 MIN_PASSWORD = 12
-"""Characters of a password that strangers may try to guess."""
+"""The least number of characters in a password."""
 
 
 def required_password(host: str, shown: str) -> str:
-    """What opens `shown` on the address `host`: nothing ("") on loopback, else what UI_PASSWORD holds.
+    """The password that protects `shown` on `host`: "" (none) on loopback, else the value of UI_PASSWORD.
 
-    Raises `LTEError` where the address is another and there is no such password, or one that is guessed soon.
+    Raises `LTEError` if a host other than loopback has no password, or one that is too short.
     """
     if host == LOOPBACK:
         return ""
@@ -44,9 +44,9 @@ def required_password(host: str, shown: str) -> str:
 
 
 def pages_server(settings: Settings, host: str, port: int, password: str) -> http.server.ThreadingHTTPServer:
-    """A server of the settings' pages, which `serve_forever` starts; with a password, for user `admin` alone.
+    """A server for the installation's pages; `serve_forever` starts it. A password restricts it to user `admin`.
 
-    Raises `LTEError` where it can't listen there.
+    Raises `LTEError` if it can't listen on `host` and `port`.
     """
     folders = {"reports": settings.reports, "data_docs": f"{settings.data_docs}/site"}
     for folder in folders.values():
@@ -58,7 +58,7 @@ def pages_server(settings: Settings, host: str, port: int, password: str) -> htt
 
 
 def _pages_of(folders: Mapping[str, str], password: str) -> type[http.server.SimpleHTTPRequestHandler]:
-    """A handler that shows these folders, each under its name."""
+    """A request handler that serves each folder under its name."""
     expected = "Basic " + base64.b64encode(f"{USER}:{password}".encode()).decode()
 
     class Pages(http.server.SimpleHTTPRequestHandler):
@@ -67,7 +67,7 @@ def _pages_of(folders: Mapping[str, str], password: str) -> type[http.server.Sim
             self.directory = folders.get(name, os.devnull)
             return super().translate_path("/" + rest)
 
-        def send_head(self):  # what GET and HEAD both begin with
+        def send_head(self):  # both GET and HEAD call it first
             if self.path == "/health" or self._may_read():
                 return super().send_head()
             self.send_response(http.HTTPStatus.UNAUTHORIZED)

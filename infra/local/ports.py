@@ -1,4 +1,4 @@
-"""The ports of the local stack: which are asked for, which are free, which answer."""
+"""The local stack's ports: which are configured, which are free, which answer."""
 
 import http.client
 import os
@@ -12,7 +12,7 @@ from lte_model.errors import LTEError
 
 @dataclass(frozen=True)
 class Ports:
-    """The three ports of a stack."""
+    """A stack's three ports."""
 
     airflow: int
     mlflow: int
@@ -20,7 +20,10 @@ class Ports:
 
     @classmethod
     def from_environment(cls, host: str = LOOPBACK) -> "Ports":
-        """AIRFLOW_PORT, MLFLOW_PORT and PAGES_PORT; 8080, 5000 and 8090 where they aren't set."""
+        """The ports in AIRFLOW_PORT, MLFLOW_PORT and PAGES_PORT; by default 8080, 5000 and 8090.
+
+        Raises `LTEError` if one is not a number, or is taken on `host`.
+        """
         names = {"AIRFLOW_PORT": 8080, "MLFLOW_PORT": 5000, "PAGES_PORT": 8090}
         try:
             ports = cls(*(int(os.environ.get(name) or default) for name, default in names.items()))
@@ -33,7 +36,7 @@ class Ports:
 
     @classmethod
     def free(cls) -> "Ports":
-        """Three ports that nobody listens on now."""
+        """Three ports that are free now."""
         with socket.socket() as first, socket.socket() as second, socket.socket() as third:
             for sock in (first, second, third):
                 sock.bind((LOOPBACK, 0))
@@ -41,7 +44,7 @@ class Ports:
 
 
 def reached_at(host: str) -> str:
-    """The address by which this machine reaches what listens on `host`."""
+    """The address at which this machine reaches a server that listens on `host`."""
     return LOOPBACK if host == "0.0.0.0" else host  # noqa: S104 – compared, not bound
 
 

@@ -1,4 +1,4 @@
-"""The processes of the local stack, and how they are stopped without a trace."""
+"""Finds the local stack's processes and stops them all."""
 
 import contextlib
 import os
@@ -9,18 +9,18 @@ from collections.abc import Collection
 import psutil
 
 MARK = "LOCAL_STACK"
-"""A variable in the environment of every process of a stack, by which the last of them is found."""
+"""An environment variable that marks every process of a stack, so that none is missed."""
 
 STOP_TIMEOUT = 10.0
-"""Seconds that processes have to end when they are asked to."""
+"""Seconds that a process has to end after SIGTERM."""
 
 
 def processes_of(components: Collection[int], mark: str) -> list[psutil.Process]:
-    """Every process that came of a stack: by its parent, by its session, or by the mark in its environment.
+    """Every process of a stack, found by its parent, by its session, or by the mark in its environment.
 
     `components` are the process ids that the stack started, each the leader of a session. `mark` is the stack's value
-    of `MARK`. Airflow starts a task's command in a session of its own, and its workers overwrite their environment with
-    their title: none of the three ways finds all processes.
+    of `MARK`. Airflow starts a task's command in a new session, and its workers overwrite their environment with their
+    title, so none of the three ways alone finds all processes.
     """
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
@@ -36,9 +36,9 @@ def processes_of(components: Collection[int], mark: str) -> list[psutil.Process]
 
 
 def stop_processes(components: Collection[int], mark: str) -> None:
-    """Ends every process that came of a stack, as `processes_of` finds them."""
-    # Workers go first, and at once: asked kindly they would finish their tasks, and told by a dying command
-    # they would book the task as failed. A worker that is gone leaves its task to the next scheduler.
+    """Ends every process of a stack, as found by `processes_of`."""
+    # SIGKILL the workers first. After SIGTERM they would finish their tasks; if the command died first, they
+    # would mark the task as failed. The next scheduler restarts the task of a killed worker.
     for process in processes_of(components, mark):
         if process.pid not in components and session_of(process) in components:
             send_signal(process, signal.SIGKILL)
@@ -50,7 +50,7 @@ def stop_processes(components: Collection[int], mark: str) -> None:
 
 
 def session_of(process: psutil.Process) -> int | None:
-    """The process id of the leader of its session; None where it has ended."""
+    """The process id of its session's leader; None if it has ended."""
     try:
         return os.getsid(process.pid)
     except ProcessLookupError:
@@ -58,7 +58,7 @@ def session_of(process: psutil.Process) -> int | None:
 
 
 def is_spark_driver(process: psutil.Process) -> bool:
-    """A JVM of Spark; not the copy of itself that it is for a moment when it starts another program."""
+    """Whether this is a Spark driver's JVM, and not the fork that briefly exists while it starts another program."""
     try:
         return (
             process.name() == "java"
@@ -76,7 +76,7 @@ def send_signal(process: psutil.Process, number: signal.Signals) -> None:
 
 
 def stop_on_signals() -> threading.Event:
-    """An event that SIGINT and SIGTERM set."""
+    """An event that is set on SIGINT or SIGTERM."""
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())

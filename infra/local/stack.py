@@ -1,17 +1,17 @@
-"""Airflow, MLflow's UI and the pages (Data Docs, reports) of one installation, on loopback, as one thing.
+"""Runs Airflow, MLflow's UI and the pages (Data Docs, reports) of one installation on loopback.
 
     make up                                           # or: python -m infra.local.stack --settings FILE [--host ADDRESS]
 
-1. `<home>/airflow` becomes the AIRFLOW_HOME: airflow.cfg, keys and password are written there, for their owner's eyes
-   alone, and SQLite is migrated. What the environment gives (AIRFLOW__DATABASE__SQL_ALCHEMY_CONN, keys, an executor)
-   counts more, and is written nowhere.
-2. api-server, scheduler and DAG processor start; no triggerer, for no task here defers. Then pools and DAGs are in.
-3. Ctrl-C stops every process that came of it, the commands of running tasks too. Tasks that were stopped start
-   again with the next `make up`.
+1. `<home>/airflow` becomes the AIRFLOW_HOME: airflow.cfg, keys and password are written there, readable by their owner
+   alone, and SQLite is migrated. Environment variables (AIRFLOW__DATABASE__SQL_ALCHEMY_CONN, keys, an executor) take
+   precedence and are not written to disk.
+2. api-server, scheduler and DAG processor start, but no triggerer: no task here defers. Pools and DAGs are loaded.
+3. Ctrl-C stops every process of the stack, including the commands of running tasks. The next `make up` restarts tasks
+   that were stopped.
 
-On another address than 127.0.0.1 all three ask for user `admin` and the password in UI_PASSWORD, and nothing starts
-without one: MLflow by its basic-auth app, Airflow by FAB, which keeps a hash of it where the simple auth manager keeps
-the password itself.
+On any address but 127.0.0.1 all three ask for user `admin` and the password in UI_PASSWORD, and nothing starts without
+one. MLflow uses its basic-auth app. Airflow uses FAB, which stores a hash; the simple auth manager would store the
+password itself.
 
 The demo and the end-to-end test use the same class as a context manager.
 """
@@ -57,15 +57,15 @@ START_TIMEOUT = 120.0
 
 
 class LocalStack:
-    """The running stack of the installation that `settings_file` describes; a context manager.
+    """A context manager that runs the stack of the installation described by `settings_file`.
 
-    `mlflow_ui` leaves MLflow's server out where nobody looks at it. `feed_end` is the last logical date of a shop
-    whose feed has ended; it stays in airflow.cfg until another is given. `python` is that of Airflow's environment,
-    where it isn't this one. `lte` is what `[lte]` of airflow.cfg says of where commands run (infra/airflow/README.md).
+    `mlflow_ui=False` leaves MLflow's server out. `feed_end` is the last logical date of a shop whose feed has ended; it
+    stays in airflow.cfg until another is given. `python` is the interpreter of Airflow's environment, by default this
+    one. `lte` gives options of section `[lte]` in airflow.cfg, which say where commands run (infra/airflow/README.md).
     `host` is the address that the stack listens on.
 
     Raises `LTEError` for a host other than 127.0.0.1 without UI_PASSWORD. Entering it raises `LTEError` when another
-    stack holds the same home, and when a component doesn't come up.
+    stack uses the same home, and when a component doesn't start.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class LocalStack:
             if self._password:
                 self._create_user()
             for component in ("api-server", "scheduler", "dag-processor"):
-                # Task logs are read from disk; the scheduler need not serve them on another port.
+                # The api-server reads task logs from disk, so the scheduler need not serve them on another port.
                 options = ["--skip-serve-logs"] if component == "scheduler" else []
                 self._start(component, [self.python, "-m", "airflow", component, *options])
             self._serve_pages()
@@ -145,16 +145,16 @@ class LocalStack:
                 raise LTEError(f"{name} ended with code {process.returncode}; see {self._log_file(name)}")
 
     def spark_drivers(self) -> set[int]:
-        """The process ids of the JVMs of Spark that run now."""
+        """The process ids of the Spark drivers that run now."""
         return {process.pid for process in self._processes() if is_spark_driver(process)}
 
     def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int = -1) -> Path:
-        """The file that Airflow logs one try of a task, or of one of a mapped task, to."""
+        """The log file of one try of a task; `map_index` picks one instance of a mapped task."""
         mapped = f"map_index={map_index}/" if map_index >= 0 else ""
         return self.logs / f"dag_id={dag_id}/run_id={run_id}/task_id={task_id}/{mapped}attempt={try_number}.log"
 
     def stop(self) -> None:
-        """Stops all of it and returns when no process is left. Does nothing the second time."""
+        """Stops the stack and returns when no process is left. Idempotent."""
         stop_processes({process.pid for process in self._components.values()}, self._mark)
         for process in self._components.values():
             process.wait()
@@ -168,7 +168,7 @@ class LocalStack:
             self._lock = None
 
     def _take_lock(self) -> None:
-        """One stack per home: two schedulers on one SQLite would start every task twice."""
+        """Locks the home: two schedulers on one SQLite would start every task twice."""
         self.logs.mkdir(parents=True, exist_ok=True)
         file = (self.airflow_home / "stack.lock").open("a+")  # held until stop()
         try:
@@ -193,8 +193,8 @@ class LocalStack:
             "AIRFLOW_HOME": str(self.airflow_home),
             SETTINGS_VARIABLE: str(self.settings_file),
             "PATH": path,
-            # A first shell with a socket as its input believes that it was called by ssh, reads ~/.bashrc, and may
-            # find another python there; the shells of Airflow's tasks have such an input.
+            # A first bash whose standard input is a socket assumes that ssh called it and reads ~/.bashrc, which may
+            # put another python on the PATH. The shells of Airflow's tasks have such an input.
             "SHLVL": "1",
             "PYTHONUNBUFFERED": "1",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -203,10 +203,10 @@ class LocalStack:
         }
 
     def _migrate(self) -> None:
-        """Brings Airflow's database to this version. Takes seconds, so that a stamp saves the second time."""
+        """Migrates Airflow's database to this version. That takes seconds; a stamp file skips it the next time."""
         from importlib.metadata import version
 
-        kept_elsewhere = is_given("database", "sql_alchemy_conn")  # and may be another each time
+        kept_elsewhere = is_given("database", "sql_alchemy_conn")  # may be another database each time
         users = "-users" if self._password else ""
         stamp = self.airflow_home / f"migrated-{version('apache-airflow')}{users}"
         if stamp.exists() and not kept_elsewhere:
@@ -218,13 +218,13 @@ class LocalStack:
             stamp.touch()
 
     def _create_user(self) -> None:
-        """Gives Airflow its user, or the user of before the password of now."""
+        """Creates Airflow's user; if it exists, sets its password to the current one."""
         names = ["--firstname", USER, "--lastname", USER, "--email", f"{USER}@localhost"]
         if "already exist" in self._airflow_users("create", "--role", "Admin", *names):
             self._airflow_users("reset-password")
 
     def _airflow_users(self, *command: str) -> str:
-        """What `airflow users` prints. The password is typed, for `ps` shows options."""
+        """What `airflow users` prints. The password goes through standard input: `ps` shows options."""
         done = subprocess.run(
             [self.python, "-m", "airflow", "users", *command, "--username", USER],
             cwd=REPOSITORY,
@@ -233,7 +233,7 @@ class LocalStack:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # without a terminal the password is read from the input
+            start_new_session=True,  # without a terminal Airflow reads the password from standard input
             check=False,
         )
         if done.returncode != 0:
@@ -243,7 +243,7 @@ class LocalStack:
     def _start_mlflow(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.ports.mlflow)]
         command += ["--workers", "1", "--default-artifact-root", self.settings.mlflow.artifacts]
-        # Not an option: `ps` shows them, and the address of a database has a password.
+        # Not a command-line option: `ps` shows options, and a database's address contains a password.
         environment = {"MLFLOW_BACKEND_STORE_URI": self.settings.mlflow.tracking_uri}
         if self._password:
             command += ["--app-name", "basic-auth"]
@@ -254,7 +254,7 @@ class LocalStack:
         self._await(self.mlflow_url + "/health", "mlflow")
 
     def _mlflow_users(self) -> dict[str, str]:
-        """What basic-auth needs. Its users begin anew with each stack: they are one, with the password of now."""
+        """The environment variables of basic-auth. Its user database is recreated with one user at each start."""
         users, file = self.airflow_home / "mlflow_users.db", self.airflow_home / "mlflow_users.ini"
         users.unlink(missing_ok=True)
         private_file(users).close()
@@ -280,7 +280,7 @@ class LocalStack:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C in the terminal is for this process alone, which then stops the others in order.
+                # Ctrl-C in the terminal must reach this process only, which then stops the others in order.
                 start_new_session=True,
             )
 

@@ -1,1 +1,1 @@
-"""Whole runs over a feed: the demo, the ablation, the drill."""
+"""Runs over a whole feed: the demo, the ablation, the drill."""

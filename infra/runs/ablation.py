@@ -1,13 +1,13 @@
-"""The ablation of a feed on one machine, without Airflow: `make ablation DATA=folder`.
+"""Runs the ablation of a feed on one machine, without Airflow: `make ablation DATA=folder`.
 
-1. An installation for the feed under `.lte/`, as the demo writes one. Its trainings run until two epochs bring nothing
-   better.
-2. The jobs that make the tables, one after another, for the representations that the chosen variants read.
-3. The trainings, as many at once as there are cores up to `TRAININGS_AT_ONCE`, each with a thread of its own.
-4. The report, and a table of what came out.
+1. Writes an installation for the feed under `.lte/`, like the demo's. A training stops after two epochs without
+   improvement.
+2. Runs the jobs that make the tables, one after another, for the representations that the chosen variants read.
+3. Runs the trainings, at most `TRAININGS_AT_ONCE` and no more than there are cores at a time, one thread each.
+4. Writes the report and prints a table of the results.
 
-A command that succeeded before isn't run again: a second call goes on where the first one stopped, and one with more
-variants or seeds adds what is new.
+A command that succeeded before is skipped: a second call resumes where the first one stopped, and a call with more
+variants or seeds trains only the new ones.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from lte_model.studies.variants import Variant, chosen_variants
 def table_commands(
     date: datetime.date, since: datetime.date, variants: Sequence[Variant], settings: Settings
 ) -> list[str]:
-    """The command lines that make the tables which `variants` read, in order."""
+    """The command lines that make the tables read by `variants`, in order."""
     read = {name for variant in variants for name in variant.settings(settings, 0).model.representations}
     encoders = [
         f"lte_model.training.autoencoder --date {date} --anchors",
@@ -53,7 +53,7 @@ def table_commands(
 
 
 def measures_of(ablation: Ablation) -> list[dict[str, Any]]:
-    """The figures in the form of every measuring command: a list of measure, side, value, unit."""
+    """The figures as rows of measure, side, value and unit, the format of every `--json` option."""
     headline, sides = ablation["headline"], ablation["sides"]
     rows = [(headline, side, of_side["metrics"][headline].value, "ndcg") for side, of_side in sides.items()]
     best = ablation["best"]["variant"]
@@ -75,7 +75,7 @@ def measures_of(ablation: Ablation) -> list[dict[str, Any]]:
 
 
 def print_outcome(ablation: Ablation) -> None:
-    """The closing table."""
+    """Prints the results."""
     headline = ablation["headline"]
     print(
         f"\n{headline}, 95 % intervals, means over {ablation['seeds']} seeds: {ablation['test_users']:,} users, "
@@ -92,11 +92,11 @@ def print_outcome(ablation: Ablation) -> None:
 
 
 Rank = Callable[[Settings, datetime.date], Mapping[str, Path]]
-"""Ranks the test users by models of another making, once the tables are there: their names, and the files of ranks."""
+"""Ranks the test users with rival models, after the tables are made; returns {model's name: file of ranks}."""
 
 
 def ablate(arguments: argparse.Namespace, rank: Rank | None = None) -> Ablation:
-    """The ablation, for the options of the command line; returns what was found."""
+    """Runs the ablation with the options of the command line; returns its results."""
     source = Path(arguments.data).resolve()
     home = Path(arguments.home).resolve() if arguments.home else REPOSITORY / ".lte" / f"{source.name}-ablation"
     variants = chosen_variants(arguments.variants)
@@ -128,7 +128,7 @@ def ablate(arguments: argparse.Namespace, rank: Rank | None = None) -> Ablation:
 
 
 def options(values: Iterable[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
+    """Parses the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="FOLDER", required=True, help="a feed: events.parquet and items.parquet")
     parser.add_argument("--variants", default="", help="names, with commas (default: all)")
@@ -139,7 +139,7 @@ def options(values: Iterable[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Reads the command line and runs the command."""
-    # Both ways to be stopped end the commands that are running.
+    # SIGTERM, like Ctrl-C, must end the running commands.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         ablate(options())

@@ -1,4 +1,4 @@
-"""DAG runs of a real Airflow, started and followed to their end."""
+"""Starts DAG runs in a real Airflow and follows them to their end."""
 
 import datetime
 import time
@@ -15,15 +15,15 @@ POLL_SECONDS = 1.0
 ANSWER_AFTER = 10.0
 """Seconds before the demo answers a question.
 
-To a scheduler that has not booked yet that the task waits, an answer looks like a worker that lost its task. A
-scheduler without other work books every five seconds.
+If the scheduler has not recorded yet that the task waits, an answer looks like a worker that lost its task. An idle
+scheduler records states every five seconds.
 """
 
 
 class FollowedRuns:
     """Follows runs to their end and prints a line as each task starts and ends.
 
-    `jvms` is every Spark driver that was seen among the stack's processes.
+    `jvms` collects the process ids of all Spark drivers seen in the stack.
     """
 
     def __init__(self, stack: LocalStack):
@@ -33,7 +33,7 @@ class FollowedRuns:
         self._begin = time.monotonic()
 
     def follow(self, dag_id: str, runs: dict[str, str]) -> None:
-        """Returns when every run (run id → what to call it) succeeded. Raises `TaskFailed` for the first that fails."""
+        """Waits until all runs ({run id: label}) have succeeded. Raises `TaskFailed` for the first task that fails."""
         approved: set[str] = set()
         waits_since: dict[str, float] = {}
         open_runs = dict(runs)
@@ -72,7 +72,7 @@ class FollowedRuns:
         if self._seen.get(key) == now:
             return
         self._seen[key] = now
-        name = f"{task['task_id']} {task['rendered_map_index'] or ''}".rstrip()  # of a mapped task, what it is for
+        name = f"{task['task_id']} {task['rendered_map_index'] or ''}".rstrip()  # a mapped task's index is its label
         words = {
             "running": "starts",
             "up_for_retry": "failed, will be tried again",
@@ -91,12 +91,12 @@ class FollowedRuns:
 
 
 class TaskFailed(LTEError):
-    """A task failed for good. Says which, with the end of its log and the log's file."""
+    """A task failed after its last retry. Holds its command's output (`log`) and the log file (`file`)."""
 
     def __init__(self, stack: LocalStack, dag_id: str, run_id: str, task: dict):
         self.dag_id, self.task_id = dag_id, task["task_id"]
         log = stack.api.log(dag_id, run_id, task["task_id"], task["try_number"], task["map_index"])
-        # What the command printed stands between two lines of Airflow's own.
+        # The command's output stands between two lines that Airflow writes.
         ends = [n for n, line in enumerate(log) if line.startswith("Command exited")] or [len(log)]
         self.log = log[log.index("Output:") + 1 if "Output:" in log else 0 : ends[0]]
         self.file = stack.task_log(dag_id, run_id, task["task_id"], task["try_number"], task["map_index"])
@@ -106,21 +106,21 @@ class TaskFailed(LTEError):
 
 
 class Steps:
-    """How long each step took, seconds, in order."""
+    """The duration of each step in seconds, in order."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Times the block, under this name."""
+        """Times the block and stores the result under `name`."""
         begin = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - begin
 
 
 def run_once(progress: FollowedRuns, dag_id: str, date: datetime.date, conf: dict | None = None) -> None:
-    """Runs the DAG for `date`, unless that succeeded before; a run that failed goes on from its failed tasks."""
+    """Runs the DAG for `date` unless that run has succeeded already; a failed run resumes at its failed tasks."""
     api = progress.stack.api
     api.unpause(dag_id)
     known = api.run_of(dag_id, date)
@@ -134,7 +134,7 @@ def run_once(progress: FollowedRuns, dag_id: str, date: datetime.date, conf: dic
 
 
 def backfill_daily(progress: FollowedRuns, first: datetime.date, last: datetime.date) -> None:
-    """Runs `lte_daily` for [first, last] by one backfill, as the form in the UI does."""
+    """Runs `lte_daily` for [first, last], both included, as one backfill."""
     api = progress.stack.api
     api.unpause("lte_daily")
     dates = [first + ONE_DAY * k for k in range((last - first).days + 1)]
@@ -149,7 +149,7 @@ def backfill_daily(progress: FollowedRuns, first: datetime.date, last: datetime.
 
 
 def follow_promotion(progress: FollowedRuns, training_before: bool) -> str | None:
-    """Follows the promotion that the new challenger started. Returns why it was refused, or None where it wasn't."""
+    """Follows the promotion that the new challenger started. Returns why it was refused, or None if it wasn't."""
     api = progress.stack.api
     deadline = time.monotonic() + 60
     while not (runs := api.runs("lte_promotion")):
@@ -167,6 +167,6 @@ def follow_promotion(progress: FollowedRuns, training_before: bool) -> str | Non
     except TaskFailed as failure:
         if failure.task_id != "gate":
             raise
-        # A gate that says no has done its work: the figures below say why.
+        # A gate that refuses is a result, not an error: the demo goes on and prints its reason.
         return next((line for line in reversed(failure.log) if line.startswith("error:")), f"see {failure.file}")
     return None

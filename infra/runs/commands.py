@@ -1,4 +1,4 @@
-"""Command lines run one after another, each once, with what is done on record."""
+"""Runs command lines for an installation, and skips those that have succeeded before."""
 
 import os
 import subprocess
@@ -14,30 +14,33 @@ from lte_model.settings import SETTINGS_VARIABLE
 TRAININGS_AT_ONCE = 2
 
 SEEDS = 3
-"""Of each training of an ablation or a drill, unless told otherwise."""
+"""The default number of seeds per training in an ablation or a drill."""
 
 POLL_SECONDS = 0.5
 
 LOG_LINES = 15
-"""So many lines of the end of a log are shown where its command failed."""
+"""The number of last log lines shown when a command fails."""
 
 DONE_FILE = "done.txt"
 """The command lines that succeeded, one a line."""
 
 
 class Commands:
-    """Runs command lines of the project for one installation, each with a log of its own."""
+    """Runs the project's command lines for one installation, each with its own log file."""
 
     def __init__(self, home: Path):
         self.home = home
         self.environment = os.environ | {SETTINGS_VARIABLE: str(home / "settings.toml")}
 
     def run(self, command: str) -> None:
-        """Raises `LTEError` where the command fails; says so where it succeeded before."""
+        """Runs the command, unless it has succeeded before. Raises `LTEError` if it fails."""
         self.run_all([command], at_once=1)
 
     def run_all(self, commands: Sequence[str], at_once: int) -> None:
-        """The same for several, `at_once` of them at a time, with one thread each where they share the machine."""
+        """Runs several commands, at most `at_once` at a time; commands that share the machine get one thread each.
+
+        Skips commands that have succeeded before. Raises `LTEError` for the first that fails.
+        """
         environment = self.environment | ({"LTE_TRAINING__THREADS": "1"} if at_once > 1 else {})
         done = self._done()
         waiting = [command for command in commands if command not in done]
@@ -64,7 +67,7 @@ class Commands:
                 process.wait()
 
     def output(self, command: str) -> str:
-        """The last line that the command prints. It is run whether it succeeded before or not."""
+        """Runs the command, even if it has succeeded before, and returns the last line that it prints."""
         print(f"          {command}", flush=True)
         self._require(command, self._start(command, self.environment).wait())
         return self._log(command).read_text(encoding="utf-8").rstrip().rpartition("\n")[2]

@@ -1,12 +1,12 @@
-"""The whole pipeline on one machine, through Airflow, from a feed to an approved model: `make demo`.
+"""Runs the whole pipeline through Airflow on one machine, from a feed to an approved model: `make demo`.
 
-1. A feed: the demo shop, or your own with `--data FOLDER` (events.parquet and items.parquet).
-2. An installation for it under `.lte/`: settings.toml is written once, from the options and the data's own dates.
-3. Airflow runs `lte_bootstrap`, a backfill of `lte_daily` over the last three dates, and `lte_training`; the
-   challenger that it registers starts `lte_promotion`, whose approval the demo gives itself.
-4. A table of what came out.
+1. Makes the demo shop's feed, or takes yours with `--data FOLDER` (events.parquet and items.parquet).
+2. Writes an installation under `.lte/`. Its settings.toml is written once, from the options and the feed's dates.
+3. Airflow runs `lte_bootstrap`, a backfill of `lte_daily` over the last three dates, and `lte_training`. The
+   challenger that `lte_training` registers starts `lte_promotion`; the demo gives the approval itself.
+4. Prints a table of the results.
 
-What succeeded before isn't run again: a second call goes on where the first one stopped.
+Runs that succeeded before are skipped: a second call resumes where the first one stopped.
 """
 
 import argparse
@@ -45,7 +45,7 @@ RECORDED_SIDES = {"prefix": "prefix", "none": "none", "popularity_30d": "popular
 
 
 def rows_per_table(settings: Settings) -> dict[str, int]:
-    """Rows of each Delta table of the warehouse, counted without a JVM."""
+    """The number of rows in each Delta table of the warehouse, counted without a JVM."""
     tables = sorted(path.parent for path in Path(settings.warehouse).glob("*/_delta_log"))
     return {table.name: pl.scan_delta(str(table)).select(pl.len()).collect().item() for table in tables}
 
@@ -58,8 +58,8 @@ def print_outcome(
     jvms: int,
     refused: str | None,
 ) -> None:
-    """The closing table."""
-    from lte_model.registry import versions  # MLflow takes seconds to import, and is needed at the end alone
+    """Prints the results."""
+    from lte_model.registry import versions  # imports MLflow, which takes seconds and is needed only here
 
     metric = results.headline_metric(evaluation)
     print("\nrows")
@@ -92,7 +92,7 @@ def print_outcome(
 
 
 def write_json(file: Path, evaluation: Evaluation, rows: dict[str, int], steps: dict[str, float]) -> None:
-    """The closing table in the form of every measuring command: a list of measure, side, value, unit."""
+    """Writes the results as rows of measure, side, value and unit, the format of every `--json` option."""
     sides = evaluation["sides"]
     measures = [("ndcg@500", as_, sides[side]["metrics"]["ndcg@500"].value, "") for side, as_ in RECORDED_SIDES.items()]
     measures += [("rows", table, count, "rows") for table, count in rows.items()]
@@ -102,7 +102,7 @@ def write_json(file: Path, evaluation: Evaluation, rows: dict[str, int], steps: 
 
 
 def demonstrate(arguments: argparse.Namespace, steps: Steps) -> None:
-    """The demo, for the options of the command line."""
+    """Runs the demo with the options of the command line."""
     if arguments.data:
         source = Path(arguments.data).resolve()
         home = REPOSITORY / ".lte" / source.name
@@ -147,7 +147,7 @@ def demonstrate(arguments: argparse.Namespace, steps: Steps) -> None:
 
 
 def options(values: Iterable[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
+    """Parses the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="FOLDER", help="your feed; without it the demo shop is made")
     parser.add_argument("--users", type=int, help=f"users of the demo shop (default {SHOP_USERS})")
@@ -158,7 +158,7 @@ def options(values: Iterable[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Reads the command line and runs the command."""
-    # Both ways to be stopped unwind the stack, so that no process is left.
+    # SIGTERM, like Ctrl-C, must unwind the stack, so that no process is left.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         demonstrate(options(), Steps())

@@ -1,12 +1,12 @@
-"""The drill of a feed on one machine, without Airflow: `make drill [DATA=folder]`.
+"""Runs the drill of a feed on one machine, without Airflow: `make drill [DATA=folder]`.
 
-1. An installation for the feed under `.lte/`, as the ablation writes one; without a feed that of the demo shop. Where a
-   feed doesn't say since when an item is known, that is the day of its first event: a shop that goes on has new items.
-2. The jobs that make the tables: the basis is fitted on the items of version 1, and those that are new by version 2 are
-   embedded in it.
-3. The trainings of both versions in every space, as many at once as an ablation's, then the report, and a table.
+1. Writes an installation for the feed under `.lte/`, like the ablation's; without a feed it makes the demo shop. If the
+   feed has no `known_date`, an item's first event gives it, so that version 2 has items that version 1 lacks.
+2. Runs the jobs that make the tables. The basis is fitted on version 1's items; items new in version 2 are embedded in
+   the same basis.
+3. Trains both versions in every space, as many at once as an ablation does, and writes the report.
 
-Version 2 is of `--date`, version 1 of `--gap` days before. A command that succeeded before isn't run again.
+Version 2 is trained on `--date`, version 1 `--gap` days before. A command that succeeded before is skipped.
 """
 
 import argparse
@@ -45,11 +45,14 @@ from lte_model.studies.results import Drill, drill_path, read_drill
 from lte_model.studies.spaces import MATRIX, SKEWED, SPACES
 
 ENCODER_LAGS = 2
-"""So many lags of days, and one more, lie before the oldest anchor of version 1: its encoder is fitted on them."""
+"""Version 1's encoder is fitted on the days before its oldest anchor: this many lags, plus one."""
 
 
 def dated_feed(source: Path, folder: Path) -> Path:
-    """The feed with a `known_date` of every item: `source` itself, or a copy in `folder` where it has none."""
+    """The folder of a feed with items' `known_date`: `source`, or a copy in `folder` that adds the column.
+
+    An item's first event gives its `known_date`. Raises `LTEError` if there is no items.parquet.
+    """
     items, events = source / "items.parquet", source / "events.parquet"
     if not items.is_file():
         raise LTEError(f"there is no file {items}; give a folder with events.parquet and items.parquet")
@@ -68,12 +71,12 @@ def dated_feed(source: Path, folder: Path) -> Path:
 
 
 def with_room(feed: FeedDays, gap_days: int, lag_days: int) -> FeedDays:
-    """The feed as if it began later: the anchors which `settle` finds leave the encoder of version 1 its days."""
+    """The feed with a later first day, so that `settle` places the anchors after the days of version 1's encoder."""
     return dataclasses.replace(feed, first=feed.first + ONE_DAY * (gap_days + ENCODER_LAGS * lag_days))
 
 
 def table_commands(earlier: datetime.date, later: datetime.date, since: datetime.date) -> list[str]:
-    """The command lines that make the tables of both versions, in order. The LTEs are the drill's own."""
+    """The command lines that make both versions' tables, in order. The drill's trainings compute the LTEs."""
     return [
         f"jobs.ingest_items --date {later}",
         f"jobs.ingest_events --date {later} --since {since}",
@@ -85,7 +88,7 @@ def table_commands(earlier: datetime.date, later: datetime.date, since: datetime
 
 
 def training_commands(earlier: datetime.date, later: datetime.date, seeds: int) -> list[str]:
-    """Both versions in every space, seed by seed."""
+    """The command lines that train both versions in every space, seed by seed."""
     return [
         f"lte_model.studies.drill train --date {date} --space {space} --seed {seed}"
         for seed in range(seeds)
@@ -95,7 +98,7 @@ def training_commands(earlier: datetime.date, later: datetime.date, seeds: int) 
 
 
 def measures_of(drill: Drill) -> list[dict[str, Any]]:
-    """The figures in the form of every measuring command: a list of measure, side, value, unit."""
+    """The figures as rows of measure, side, value and unit, the format of every `--json` option."""
     headline = drill["headline"]
     return [
         {
@@ -110,7 +113,7 @@ def measures_of(drill: Drill) -> list[dict[str, Any]]:
 
 
 def print_outcome(drill: Drill) -> None:
-    """The closing table."""
+    """Prints the results."""
     headline = drill["headline"]
     print(
         f"\n{headline}, 95 % intervals, means over {drill['seeds']} seeds: {drill['test_users']:,} users, "
@@ -133,7 +136,7 @@ def print_outcome(drill: Drill) -> None:
 def make_tables(arguments: argparse.Namespace) -> tuple[Commands, Settings, datetime.date, datetime.date]:
     """Settles the installation and makes its tables.
 
-    Returns what runs its commands, its settings, and the training dates of both versions.
+    Returns the installation's `Commands`, its settings, and the training dates of versions 1 and 2.
     """
     source = Path(arguments.data).resolve() if arguments.data else None
     name = f"{source.name}-drill" if source else "demo-drill"
@@ -154,7 +157,7 @@ def make_tables(arguments: argparse.Namespace) -> tuple[Commands, Settings, date
 
 
 def drill(arguments: argparse.Namespace) -> Drill:
-    """The drill, for the options of the command line; returns what was found."""
+    """Runs the drill with the options of the command line; returns its results."""
     commands, settings, earlier, later = make_tables(arguments)
     at_once = min(TRAININGS_AT_ONCE, os.cpu_count() or 1)
     commands.run_all(training_commands(earlier, later, arguments.seeds), at_once)
@@ -168,7 +171,7 @@ def drill(arguments: argparse.Namespace) -> Drill:
 
 
 def options(values: Iterable[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
+    """Parses the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", metavar="FOLDER", help="your feed; without it the demo shop is made")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="seeds of each training (default: %(default)s)")
@@ -179,7 +182,7 @@ def options(values: Iterable[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Reads the command line and runs the command."""
-    # Both ways to be stopped end the commands that are running.
+    # SIGTERM, like Ctrl-C, must end the running commands.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         drill(options())

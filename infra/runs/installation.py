@@ -1,4 +1,4 @@
-"""An installation for a feed: what the feed holds, the settings it suggests, the demo shop."""
+"""Sets up an installation for a feed: reads the feed's days, derives settings, makes the demo shop."""
 
 import argparse
 import datetime
@@ -15,10 +15,10 @@ from lte_model.errors import LTEError
 from lte_model.settings import Settings, TrainingSetSettings, load_settings
 
 SHOP_USERS, SHOP_ITEMS, SHOP_LAG = 2000, 600, 30
-"""The demo shop, unless told otherwise."""
+"""The demo shop's defaults; the lag is in days."""
 
 LAGS = (7, 30, 90, 365)
-"""The lags that a feed's span chooses from, days."""
+"""The candidates of `sensible_lag`, in days."""
 
 MOST_ANCHORS = 12
 MOST_EPOCHS = 12
@@ -28,15 +28,15 @@ STUDY_TRAINING = """\
 # Dozens of trainings: each ends two epochs after its best.
 patience = 2
 """
-"""How an ablation or a drill trains, as a section of settings."""
+"""The `[training]` section of an ablation's or a drill's settings."""
 
 TRAINING_SHARE = 0.9
-"""The test days are those after this quantile of the events' times."""
+"""The test days start at this quantile of the event times."""
 
 
 @dataclass(frozen=True)
 class FeedDays:
-    """The days of a feed: of the first and the last event, and of the quantile `TRAINING_SHARE` of event time."""
+    """The days of a feed's first event, its last event, and the `TRAINING_SHARE` quantile of its event times."""
 
     first: datetime.date
     last: datetime.date
@@ -44,7 +44,10 @@ class FeedDays:
 
 
 def read_feed(events: Path) -> FeedDays:
-    """The days of the feed in a Parquet file. Times that aren't times are left to the ingest to refuse."""
+    """The days of a feed in a Parquet file. Ignores invalid times, which the ingest will refuse.
+
+    Raises `LTEError` if there is no file, or no event in the past.
+    """
     if not events.is_file():
         raise LTEError(f"there is no file {events}; give a folder with events.parquet and items.parquet")
     days = (
@@ -62,7 +65,7 @@ def read_feed(events: Path) -> FeedDays:
 
 
 def past_events(events: Path) -> pl.LazyFrame:
-    """The events of a feed that have happened, with their `time`. Raises `LTEError` where the feed has no times."""
+    """The feed's events up to now, with column `time`. Raises `LTEError` if the feed has no column `event_ts`."""
     rows = pl.scan_parquet(events)
     schema = rows.collect_schema()
     if "event_ts" not in schema:
@@ -70,24 +73,27 @@ def past_events(events: Path) -> pl.LazyFrame:
     times = pl.col("event_ts")
     if schema["event_ts"] == pl.String:
         times = times.str.to_datetime(strict=False, time_zone="UTC")
-    # A feed may hold a stray time of the far past or future; an event must have happened by now.
+    # A feed may hold stray times in the future; an event must have happened by now.
     now = datetime.datetime.now(datetime.UTC)
     return rows.with_columns(time=times.cast(pl.Datetime("us", "UTC"))).filter(pl.col("time") <= now)
 
 
 def sensible_lag(feed: FeedDays) -> int:
-    """A tenth of the feed's span, as the nearest (by ratio) of a week, a month, a quarter and a year."""
+    """The lag nearest (by ratio) to a tenth of the feed's span: a week, a month, a quarter or a year, in days."""
     tenth = max((feed.last - feed.first).days, 1) / 10
     return min(LAGS, key=lambda lag: max(lag / tenth, tenth / lag))
 
 
 def sensible_window(lag_days: int) -> int:
-    """A year, as in the paper, or five lags where that is longer."""
+    """The window in days: a year, as in the paper, or five lags if that is longer."""
     return max(365, 5 * lag_days)
 
 
 def sensible_anchors(feed: FeedDays, date: datetime.date, lag_days: int, test_days: int) -> int:
-    """As many anchors, a lag apart, as leave the oldest a lag's worth of events in the window of its LTE."""
+    """The most anchors, a lag apart, such that the oldest anchor's LTE still sees a lag's worth of events.
+
+    Raises `LTEError` if the feed is too short for one anchor.
+    """
     newest = TrainingSetSettings(anchors=1, test_days=test_days).dates(date).anchors[0]
     room = (newest - feed.first).days - 2 * lag_days
     if room < 0:
@@ -99,7 +105,7 @@ def sensible_anchors(feed: FeedDays, date: datetime.date, lag_days: int, test_da
 
 
 def demo_training(epochs: int = MOST_EPOCHS) -> str:
-    """How a demo trains, as a section of settings."""
+    """The `[training]` section of a demo's settings."""
     return f"""\
 [training]
 # A demo is for looking; the defaults train on until nothing gets better.
@@ -111,9 +117,9 @@ patience = 2
 def settings_text(
     source: Path, lag_days: int, window_days: int, test_days: int, anchors: int, model: str = demo_training()
 ) -> str:
-    """The settings of an installation for a feed; `model` are the sections on the model and its training.
+    """The text of settings.toml for a feed; `model` gives the sections on the model and its training.
 
-    Paths start at its folder, but for what lies elsewhere.
+    The paths that it leaves to their defaults are relative to the installation's folder.
     """
     return f"""\
 # Written for the feed by `make`. Every key: lte_model/settings.py.
@@ -149,7 +155,10 @@ def settle(
     date: datetime.date,
     model: str = demo_training(),
 ) -> Settings:
-    """Writes settings.toml where there is none, and holds the options against it where there is one."""
+    """Writes settings.toml if there is none, and returns the settings.
+
+    Raises `LTEError` if an option contradicts an existing settings.toml.
+    """
     file = home / "settings.toml"
     if not file.exists():
         lag_days = arguments.lag or (sensible_lag(feed) if arguments.data else SHOP_LAG)
@@ -176,7 +185,7 @@ def settle(
 
 
 def make_shop(folder: Path, users: int, items: int) -> None:
-    """Writes the feed of a demo shop into `folder`, unless it is there. Raises `LTEError` where that fails."""
+    """Writes a demo shop's feed into `folder`, unless it is there. Raises `LTEError` if that fails."""
     command = [sys.executable, "-m", "jobs.demo_shop", "--out", str(folder)]
     sizes = ["--users", str(users), "--items", str(items)]
     if subprocess.run([*command, *sizes], cwd=REPOSITORY, check=False).returncode != 0:
@@ -184,7 +193,7 @@ def make_shop(folder: Path, users: int, items: int) -> None:
 
 
 def add_installation(parser: argparse.ArgumentParser, lag: str, home: str) -> None:
-    """The options of an installation for a feed, as `settle` reads them; `lag` and `home` describe the defaults."""
+    """Adds the options that `settle` reads, plus `--home` and `--json`; `lag` and `home` describe the defaults."""
     parser.add_argument("--lag", type=int, help=f"days (default: {lag})")
     parser.add_argument("--window", type=int, help="days (default: a year, or five lags)")
     parser.add_argument("--date", help="training date, YYYY-MM-DD (default: the day after the last event)")
