@@ -1,18 +1,19 @@
 """# lte_ablation
-Which part of the model earns its place? The run of logical date D trains the variants of the model, each with several
-seeds, on the training set of D, and compares them on the same test users: representations, integrations, sequence
-policies and lengths. It ends in a report with the paper's table beside ours.
 
-**Before:** `lte_training` of the same logical date, which makes the training set and counts popularity.
+Measures which parts of the model improve it. The run of logical date D trains variants of the model (representations,
+integrations, sequence policies, lengths), each with several seeds, on the training set of D. It compares them on the
+same test users and writes a report with the paper's table beside ours.
 
-**To run:** trigger it with that logical date. `variants` are names from `lte_model/studies/variants.py`, with commas,
-or nothing for all; each is trained with the seeds 0, 1, … One training at a time has the pool `gpu`.
+**Before:** run `lte_training` for the same logical date. It makes the training set and counts popularity.
 
-**A training that was killed** goes on from its last checkpoint, and one that is done is found done: a second run with
-more variants or seeds trains what is new.
+**To run:** trigger it with that logical date. `variants` are names from `lte_model/studies/variants.py`, separated by
+commas; empty means all. Each variant is trained with the seeds 0, 1, … The pool `gpu` lets one training run at a time.
 
-**When it fails:** the log of the task names the variant and what it lacks. Clear what failed; the report runs when all
-trainings have ended well. Nothing here touches the champion, its challenger or what is live.
+**A training that was killed** resumes from its last checkpoint, and a finished one isn't repeated: a second run with
+more variants or seeds trains only the new ones.
+
+**When it fails:** the task's log names the variant and what it lacks. Clear the failed tasks; the report runs when all
+trainings have succeeded. This DAG changes neither the champion, nor the challenger, nor the live LTEs.
 """
 
 from airflow.sdk import DAG, Param, chain
@@ -101,4 +102,4 @@ with DAG(
     )
 
     chain(fit_encoders, encode_items, check_item_encodings, snapshot_anchors, check_lte_snapshots, list_trainings)
-    train >> report  # train itself follows the list that it is mapped over
+    train >> report  # mapping makes `train` wait for `list_trainings`

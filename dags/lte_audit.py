@@ -1,17 +1,18 @@
 """# lte_audit
+
 Recomputes the long-term embeddings of one user in a hundred from the raw tables, and compares them, number by number,
-with the snapshot of logical date D and with what is live. 0 mismatched, 0 missing, 0 extra is the only good answer.
-It covers the exact representations, `uniform` and `autoencoder`; the log names those whose events have weights.
+with the snapshot of logical date D and with the live LTEs. The audit passes only with 0 mismatched, 0 missing and 0
+extra. It covers the exact representations, `uniform` and `autoencoder`; the log names the weighted ones that it skips.
 
-**Schedule:** Mondays, 06:00 UTC, when `lte_daily` has published that day's; or trigger it with a logical date that
-`lte_daily` has made. Each date samples other users. The counts are kept in table `lte_audits`.
+**Schedule:** Mondays, 06:00 UTC, when `lte_daily` has published that day's LTEs; or trigger it with a logical date for
+which `lte_daily` has run. Each date samples different users. Table `lte_audits` keeps the counts.
 
-**When it fails** for findings, the log names the first users and what differs. Rows were changed by hand, or events,
-items or vectors were changed after the snapshot was made; `lte_snapshots` alone wrong points to the snapshot's job,
-`lte_live` alone wrong to publishing. Find the cause before anything is made again: a new snapshot hides it. Then clear
-`snapshot_lte` in the run of `lte_daily` of D, and this task.
+**When it fails** with differences, the log names the first users and what differs. Either rows were changed by hand, or
+events, items or vectors were changed after the snapshot was made. If only `lte_snapshots` is wrong, look at the
+snapshot's job; if only `lte_live` is wrong, look at publishing. Find the cause before you rerun anything: a new
+snapshot hides it. Then clear `snapshot_lte` in the run of `lte_daily` of D, and this task.
 
-**When it fails** because there is no LTE of D, `lte_daily` has not run: see there.
+**When it fails** because there is no LTE of D, `lte_daily` has not run: see its notes.
 """
 
 from airflow.sdk import DAG

@@ -1,17 +1,19 @@
 """# lte_backfill
-Makes the snapshots of a range of past dates in one job: what a new training, a study or a changed lag needs.
 
-**To run:** trigger it with the first date, the day after the last, and the days from one date to the next: 1 for every
-date, 7 for a date a week. One pass over the events serves them all, so that a long range costs little more than a
-short one. The basis must be registered and the days of the feed ingested, by `lte_bootstrap` or `lte_daily`.
+Makes the snapshots of a range of past dates in one job. Use it before a new training or a study, or after the lag has
+changed.
 
-**What it leaves alone:** `lte_live`, and the snapshots of all other dates. A snapshot made here is the one that
-`lte_daily` makes of the date, bit for bit; so it may run beside it, and again, over the same dates or others.
+**To run:** trigger it with the first date, the day after the last, and the step in days: 1 for every date, 7 for one
+date a week. One pass over the events serves all dates, so that a long range costs little more than a short one. The
+basis must be registered and the feed's days ingested, by `lte_bootstrap` or `lte_daily`.
+
+**What it leaves alone:** `lte_live`, and the snapshots of all other dates. A snapshot made here equals the one that
+`lte_daily` makes for the date, bit for bit. It is therefore safe to run beside `lte_daily`, and to run again.
 
 **To make up for days that were not ingested** backfill `lte_daily` instead: it ingests before it averages.
 
-**When it fails:** the log of the task names the parameter, the day that is missing or the date that broke a rule.
-Nothing is live from here, so there is nothing to take back: correct the cause and clear the task.
+**When it fails:** the task's log names the parameter, the missing day, or the date that broke a rule. This DAG
+publishes nothing, so there is nothing to revert: correct the cause and clear the task.
 """
 
 from airflow.sdk import DAG, Param

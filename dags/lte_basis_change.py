@@ -1,27 +1,28 @@
 """# lte_basis_change
-The first step from one semantic basis to another: fits a new basis on the items known before logical date D, beside the
-one in force, makes and publishes its LTEs of D, and measures how far the two say the same.
 
-**Before:** `basis.basis_id` in the settings names the basis in force; with a second one registered, nothing would run
-without. `lte_daily` of D has run.
+The first step of a change of semantic basis. It fits a new basis on the items known before logical date D, beside the
+basis in force, makes and publishes its LTEs of D, and measures how well the LTEs of the two bases agree.
 
-**To run:** trigger it with a logical date; `dimensions` and `text_template` where the new basis differs in them from
-the settings. Nothing that is live changes, and no model reads the new basis yet. The map's loss is in MLflow, run
-`basis map …`; what it means is in lte_model/README.md.
+**Before:** set `basis.basis_id` in the settings to the basis in force: once a second basis is registered, nothing runs
+without it. `lte_daily` of D must have run.
 
-**What comes next** the last task says, as `python -m lte_model.registry.basis_change status` does at any time:
+**To run:** trigger it with a logical date. Give `dimensions` and `text_template` if the new basis differs in them from
+the settings. The live LTEs don't change, and no model reads the new basis yet. MLflow has the map's loss in run
+`basis map …`; lte_model/registry/BASIS_CHANGE.md explains it.
 
-1. Put the new basis into `basis.beside`: from then on `lte_daily` makes and publishes both.
-2. After some days turn the two round: models are trained in the new one. `lte_backfill` makes its past dates at once;
-   with the autoencoder it refuses those before the new basis' first encoder, and names the commands that fit one.
+**What comes next:** the last task prints the next step, as does `python -m lte_model.registry.basis_change status`:
+
+1. Add the new basis to `basis.beside`: from then on `lte_daily` makes and publishes both.
+2. After some days swap the two, so that models are trained in the new basis. `lte_backfill` makes its past dates at
+   once. With the autoencoder it refuses dates before the new basis' first encoder, and names the commands that fit one.
 3. `lte_training` registers a challenger of the new basis, and `lte_promotion` compares it with the champion on the same
-   test users, each with the LTEs of its own basis. It asks that both bases are in force, and that whoever has a live
-   LTE in the one has it in the other.
-4. The old basis stays in `basis.beside` as long as `previous` reads it: `lte_rollback` goes back to it.
-5. Then take it out, and run `lte_basis_retirement`.
+   test users, each with the LTEs of its own basis. Both bases must be in force, and have live LTEs for the same users.
+4. Keep the old basis in `basis.beside` as long as `previous` reads it, so that `lte_rollback` can go back to it.
+5. Then remove it from the settings, and run `lte_basis_retirement`.
 
-**When it fails** what was live still is. The log of the task says what is missing; clear it. The same items and make
-give the same basis again, so that a second run writes nothing twice. A new basis that turns out badly is retired too.
+**When it fails:** the live LTEs have not changed. The task's log says what is missing; correct it and clear the task.
+The same items and options give the same basis, so that a second run writes nothing twice. Retire a new basis that turns
+out badly with `lte_basis_retirement`.
 """
 
 from airflow.sdk import DAG, Param

@@ -1,21 +1,22 @@
 """# lte_basis_retirement
-The last step from one semantic basis to another: removes what was made in a basis that nobody reads any more. Trigger
-it with the id of the basis.
+
+The last step of a change of semantic basis: removes the LTEs and vectors of a basis that nothing reads any more.
+Trigger it with the id of the basis.
 
 **Refused** while an alias of the registry (champion, previous, challenger) has a version that reads the basis, or while
-`[basis]` of the settings names it. `check_released` says which, and what to do; each task behind it asks again.
+`[basis]` of the settings names it. `check_released` says which, and what to do; each later task checks again.
 
 | task | removes |
 |---|---|
-| retire_lte_live | what is live, and its publications |
+| retire_lte_live | the live LTEs, and their publications |
 | retire_online_store | the rows and views that services read, if the settings name a store |
 | retire_lte_snapshots | the snapshots and their accounts |
 | retire_item_encodings, retire_item_embeddings | the items' vectors |
 
-The basis itself stays registered: named in the settings again, it gives the same vectors again, and `lte_backfill` the
-same snapshots. Disk space is freed by `lte_maintenance`, but for versions that a registered model names.
+The basis itself stays registered: if the settings name it again, the same vectors are made again, and `lte_backfill`
+makes the same snapshots. `lte_maintenance` frees the disk space, except for versions that a registered model names.
 
-**When it fails** clear the failed task: it goes on where it stopped.
+**When it fails:** clear the failed task: it resumes where it stopped.
 """
 
 from airflow.sdk import DAG, Param, chain

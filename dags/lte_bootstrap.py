@@ -1,11 +1,12 @@
 """# lte_bootstrap
-Once, on a new warehouse: loads the history, fits the semantic basis, embeds the catalogue.
 
-**To run:** trigger it with the first logical date that `lte_daily` shall follow, and with `since`: the first day of
-the feed. It reads the events that became known in [since, logical date).
+Loads the history, fits the semantic basis and embeds the catalogue. Run it once, on a new warehouse.
 
-**If it is run again** it writes the same rows. The basis stays: a basis with the same specification is
-registered once, and a new specification gets a new `basis_id` beside the old one.
+**To run:** trigger it with the logical date from which `lte_daily` takes over, and with `since`: the first day of the
+feed. It reads the events that became known in [since, logical date).
+
+**If it is run again** it writes the same rows. A basis with the same specification is registered once; a new
+specification gets a new `basis_id` beside the old one.
 
 **When a gate fails:** open its log, or the Data Docs; both name the rule and the rows. Correct the feed, or the
 share of bad rows that the settings allow (`[gates]`), then clear the ingest.

@@ -1,33 +1,35 @@
 """# lte_daily
-The run of logical date D makes the LTE that may be used on D, and puts it live.
+
+The run of logical date D makes the LTEs that may be used on D, and publishes them.
 
 | task | reads | writes |
 |---|---|---|
-| ingest | the feed: rows that became known on D−1, and on days without a run | `events`, `items`, `quarantine` |
+| ingest | the feed: rows that became known on D−1, or on days without a run | `events`, `items`, `quarantine` |
 | embed_items | items new to the basis | `item_embeddings` |
-| snapshot_lte | the nearest snapshot, and the events that make the difference | `lte_snapshots`, partition D |
+| snapshot_lte | the nearest snapshot, and the events between the two dates | `lte_snapshots`, partition D |
 | monitor_lte | that snapshot, the one before, the one of the model's training | `lte_monitoring`, `monitoring.html` |
 | publish_lte | the rows of users whose LTE may have changed | `lte_live`, `publications` |
 | push_lte | the rows of `lte_live` that changed | the online store, if the settings name one |
-| check_champion | who is champion; one that was promoted by hand is put through the gate | tags of the version |
-| score_users | the champion, the LTEs and the newest events of every user | `recommendations`, if there is one |
+| check_champion | the champion; one that was promoted by hand must pass the gate | tags of the version |
+| score_users | the champion, the LTEs and the newest events of every user | `recommendations`, if there is a champion |
 
-**First** run `lte_bootstrap`, once. **Backfill** any range of dates, in any order: each run writes the rows of
-its date alone, and the same rows each time. An older date never takes the place of a newer one in `lte_live`, nor in
-the online store. To go back to an older one there, `python -m jobs.push_lte --date D --allow-older`; the next run of
-this DAG goes forward again. The champion of today scores the dates of a backfill too, by what was known on each; a row
-names the version.
+**First** run `lte_bootstrap`, once.
 
-**While one basis takes the place of another** (`lte_basis_change`) every task works for each basis in force: that of
-`basis.basis_id` and those of `basis.beside`. The champion scores by the LTEs of its own.
+**Backfill** any range of dates, in any order: each run writes the rows of its own date only, and the same rows each
+time. An older date never replaces a newer one in `lte_live` or in the online store. To put an older date into the
+store, use `python -m jobs.push_lte --date D --allow-older`; the next run of this DAG replaces it. The current champion
+scores the dates of a backfill too, with what was known on each date; each row names the model version.
 
-**When a gate fails** the tables behind it are not written, and yesterday's vectors stay live. Its log, and the
-Data Docs, name the rule and the rows. Correct the cause, then clear the failed run from the ingest on.
+**During a change of basis** (`lte_basis_change`) every task works for each basis in force: `basis.basis_id` and
+`basis.beside`. The champion scores with the LTEs of its own basis.
 
-**When `monitor_lte` stops** its log names every measure that is beyond its bound, and what to do; the page, and the run
-`monitoring` in MLflow, show it beside the dates before. If the snapshot is as it should be all the same, move that
-bound in `[monitoring]` of the settings and clear the task. Is it a basis beside the one in use that stops, take that
-out of `basis.beside`. A warning stops nothing: it stands in the log and on the page.
+**When a gate fails** later tables are not written, and yesterday's vectors stay live. Its log, and the Data Docs, name
+the rule and the rows. Correct the cause, then clear the failed run from the ingest on.
+
+**When `monitor_lte` stops** its log names every measure beyond its bound, and what to do. The page, and the run
+`monitoring` in MLflow, show the measure beside earlier dates. If the snapshot is correct all the same, move the bound
+in `[monitoring]` of the settings and clear the task. If the measure is of a basis in `basis.beside`, remove that basis
+from there. A warning stops nothing: it is in the log and on the page.
 """
 
 from airflow.sdk import DAG

@@ -1,29 +1,29 @@
 """# lte_erasure
+
 Erases users from every table and from the files that people read. Afterwards no file of the warehouse holds their ids.
 
-**Before:** take the users out of the shop's feed, or the next ingest of their days brings them back. Let a running
-`lte_training` end: it read the users already, and may write them into its report after this run has passed there.
+**Before:** remove the users from the shop's feed, or the next ingest of their days brings them back. Wait until a
+running `lte_training` has ended: it has read the users already, and may still write them into its report.
 
 **To run:** put the ids into a text file, one a line, where the workers can read it, and trigger this with its path.
-The list itself is yours to delete; no log and no note here repeats an id.
+Delete that file yourself afterwards; no log and no note here repeats an id.
 
 | task | erases from |
 |---|---|
-| erase_… | a table, in the order of the pipeline: what is gone can't be made again from a table that comes later |
+| erase_… | a table, in the order of the pipeline, so that no job rebuilds erased rows from an earlier table |
 | erase_reports | evaluations and reports, and their copies in MLflow |
-| erase_data_docs | results of gates that name their rows, and the pages of these |
+| erase_data_docs | results of gates that name the users' rows, and the pages of those results |
 | erase_online_store | the rows that services read, if the settings name a store |
 | list_models | nothing: lists the models that were trained on erased users, and table versions that can't be read now |
 
-**It beats the protection of versions:** old files that name a user go, also where a registered model names their
-version. The model's tags in MLflow say so. Train anew, and promote that.
+**It overrides the protection of versions:** old files that name a user are deleted even if a registered model names
+their version. The model's tags in MLflow say so. Train a new model, and promote that.
 
-**Not reached from here:** Airflow's own logs, where a gate that failed names the rows that broke its rule, and
-backups or object versions of your stores, and the files in which a Redis keeps its past. Their own retention must
-end them.
+**Not reached from here:** Airflow's own logs, in which a failed gate names the rows that broke its rule; backups and
+object versions of your stores; the persistence files of a Redis. Their own retention must remove them.
 
-**When it fails:** clear the failed task: it goes on where it stopped, and the accounts of rows add up in the end. A
-job that was reading an old version of a table finds its files gone, and is tried again by itself.
+**When it fails:** clear the failed task: it resumes where it stopped, and the row counts agree in the end. A job that
+was reading an old version of a table finds its files gone; Airflow retries it.
 """
 
 from airflow.sdk import DAG, Param, chain

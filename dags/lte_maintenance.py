@@ -1,17 +1,20 @@
 """# lte_maintenance
-Keeps the tables small and fast to read, one task a table; each waits for the jobs that write its table.
 
-1. **Thins `lte_snapshots`:** daily for a month before logical date D, before that the dates that a training reads;
-   and `recommendations`, of which a month stays.
-2. **Compacts:** partitions with many small files are written anew, in fewer.
+Keeps the tables small and fast to read, with one task per table. Each task waits for the jobs that write its table.
+
+1. **Thins `lte_snapshots`:** keeps every date in the month before logical date D, and of earlier dates those that a
+   training reads. Keeps one month of `recommendations`.
+2. **Compacts:** rewrites partitions with many small files into fewer files.
 3. **Vacuums:** deletes files that no version of the table has needed for a month. A version that a registered model
-   names can be read as long as the model is registered; the log of each task lists them.
+   names stays readable as long as the model is registered; each task's log lists these versions.
 
-The periods and sizes are in `[maintenance]` of the settings. **Schedule:** Saturdays, 06:00 UTC; at least every 30
-days, or Delta's own cleaning may take the log of a version that a model names.
+The periods and sizes are in `[maintenance]` of the settings.
 
-**When it fails:** rows are as they were, and readers find them. MLflow must answer, or nothing is deleted: what it
-names isn't known then. Clear the task; what was done already isn't done again.
+**Schedule:** Saturdays, 06:00 UTC. It must run at least every 30 days, or Delta's own clean-up may delete the log of a
+version that a model names.
+
+**When it fails:** no rows have changed, and readers still find them. If MLflow doesn't answer, nothing is deleted,
+because the protected versions aren't known. Clear the task; work that is done isn't repeated.
 """
 
 from airflow.sdk import DAG

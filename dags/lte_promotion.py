@@ -1,14 +1,16 @@
 """# lte_promotion
-Puts a challenger before a person. It starts when `lte_training` has registered one, or by hand.
 
-1. **challenger** says which version it is, and which champion it would replace. All that follows is about these two.
-2. **check_bases** says where a change of basis stands, and stops where an alias reads a basis that isn't in force.
-3. **check_training_set** checks the rows that it was trained and tested on once more.
-4. **gate** compares it with the model without LTE, with popularity, and with the champion on the same test users; each
-   reads the LTEs of its own basis. Where that differs, both must be in force and live for the same users.
-5. **approve** waits for a person, one day at most: *Required Actions*, in this run. No answer is a *Reject*.
-6. **answer** writes what the person said, and why, on the version in MLflow.
-7. **promote** moves the alias `champion` to the version, or is skipped. If another version got there first, it says so.
+Asks a person whether a challenger becomes champion. It starts when `lte_training` has registered one, or by hand.
+
+1. **challenger** names the challenger's version, and the champion that it would replace. Later tasks use these two.
+2. **check_bases** prints the state of a change of basis, and fails if an alias reads a basis that isn't in force.
+3. **check_training_set** checks again the rows that the challenger was trained and tested on.
+4. **gate** compares the challenger with the model without LTE, with popularity, and with the champion on the same test
+   users. Each model reads the LTEs of its own basis. If the bases differ, both must be in force and live for the same
+   users.
+5. **approve** waits for a person, one day at most: *Required Actions*, in this run. No answer counts as *Reject*.
+6. **answer** records the person's answer and reason on the version in MLflow.
+7. **promote** moves the alias `champion` to the version, or is skipped. It fails if the champion has changed meanwhile.
 
 **To roll back:** run `lte_rollback`.
 """
@@ -61,7 +63,7 @@ with DAG(
         pool="model_registry",
         is_quoted=True,
     )
-    # Not an ApprovalOperator: that leaves no record of a refusal for the tasks behind it.
+    # Not an ApprovalOperator: that leaves no record of a refusal for later tasks.
     approve = HITLOperator(
         task_id="approve",
         subject="Promote the challenger to champion?",

@@ -1,26 +1,27 @@
 """# lte_read_out
-Reads an online test off the shop's exposures and outcomes: the uplift of each metric with its interval, whether the
-users are divided as meant, and how many days the test must run to find what is looked for.
 
-**To run:** trigger it with the test's name, its first day and the day after its last one seen. The read-out is of
-logical date D, or of today where you give none: days up to D are read. A running test may be read as often as you like
-and decided once, at the end that was fixed before.
+Evaluates an online test from the shop's exposures and outcomes: the uplift of each metric with its confidence interval,
+whether the variants have the intended shares of users, and how many days the test must run to detect the uplift.
 
-**Before a test** trigger it with *rehearse* and days of the past: everybody with an outcome is divided in two by a
-hash, nobody sees anything new, and the page says how long the real test must run.
+**To run:** trigger it with the test's name, its first day and the day after the last day to read. The read-out is of
+logical date D, by default today, and reads days before D. You may read a running test as often as you like, but decide
+once, at the end that was fixed before the test.
+
+**Before a test** trigger it with *rehearse* and past days: a hash divides all users with an outcome in two, nobody sees
+anything new, and the page says how long the real test must run.
 
 | task | what it does |
 |---|---|
-| measure_test | sums of users by variant, metric and day, into `test_measurements`; no row names a user |
-| check_test_measurements | the sums are possible, and every metric has two variants |
-| read_out | the page and JSON in `<reports>/online_tests/<test>/`, and a run in MLflow |
+| measure_test | writes sums over users by variant, metric and day into `test_measurements`; no row names a user |
+| check_test_measurements | checks that the sums are possible, and that every metric has two variants |
+| read_out | writes the page and JSON in `<reports>/online_tests/<test>/`, and a run in MLflow |
 
-**When it says "not readable"** the variants don't have the users that they were meant to have. Some got lost on one
-side: a redirect, a crash, a filter of robots, exposures logged late. No figure counts until that is found. If the
-shares weren't meant to be equal, give them.
+**When it says "not readable"** the variants' shares of users differ from the intended ones (sample ratio mismatch).
+One side lost users: by a redirect, a crash, a filter of robots, exposures logged late. Trust no figure until the cause
+is found. If the shares weren't meant to be equal, give them.
 
 **When it fails:** the log names the feed, the variant or the period. The feeds are `[sources] exposures` and
-`outcomes` of the settings. Correct what it names and clear the task: the rows of the test and the date are replaced.
+`outcomes` of the settings. Correct what it names and clear the task: it replaces the rows of the test and the date.
 """
 
 from airflow.sdk import DAG, Param

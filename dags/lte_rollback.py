@@ -1,10 +1,11 @@
 """# lte_rollback
-Makes the champion of before champion again. Start it by hand: **Trigger**, with a reason.
 
-The model that comes back gives the scores that it gave: its version is loaded from the registry as it was registered.
+Makes the previous champion champion again. Start it by hand: **Trigger**, with a reason.
 
-**When it fails** nothing has moved: the version can't be loaded, or can't read the LTEs that are live now. The log says
-which, and what would help.
+The previous version is loaded from the registry as it was registered, so it gives the same scores as before.
+
+**When it fails** no alias has moved: the version can't be loaded, or can't read the LTEs that are live now. The log
+says which, and what to do.
 """
 
 from airflow.sdk import DAG, Param

@@ -1,16 +1,17 @@
 """# lte_training
-The run of logical date D trains on what was known before D: the ranker with the LTE as its prefix token, and the same
-ranker without it. It evaluates both, writes the report, and registers the first as `challenger`.
 
-**Schedule:** Mondays, 03:00 UTC; or trigger it with a logical date. It reads `events` and `item_embeddings`, so
-`lte_bootstrap`, or as many runs of `lte_daily` as the windows need, come first.
+The run of logical date D trains two rankers on what was known before D: one with the LTE as its prefix token, and the
+same ranker without it. It evaluates both, writes the report, and registers the one with LTE as `challenger`.
 
-**Encoders** are fitted where `model.representations` in the settings has `autoencoder`; else their tasks say so and
-end.
+**Schedule:** Mondays, 03:00 UTC; or trigger it with a logical date. It reads `events` and `item_embeddings`, so first
+run `lte_bootstrap`, or `lte_daily` for as many days as the windows need.
 
-**A training that was killed** goes on from its last checkpoint when the task runs again.
+**Encoders** are fitted if `model.representations` in the settings contains `autoencoder`; otherwise their tasks say so
+and end.
 
-**When it fails:** each task says in its own notes what to look at. Nothing here touches the champion.
+**A training that was killed** resumes from its last checkpoint when the task runs again.
+
+**When it fails:** each task's own notes say what to look at. This DAG never changes the champion.
 """
 
 from airflow.sdk import DAG

@@ -1,16 +1,17 @@
 """# lte_watch
-Looks, at noon UTC of every day, whether the long-term embeddings of that day are live, and whether a day was missed.
 
-Every other task tells of itself when it fails. A day on which `lte_daily` did not run at all, because somebody paused
-it or the scheduler was down over midnight, or on which it waits or hangs, has no failed task: this one fails then. How
-old what is live may be, and how many days back are looked at: `[freshness]` of the settings.
+Checks every day at noon UTC whether that day's long-term embeddings are live, and whether a day was missed.
 
-**When it fails** its log names the representation and the days. Backfill those days of `lte_daily`; look there for a
-run that still waits. Then clear the task. The shop has no feed on some days? Then `max_age_days` is the longest such
-time.
+Every other task reports its own failure. But if `lte_daily` didn't run at all (paused, or the scheduler was down at
+midnight), or waits or hangs, no task fails: this one does then. `[freshness]` of the settings says how old the live
+LTEs may be, and how many days back it looks.
 
-It can't tell of a scheduler that is down: watch Airflow's `/api/v2/monitor/health` from elsewhere, or let another clock
-run the same command.
+**When it fails** its log names the representation and the days. Look in `lte_daily` for a run that still waits, and
+backfill those days. Then clear the task. If the shop has no feed on some days, set `max_age_days` to the longest such
+gap.
+
+It can't report a scheduler that is down: watch Airflow's `/api/v2/monitor/health` from elsewhere, or let another
+scheduler run the same command.
 """
 
 from airflow.sdk import DAG

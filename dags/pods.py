@@ -1,6 +1,6 @@
-"""A command in a pod of its own: what it may use is in a template, infra/airflow/pods; what it runs comes from the DAG.
+"""Runs a command in its own pod. A template in infra/airflow/pods sets its resources; the DAG gives the command.
 
-Imported only where `[lte] runner = kubernetes`.
+Imported only if `[lte] runner = kubernetes`.
 """
 
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from airflow.sdk.execution_time.context import context_to_airflow_vars
 from kubernetes.client import V1EnvVar, V1Pod
 
 NOTHING_TO_DO = 99
-"""The exit code that Airflow shows as skipped, as BashOperator has it."""
+"""The exit code for a skipped task, the same as BashOperator's."""
 
 START_SECONDS = 30 * 60
-"""How long a pod may wait for a node: one with a GPU is often started for it."""
+"""Seconds that a pod may wait for a node: a GPU node is often started on demand."""
 
 LAST_LINE = (
     "import json; lines = open('/airflow/xcom/lines').read().splitlines(); "
     "json.dump(lines[-1] if lines else '', open('/airflow/xcom/return.json', 'w'))"
 )
 WITH_OUTPUT = f'set -o pipefail; {{command}} | tee /airflow/xcom/lines && python -c "{LAST_LINE}"'
-"""The sidecar of Airflow's provider reads return.json; a shell that only ran the command would give nothing back."""
+"""Runs the command and writes its last line to return.json, from which the provider's sidecar returns it to Airflow."""
 
 
 SIDECAR_CONTEXT = {
@@ -31,14 +31,14 @@ SIDECAR_CONTEXT = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
 }
-"""What Kubernetes' policy `restricted` asks of each container; the sidecar's image would run as root."""
+"""Satisfies Kubernetes' policy `restricted`: by default the sidecar's image runs as root."""
 
 
 class CommandPod(KubernetesPodOperator):
-    """A shell command in a pod, with the arguments that BashOperator has for it.
+    """Runs a shell command in a pod, with BashOperator's arguments `env` and `output_processor`.
 
-    `env` is what it finds in its environment, beside what the template gives it. With `output_processor` the last line
-    that it prints is the task's output, as it is of every BashOperator; without, the pod needs no second container.
+    `env` adds variables to those of the template. With `output_processor` the last line that the command prints is the
+    task's output, as with BashOperator; without it the pod needs no second container.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class CommandPod(KubernetesPodOperator):
         self.output_processor = output_processor
 
     def execute(self, context: Context) -> Any:
-        """Run the pod; returns its last line as `output_processor` reads it, or None."""
+        """Runs the pod; returns its last line after `output_processor`, or None without one."""
         line = super().execute(context)
         return self.output_processor(line) if self.output_processor else None
 
     def build_pod_request_obj(self, context: Context | None = None, **options: Any) -> V1Pod:
-        """The pod, which also knows of which run it is: AIRFLOW_CTX_DAG_ID and its like."""
+        """The pod, with variables that identify the DAG run: AIRFLOW_CTX_DAG_ID and others."""
         pod = super().build_pod_request_obj(context, **options)
         if context:
             run = context_to_airflow_vars(context, in_env_var_format=True)

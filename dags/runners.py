@@ -1,11 +1,11 @@
-"""Where a command runs, by `[lte] runner` of airflow.cfg: DAGs and command lines are the same everywhere.
+"""Chooses where a command runs, by `[lte] runner` in airflow.cfg. DAGs and command lines don't depend on it.
 
     bash            a process on the Airflow worker (the default)
-    spark-submit    the same, but Spark jobs go through `[lte] spark_submit`, whose options say which cluster
-    kubernetes      a pod of its own, from an image that holds the command's packages: pods.py
+    spark-submit    like bash, but Spark jobs go through `[lte] spark_submit`, whose options name the cluster
+    kubernetes      a pod per command, from an image that holds the command's packages: pods.py
 
-A command needs one of two environments, Python or image: that of jobs/ or that of lte_model/. And it is of one of three
-kinds, which decide what it may take: its pod's template, or the queue of its workers.
+A command needs one of two environments (a Python or an image): that of jobs/ or that of lte_model/. Each command has
+one of three kinds, which chooses its resources: its pod's template, or its workers' queue.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RUNNERS = ("bash", "spark-submit", "kubernetes")
 
 WITHOUT_SPARK = ("jobs.quality.check", "jobs.monitor_lte", "jobs.push_lte", "jobs.check_freshness")
-"""Jobs that read tables without a JVM."""
+"""Jobs that need no JVM."""
 
 WITH_GPU = (
     "lte_model.training.autoencoder",
@@ -30,16 +30,16 @@ WITH_GPU = (
 
 
 def kind_of(command: str) -> str:
-    """`spark`: a driver, and the executors it asks for; `training`: torch, on a GPU; `light`: a reader of seconds."""
+    """`spark`: a driver and its executors; `training`: torch, on a GPU; `light`: a task of seconds, without either."""
     if command.startswith("jobs.") and command.split()[0] not in WITHOUT_SPARK:
         return "spark"
     return "training" if command.startswith(WITH_GPU) else "light"
 
 
 def runner(command: str) -> tuple[type[BashOperator], dict[str, Any]]:
-    """The operator that runs `python -m command`, and its arguments; `env` and `output_processor` fit each of them.
+    """The operator that runs `python -m command`, and its arguments; all accept `env` and `output_processor`.
 
-    Raises `ValueError` for a runner that there isn't.
+    Raises `ValueError` for an unknown runner.
     """
     name = _setting("runner", "bash")
     if name not in RUNNERS:
@@ -48,7 +48,7 @@ def runner(command: str) -> tuple[type[BashOperator], dict[str, Any]]:
     queue = _setting(f"{kind}_queue")
     placed = {"queue": queue} if queue else {}
     if name == "kubernetes":
-        from pods import CommandPod  # its provider is installed where it is chosen
+        from pods import CommandPod  # its provider is installed only for this runner
 
         templates = Path(_setting("pod_templates", str(REPOSITORY / "infra/airflow/pods")))
         return CommandPod, placed | {
@@ -60,7 +60,7 @@ def runner(command: str) -> tuple[type[BashOperator], dict[str, Any]]:
     line = f"{_setting(f'{room}_python', 'python')} -m {command}"
     if name == "spark-submit" and kind == "spark":
         module, _, arguments = command.partition(" ")
-        # The driver runs here, and its code with it; executors get theirs from the driver (jobs/spark/session.py).
+        # The driver runs here with the repository's code; it sends the code to executors (jobs/spark/session.py).
         line = f"PYTHONPATH=. {_setting('spark_submit', 'spark-submit')} {module.replace('.', '/')}.py {arguments}"
     return BashOperator, placed | {"bash_command": line, "cwd": str(REPOSITORY), "append_env": True}
 
