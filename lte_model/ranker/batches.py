@@ -1,8 +1,8 @@
 """What a ranker reads of many users: their events and LTEs as flat arrays, which become padded batches.
 
 Training and evaluation read their users from tables (lte_model/training/training_set.py); a served model and the
-scoring of all users read them from rows of Arrow (recommender.py). This file alone says which events are read, how they
-are padded and which users go together.
+scoring of all users read them from Arrow rows (recommender.py). Only this file decides which events are read, how they
+are padded and which users share a batch.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ import torch
 from lte_model.ranker.model import Batch, Ranker, gap_buckets
 
 BATCHES = {"cpu": 128, "cuda": 512}
-"""Users that are scored together: on a CPU no more than what its cache holds of a layer."""
+"""Users per scoring batch. On a CPU, its cache must hold a layer of the batch."""
 
 SCORES_AT_ONCE = 2**24
-"""Scores that are held at once."""
+"""The most scores held in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,14 @@ class Users:
         return self.ends - self.starts
 
     def batch(self, numbers: np.ndarray, most_events: int | None = None, older_events: int = 0) -> Batch:
-        """The users of those numbers, in that order: each with its newest `most_events` events (None: all) and the
-        `older_events` before them.
+        """A batch of the users `numbers`, in that order.
+
+        Each user has its newest `most_events` events (None: all) and the `older_events` before them.
         """
         return self.batch_before(self.ends[numbers], numbers, most_events, older_events)
 
     def batch_before(self, ends: np.ndarray, numbers: np.ndarray, most_events: int | None, older_events: int) -> Batch:
-        """As `batch`, of each user's events before the place `ends` (users,)."""
+        """`batch`, but of each user's events before the index `ends` (users,)."""
         starts = self.starts[numbers]
         lengths = ends - starts
         if most_events is not None:
@@ -81,10 +82,10 @@ def scored(
     batch_size: int = 0,
     table: torch.Tensor | None = None,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """(numbers, scores (B, items)) of all users, a batch at a time; `popularity` and `table` are as in `Ranker.scores`.
+    """Yields (numbers, scores (B, items)) per batch of all users; `popularity` and `table` are as in `Ranker.scores`.
 
-    Scored in float32, whatever the model was trained in, and users of one length together, which spares padding. The
-    same users in the same order make the same batches.
+    Scores are computed in float32, whatever the precision of the training. Users of similar length share a batch, which
+    saves padding. The same users in the same order make the same batches.
     """
     batch_size = max(1, min(batch_size or BATCHES.get(device.type, 512), SCORES_AT_ONCE // len(ranker.item_ids)))
     most_events, older_events = ranker.config.max_events, ranker.config.max_older_events
@@ -98,7 +99,7 @@ def scored(
 
 
 def places(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The places (B, T) of the runs of `lengths` that begin at `starts`, and which of them are no padding."""
+    """Indices (B, T) of the runs of `lengths` that begin at `starts`, and a mask (B, T) that is False for padding."""
     columns = np.arange(lengths.max(initial=0))
     return starts[:, None] + columns, columns < lengths[:, None]
 
@@ -106,7 +107,7 @@ def places(starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndar
 def gaps_to_next(minutes: np.ndarray, ends: np.ndarray, lengths: np.ndarray, now: np.ndarray) -> np.ndarray:
     """The bucket of the time from each event to the next one of its user, or from the last to `now` (users,).
 
-    All times are minutes since 1970; `ends` (users,) says where the events of each user end.
+    All times are minutes since 1970; each user's events end at index `ends` (users,).
     """
     following = np.append(minutes[1:], 0)
     following[ends[lengths > 0] - 1] = now[lengths > 0]

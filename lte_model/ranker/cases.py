@@ -16,10 +16,10 @@ from lte_model.ranker.model import Batch
 class Cases(Users):
     """The cases of one split, ordered by snapshot date and user: N users, each at one date D.
 
-    Of the events of case i the newest `target_counts[i]` are dated in [D−L, D); its LTEs are averages of
-    `event_counts[i]` events. `dates[i]` is the row of `popularity` (dates, counts, items), None where the settings want
-    none. `targets[i]` is the row of the event to predict, −1 in the training split, where the `target_counts[i]` newest
-    events are predicted. What predicts event e of a case are those before the place `inputs_end[e]`.
+    The newest `target_counts[i]` events of case i are dated in [D−L, D); its LTEs average `event_counts[i]` events.
+    `dates[i]` is a row of `popularity` (dates, counts, items), which is None if the settings want none. `targets[i]` is
+    the catalogue row of the item to predict. In the training split it is −1, and the newest `target_counts[i]` events
+    are predicted. Event e is predicted from the events of its case before the index `inputs_end[e]`.
     """
 
     user_ids: pl.Series
@@ -34,7 +34,7 @@ class Cases(Users):
     dropped_unknown_target: int
 
     def sequence(self, case: int) -> np.ndarray:
-        """The rows of all events of one case, oldest first."""
+        """The catalogue rows of all events of `case`, oldest first."""
         return self.items[self.starts[case] : self.ends[case]]
 
     @property
@@ -43,11 +43,11 @@ class Cases(Users):
         return self.inputs_end[self.ends - 1] - self.starts
 
     def windows(self, max_events: int, last_only: bool = False) -> "Cases":
-        """Training cases of which none has a target that a model of `max_events` can't reach.
+        """Training cases, cut so that a model of `max_events` reaches every target.
 
-        A sequence whose inputs are more than `max_events` is cut from its end into windows; each predicts what has an
-        input within its reach, so that every target is predicted once, after at least one event that came before it.
-        `last_only` keeps the newest target of each case alone.
+        A sequence with more than `max_events` inputs is cut from its end into windows. Each window predicts the targets
+        that have an input within it, so that every target is predicted once, after at least one earlier event.
+        `last_only` keeps only the newest target of each case.
         """
         numbers, ends, targets = [], [], []
         number = np.arange(len(self))
@@ -71,7 +71,7 @@ class Cases(Users):
         )
 
     def taken(self, numbers: np.ndarray) -> "Cases":
-        """The cases of those numbers, over the same events."""
+        """The cases `numbers`, over the same events."""
         per_case = (
             "starts", "ends", "target_counts", "lte", "has_lte", "event_counts", "dates", "targets", "history_counts",
         )  # fmt: skip
@@ -87,7 +87,7 @@ class Cases(Users):
         return dataclasses.replace(batch, dates=torch.from_numpy(self.dates[numbers]))
 
     def training_batch(self, numbers: np.ndarray, most_events: int, older_events: int = 0) -> Batch:
-        """Of cases that `windows` cut: what predicts their newest targets, and all targets."""
+        """A batch of cases that `windows` cut: the inputs of their newest targets, and all targets."""
         ends, counts = self.ends[numbers], self.target_counts[numbers]
         input_ends = self.inputs_end[ends - 1]
         batch = self.batch_before(input_ends, numbers, most_events, older_events)
@@ -102,7 +102,7 @@ class Cases(Users):
         )
 
     def popularity_on(self, device: torch.device) -> torch.Tensor | None:
-        """What `Ranker.loss` and `Ranker.scores` take beside a batch of these cases."""
+        """`popularity` on `device`, as `Ranker.loss` and `Ranker.scores` take it."""
         return None if self.popularity is None else torch.from_numpy(self.popularity).to(device)
 
     def digest(self) -> bytes:
@@ -119,14 +119,14 @@ class Cases(Users):
 
 
 def first_places(*keys: np.ndarray) -> np.ndarray:
-    """For each row of columns in which equal rows stand together: the place of the first row like it."""
+    """For each row of the columns `keys`, where equal rows are adjacent: the index of the first row equal to it."""
     another = np.ones(len(keys[0]), dtype=bool)
     another[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
     return np.maximum.accumulate(np.where(another, np.arange(len(another)), 0))
 
 
 def target_counts_of(cases: Cases, items: int) -> np.ndarray:
-    """How many targets of the training cases each item (items,) is."""
+    """How often each item (items,) is a target of the training cases."""
     ends = cases.ends
     edges = np.zeros(len(cases.items) + 1, dtype=np.int64)
     np.add.at(edges, ends - cases.target_counts, 1)

@@ -1,4 +1,4 @@
-"""How an LTE enters the ranker: one small class for each way, and nothing of the transformer.
+"""How an LTE enters the ranker: one small class per way, and nothing of the transformer.
 
 | integration | where the LTE goes |
 |---|---|
@@ -7,9 +7,9 @@
 | `late_fusion` | into the last hidden state, outside the transformer |
 | `feature_injection` | onto the embedding of every event of the input |
 
-After arXiv 2604.08181, which names the three and publishes no code: the layers are ours.
+arXiv 2604.08181 names the three and publishes no code: the layers are ours.
 Every integration opens the sequence with the same number of *context tokens*, a learned start token for each
-representation, so that two integrations differ in what they know of the LTE and in nothing else.
+representation, so that two integrations differ only in what they know of the LTE.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 
 class NoLTE(nn.Module):
-    """The integration `none`, and what the others have in common. R representations, of `dimensions` each."""
+    """The integration `none`, and the base class of the others: R representations, of `dimensions` each."""
 
     def __init__(self, representations: int, dimensions: int, width: int):
         super().__init__()
@@ -35,7 +35,7 @@ class NoLTE(nn.Module):
         return events
 
     def into_states(self, states: torch.Tensor, lte: torch.Tensor, has_lte: torch.Tensor) -> torch.Tensor:
-        """The hidden states (B, R + T, width) as the item table meets them."""
+        """The hidden states (B, R + T, width) that are multiplied by the item table."""
         return states
 
 
@@ -44,8 +44,8 @@ class Projection(nn.Module):
 
     def __init__(self, representations: int, dimensions: int, width: int):
         super().__init__()
-        # The mean of many unit vectors is short, the shorter the more varied the history; the gain brings
-        # the projection to the size of the other tokens and leaves the length readable.
+        # The mean of many unit vectors is short, and shorter for a more varied history. The gain brings
+        # the projection to the size of the other tokens and keeps the differences in length.
         self.gain = math.sqrt(dimensions)
         self.of = nn.ModuleList(nn.Linear(dimensions, width) for _ in range(representations))
         self.no_lte = nn.Parameter(torch.zeros(representations, width))

@@ -1,4 +1,4 @@
-"""Linear attention over the events that are older than the sequence: a long history at a price that doesn't grow.
+"""Linear attention over the events that are older than the sequence: a long history at constant cost.
 
 For the S older events of a user, with keys k, values v and a positive feature map φ (Katharopoulos et al.,
 arXiv 2006.16236):
@@ -6,8 +6,8 @@ arXiv 2006.16236):
     memory  M = Σ_s φ(k_s) v_sᵀ      normaliser  m = Σ_s φ(k_s)      what token t reads:  φ(q_t)ᵀ M / φ(q_t)ᵀ m
 
 M and m are sums: one more old event is one addition, and reading costs the same after ten events as after ten
-thousand. The tokens of the sequence read the memory once, before the first block; the softmax attention then has the
-newest events to itself. Every older event precedes every event of the sequence, so that no token reads its future.
+thousand. The tokens of the sequence read the memory once, before the first block; the softmax attention then covers
+only the newest events. Every older event precedes every event of the sequence, so that no token reads its future.
 """
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 
 class LinearAttentionMemory(nn.Module):
-    """What tokens x (B, T, width) read of the older events (B, S, width), to be added to x; zero without any."""
+    """Lets tokens x (B, T, width) read older events (B, S, width). The result is added to x; it is 0 without events."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -28,7 +28,7 @@ class LinearAttentionMemory(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor, older: torch.Tensor, older_lengths: torch.Tensor) -> torch.Tensor:
-        """`older` (B, S, width) is padded on the right; `older_lengths` (B,) of its events are real."""
+        """`older` (B, S, width) is padded on the right; its first `older_lengths` (B,) events are real."""
         real = torch.arange(older.shape[1], device=older.device) < older_lengths[:, None]  # (B, S)
         key, value = self.key_value(self.older_norm(older)).chunk(2, dim=2)
         q = self._features(self.query(self.norm(x)))  # (B, heads, T, width / heads)

@@ -1,12 +1,12 @@
-"""Cross entropy over a catalogue: exactly, in chunks, or against a sample of it.
+"""Cross entropy over a catalogue: exact and in chunks, or sampled.
 
-`catalogue_cross_entropy` takes the gradient of a chunk of logits while they are still in the processor's cache, and
-keeps the gradient, not the logits: three matrix products and no logit is computed or written to memory twice. The
-memory is that of one chunk, whatever the number of targets.
+`catalogue_cross_entropy` computes the gradient of a chunk of logits while they are still in the processor's cache, and
+keeps the gradient, not the logits. That takes three matrix products, and no logit is computed or written to memory
+twice. The memory is that of one chunk, whatever the number of targets.
 
 `sampled_cross_entropy` is for catalogues whose logits cost too much: all targets share one sample of negatives.
 
-`CatalogueLoss` says which of the two, and over which items.
+`CatalogueLoss` chooses one of the two, and the items.
 """
 
 import dataclasses
@@ -18,29 +18,27 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_LOGITS = {"cpu": 2**19, "cuda": 2**27}
-"""Logits of one chunk: on a CPU 2 MiB, what a core's cache holds; on a GPU 512 MiB, for its matrix
-products are large.
-"""
+"""Logits per chunk: 2 MiB on a CPU, to fit a core's cache; 512 MiB on a GPU, for large matrix products."""
 
 
 @dataclass(frozen=True)
 class ItemBiases:
-    """A bias for a few items of each row's logits: `biases` (M, T) for the `items` (M, T). Those of one item add up."""
+    """A bias for a few items of each row's logits: `biases` (M, T) for `items` (M, T). Biases of one item add up."""
 
     items: torch.Tensor
     biases: torch.Tensor
 
     def added_to(self, logits: torch.Tensor) -> torch.Tensor:
-        """`logits` (M, items), which are changed."""
+        """Adds the biases to `logits` (M, items) in place, and returns them."""
         return _add_at(logits, self.items, self.biases)
 
 
 @dataclass(frozen=True)
 class CatalogueLoss:
-    """What the loss runs over: all items, or `rows` (candidates,) of them, ascending; and all of these or a sample.
+    """The softmax's candidates: all items, or only `rows` (candidates,), ascending; exact, or over a sample of them.
 
-    `place` (items,) is the inverse of `rows`. With `sampled` items > 0, they are drawn as `probabilities` (candidates,)
-    say, and with `corrected` the logQ correction is on.
+    `place` (items,) is the inverse of `rows`. If `sampled` > 0, that many items are drawn with `probabilities`
+    (candidates,). `corrected` turns the logQ correction on.
     """
 
     EXACT: ClassVar["CatalogueLoss"]
@@ -61,10 +59,10 @@ class CatalogueLoss:
         power: float,
         corrected: bool,
     ) -> "CatalogueLoss":
-        """The loss of a training over the items that are `candidates` (items,) bool; every target must be one.
+        """The loss over the items of the mask `candidates` (items,) bool; every target must be a candidate.
 
-        An item that nobody has ever chosen is best no candidate: every step would push it down, and a new item is just
-        that. With more than `exact_items` candidates, `sampled_items` are drawn by (targets + 1)^`power`, where
+        An item that nobody has ever chosen should not be one: every step would push it down, and with it new items.
+        With more than `exact_items` candidates, `sampled_items` are drawn in proportion to (targets + 1)^`power`, where
         `target_counts` (items,) says how often an item is a target.
         """
         rows = candidates.nonzero()[:, 0]
@@ -82,10 +80,10 @@ class CatalogueLoss:
     def __call__(
         self, hidden: torch.Tensor, table: torch.Tensor, items: torch.Tensor, biases: ItemBiases | None = None
     ) -> torch.Tensor:
-        """Summed cross entropy of `items` (M,) after the states `hidden` (M, width); `table` (items, width)."""
+        """Summed cross entropy of `items` (M,), given the states `hidden` (M, width) and `table` (items, width)."""
         if self.rows is not None and self.place is not None:
             table, items = table[self.rows], self.place[items]
-            # Who had an item made it a candidate; what pads a row may be none, and has a bias of 0.
+            # An item of a user's history is a candidate. A padding item may be none (−1), but its bias is 0.
             biases = biases and dataclasses.replace(biases, items=self.place[biases.items].clamp(min=0))
         if self.probabilities is None:
             return catalogue_cross_entropy(hidden, table, items, biases=biases)
@@ -104,10 +102,9 @@ def catalogue_cross_entropy(
     chunk_logits: int | None = None,
     biases: ItemBiases | None = None,
 ) -> torch.Tensor:
-    """Summed cross entropy of `targets` (M,) under softmax(`hidden` (M, width) · `table`ᵀ (width, items) + `biases`),
-    exactly.
+    """Exact, summed cross entropy of `targets` (M,) under softmax(`hidden` · `table`ᵀ + `biases`).
 
-    Products are taken in autocast's type where it is on, all else in float32.
+    `hidden` is (M, width), `table` (items, width). Matrix products use autocast's type if it is on, all else float32.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -135,7 +132,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):
             exponentials = logits.sub_(greatest).exp_()
             sums = exponentials.sum(dim=1, keepdim=True)
             total += (sums.log() + greatest - of_target).sum()
-            # The gradient by the logits: probabilities, less one at the target.
+            # The gradient with respect to the logits: probabilities, minus 1 at the target.
             gradient = exponentials.div_(sums).scatter_add_(1, target, torch.full_like(sums, -1.0))
             if grad_biases is not None:
                 torch.gather(gradient, 1, biased[part], out=grad_biases[part])
@@ -167,12 +164,12 @@ def sampled_cross_entropy(
     chunk_logits: int | None = None,
     biases: ItemBiases | None = None,
 ) -> torch.Tensor:
-    """Summed cross entropy of `targets` (M,) against themselves and the rows `negatives` (S,) of `table` alone.
+    """Summed cross entropy of `targets` (M,), each against the sampled rows `negatives` (S,) of `table`.
 
-    A negative that is the target of a row is no negative of that row. `log_expected` (items,), the logarithm of how
-    often an item is expected in the sample, is taken off the negatives' logits (Bengio and Senécal, 2008: the logQ
-    correction): their sum is then that of the whole catalogue without the target, on average. The target is not drawn
-    but certain, and stays as it is.
+    A negative that equals a row's target is masked in that row. The logQ correction (Bengio and Senécal, 2008)
+    subtracts `log_expected` (items,), the logarithm of an item's expected count in the sample, from the negatives'
+    logits. On average, the sum of their exponentials is then that of the whole catalogue without the target. The
+    target's logit stays as it is, because the target is not drawn.
     """
     rows = max(1, (chunk_logits or CHUNK_LOGITS["cuda"] // 4) // len(negatives))
     of_rows = [hidden, targets, *((biases.items, biases.biases) if biases else ())]
@@ -199,8 +196,9 @@ def _sampled(table, negatives, log_expected, hidden, targets, biased=None, biase
 
 
 def _add_at(matrix: torch.Tensor, columns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """`matrix` (M, N), to which `values` (M, T) were added at `columns` (M, T): over one dimension, for on a GPU only
-    that repeats itself.
+    """Adds `values` (M, T) to `matrix` (M, N) at `columns` (M, T) in place, and returns the matrix.
+
+    It scatters over one dimension, because on a GPU only that is deterministic.
     """
     rows = torch.arange(len(matrix), device=matrix.device)[:, None]
     matrix.view(-1).scatter_add_(0, (rows * matrix.shape[1] + columns).view(-1), values.to(matrix.dtype).reshape(-1))
@@ -208,7 +206,7 @@ def _add_at(matrix: torch.Tensor, columns: torch.Tensor, values: torch.Tensor) -
 
 
 def sample_negatives(probabilities: torch.Tensor, count: int) -> torch.Tensor:
-    """`count` rows drawn with replacement, one row of the catalogue as likely as `probabilities` (items,) says."""
+    """`count` rows of the catalogue, drawn with replacement with `probabilities` (items,)."""
     edges = probabilities.double().cumsum(0)
     drawn = torch.rand(count, dtype=torch.float64, device=edges.device) * edges[-1]
     return torch.searchsorted(edges, drawn, right=True).clamp(max=len(edges) - 1)

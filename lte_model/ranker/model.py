@@ -6,17 +6,16 @@ One forward pass, for B users whose newest T events are given oldest first:
 
 1. The *item table* E has a row for every item of the catalogue: a learned projection of the item's frozen content
    vector, plus a learned vector of the item's own where `id_embedding` is on.
-2. The tokens are [context, e1, …, eT]: a context token for each representation, then the events. Where the LTE enters
-   is the integration's affair (integrations.py); every integration reads as many tokens.
-3. Events older than the sequence are summed up in a memory that the tokens read, where `long_memory` asks for it
-   (long_memory.py).
-4. Pre-norm blocks with causal attention: the hidden state at token t has seen the context and e1 … et alone.
-5. The logits of event t+1 are that hidden state times Eᵀ: input and output share one table. Where `popularity_bias` is
-   on, each item's logit has a bias of its own: what sold lately before the case's date, times a learned scale. Where
-   `repeat_bias` is on, so have the items that the user had before: whether one comes back is learned, not assumed.
+2. The tokens are [context, e1, …, eT]: a context token for each representation, then the events. The integration
+   decides where the LTE enters (integrations.py); every integration reads the same number of tokens.
+3. With `long_memory`, the tokens also read a memory that sums up the events older than the sequence (long_memory.py).
+4. Pre-norm blocks with causal attention: the hidden state at token t has only seen the context and e1 … et.
+5. The logits of event t+1 are that hidden state times Eᵀ: input and output share one table. `popularity_bias` adds a
+   bias per item: its sales before the case's date, times learned scales. `repeat_bias` adds a learned bias to the items
+   of the user's own history, so that the model learns whether items are bought again.
 
 Sequences are padded on the right, so that padding lies in the future of every real token and needs no mask.
-After SASRec (Kang and McAuley, arXiv 1808.09781) and the contextual prefix token of arXiv 2604.08181.
+Based on SASRec (Kang and McAuley, arXiv 1808.09781) and the contextual prefix token of arXiv 2604.08181.
 """
 
 import dataclasses
@@ -36,19 +35,19 @@ from lte_model.ranker.long_memory import LinearAttentionMemory
 from lte_model.ranker.losses import CatalogueLoss, ItemBiases
 
 GAP_BUCKETS = 24
-"""Time features: the gap of 2^b − 1 minutes or more is bucket b; the last one begins after sixteen years."""
+"""Time features: bucket b begins at a gap of 2^b − 1 minutes, the last one at sixteen years."""
 
 REPEAT_BUCKETS = 8
-"""Repeat bias: an item that was 2^b events ago or more, counted from 1, is of bucket b."""
+"""Repeat bias: bucket b begins 2^b events ago, where the newest event is 1 event ago."""
 
 
 @dataclass(frozen=True)
 class RankerConfig:
-    """All that a ranker is, beside its weights.
+    """Everything that defines a ranker, except its weights.
 
     `items` and `dimensions` are the catalogue's; `representations` says how many LTEs the ranker reads, and
     `popularity_counts` how many of `POPULARITY_COUNTS` its item bias reads. Section `model` of the settings describes
-    the other fields, and has their defaults; saved.py has those of earlier releases.
+    the other fields, and has their defaults; saved.py has the values of earlier releases.
     """
 
     items: int
@@ -87,7 +86,7 @@ class RankerConfig:
 
     @property
     def context_tokens(self) -> int:
-        """Tokens before the first event."""
+        """The number of tokens before the first event."""
         return self.representations
 
     @property
@@ -97,7 +96,7 @@ class RankerConfig:
 
     @property
     def max_older_events(self) -> int:
-        """The most events that the memory reads beside them."""
+        """The most older events that the memory reads."""
         return self.memory_events if self.long_memory != "none" else 0
 
 
@@ -105,12 +104,12 @@ class RankerConfig:
 class Batch:
     """What a ranker reads of B users, as tensors.
 
-    `items` (B, T) int64: events, oldest first, padded on the right with any row number; `lengths` (B,) int64 of them
-    are real. `lte` (B, R, dimensions) float32, anything where `has_lte` (B, R) bool is false. `gaps` (B, T) int64: for
+    `items` (B, T) int64: events, oldest first, padded on the right with any row number; the first `lengths` (B,) int64
+    are real. `lte` (B, R, dimensions) float32 is ignored where `has_lte` (B, R) bool is false. `gaps` (B, T) int64: for
     time features, the bucket of the time from each event to the next one, or to the query. `older` (B, S) int64 with
     `older_lengths` (B,): the events before `items`, for the memory. `dates` (B,) int64: the row of the popularity of
-    each user's snapshot date. For training, `targets` (M,) int64 are the items to predict: the one of user
-    `target_users[m]` comes after the first `target_places[m]` of its events.
+    each user's snapshot date. For training, `targets` (M,) int64 are the items to predict: target m comes after the
+    first `target_places[m]` events of user `target_users[m]`.
     """
 
     items: torch.Tensor
@@ -129,7 +128,7 @@ class Batch:
         return len(self.items)
 
     def to(self, device: str | torch.device) -> "Batch":
-        """The same batch on that device."""
+        """The batch on `device`."""
         moved = {
             name: tensor.to(device, non_blocking=True) for name, tensor in vars(self).items() if tensor is not None
         }
@@ -170,7 +169,7 @@ class Ranker(nn.Module):
         self.gaps = nn.Parameter(torch.zeros(GAP_BUCKETS, config.width)) if config.time_features else None
         self.memory = LinearAttentionMemory(config.width, config.heads) if config.max_older_events else None
         if config.popularity_bias:
-            # The newest date's: what a served model falls back on.
+            # The popularity of the newest date, which a served model uses.
             self.register_buffer("popularity", torch.zeros(1, config.popularity_counts, config.items))
             self.popularity_scale = nn.Parameter(torch.zeros(config.popularity_counts))
         self.repeats = nn.Parameter(torch.zeros(REPEAT_BUCKETS)) if config.repeat_bias else None
@@ -180,18 +179,18 @@ class Ranker(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        # Content vectors have norm 1, so that these weights give item rows of norm about 1/2. The state of a token
-        # resembles the token itself at first, so that rows of norm 1 would score the last item √width above all others.
-        # The items' own vectors start at zero: an item that training never saw keeps to its content.
+        # Content vectors have norm 1, so these weights give item rows of norm about 1/2. At first the state of a token
+        # resembles the token itself: rows of norm 1 would score the last item √width above all others.
+        # The items' own vectors start at zero, so that an item that training never saw is only its content.
         nn.init.normal_(self.item_projection.weight, std=0.5 * self.config.width**-0.5)
         nn.init.zeros_(self.item_projection.bias)
         nn.init.normal_(self.positions, std=0.1)
 
     def item_table(self) -> torch.Tensor:
-        """E, (items, width): what an item is to the model, as input and as output.
+        """The item table E (items, width): both the input embedding and the output layer.
 
         In training each item loses its own vector with probability `id_dropout`, so that content alone learns to
-        stand for an item: for one that is new it must.
+        represent an item, as it must for a new one.
         """
         table = self.item_projection(self.content)  # (items, width)
         if self.id_embedding is None:
@@ -202,10 +201,10 @@ class Ranker(nn.Module):
         return table + self.id_embedding * kept
 
     def forward(self, batch: Batch, table: torch.Tensor, queries: torch.Tensor | None = None) -> torch.Tensor:
-        """Hidden states (B, C + T, width); the one at C − 1 + t is of what came before event t, counting from 0.
+        """Hidden states (B, C + T, width); the one at C − 1 + t has seen the events before event t, counted from 0.
 
-        C is the number of context tokens; `table` is `item_table()`. With `queries` (B,), one token for each user,
-        the states of these alone, (B, 1, width): the last block has nothing to work out for the others.
+        C is the number of context tokens; `table` is `item_table()`. With `queries` (B,), one token for each user, only
+        the states of these are returned, (B, 1, width): the last block computes no others.
         """
         scale = math.sqrt(self.config.width)
         events = functional.embedding(batch.items, table) * scale  # (B, T, width)
@@ -226,9 +225,9 @@ class Ranker(nn.Module):
     def loss(
         self, batch: Batch, popularity: torch.Tensor | None = None, objective: CatalogueLoss = CatalogueLoss.EXACT
     ) -> torch.Tensor:
-        """Summed cross entropy of `batch.targets`, as `objective` takes it: under the whole catalogue, exactly.
+        """Summed cross entropy of `batch.targets` under `objective`; by default exact, over the whole catalogue.
 
-        `popularity` (dates, counts, items) is what `batch.dates` points into.
+        `batch.dates` are rows of `popularity` (dates, counts, items).
         """
         users, places = _given(batch.target_users, "target_users"), _given(batch.target_places, "target_places")
         table = self.item_table()
@@ -245,7 +244,7 @@ class Ranker(nn.Module):
         """Logits (B, items) of the event that follows each sequence, which may be empty (`lengths` 0).
 
         Without `popularity` (dates, counts, items), the item bias is that of the newest date of the training.
-        `table` spares the work where many batches are scored: it is `item_table()`.
+        `table` is `item_table()`; giving it saves computing it for every batch.
         """
         table = self.item_table() if table is None else table
         users = torch.arange(len(batch), device=batch.items.device)
@@ -263,7 +262,7 @@ class Ranker(nn.Module):
         popularity: torch.Tensor | None,
         users: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states and table with a column more for each date, whose product is logit + bias of the date.
+        """Appends a column per date to hidden states and table, so that their product is logit + bias of the date.
 
         A bias matrix (M, items) would be as large as the logits themselves.
         """
@@ -278,7 +277,7 @@ class Ranker(nn.Module):
         return torch.cat((hidden, of_date), dim=1), torch.cat((table, bias.to(table.dtype)), dim=1)
 
     def _repeat_biases(self, items: torch.Tensor, before: torch.Tensor) -> ItemBiases | None:
-        """The repeat bias of rows that come after the first `before` (M,) of the events `items` (M, T)."""
+        """The repeat biases of M rows; each comes after the first `before` (M,) of its events `items` (M, T)."""
         if self.repeats is None:
             return None
         ago = before[:, None] - torch.arange(items.shape[1], device=items.device)  # 1 is the newest
@@ -286,10 +285,10 @@ class Ranker(nn.Module):
         return ItemBiases(items, torch.where(ago > 0, self.repeats[bucket], 0.0))
 
     def with_items(self, item_ids: Sequence[str], content: torch.Tensor) -> "Ranker":
-        """This ranker with items that it was not trained on, `content` (new, dimensions) in its basis, at the end.
+        """This ranker with new items at the end, whose vectors in its basis are `content` (new, dimensions).
 
-        A new item is its content alone, and has sold nothing. Raises `LTEError` for an item that is there already and
-        for vectors of another basis' dimensions.
+        A new item has only its content, and no sales. Raises `LTEError` for an item that is there already and for
+        vectors of another number of dimensions.
         """
         known = set(self.item_ids) & set(item_ids)
         if known:
@@ -304,7 +303,7 @@ class Ranker(nn.Module):
     def over(self, item_ids: Sequence[str], content: torch.Tensor) -> "Ranker":
         """This ranker over the catalogue `item_ids`, whose vectors in its basis are `content` (items, dimensions).
 
-        What it learned of an item goes with the item; of an item that it never met it knows the content alone.
+        A known item keeps what was learned of it; an unknown one has only its content.
         """
         row = {item_id: number for number, item_id in enumerate(self.item_ids)}
         rows = torch.tensor(
@@ -323,7 +322,7 @@ class Ranker(nn.Module):
         return ranker.train(self.training)
 
     def require(self, kind: LTEKind, source: str) -> None:
-        """Raises `LTEError` unless LTEs and items of `kind`, which come from `source`, are readable by this model."""
+        """Raises `LTEError` unless this model can read LTEs and items of `kind`, which come from `source`."""
         require_kind(self.kind, kind, source)
 
     def require_catalogue(self, item_ids: Sequence[str], source: str) -> None:
@@ -336,7 +335,7 @@ class Ranker(nn.Module):
 
 
 def gap_buckets(minutes: np.ndarray) -> np.ndarray:
-    """The bucket, uint8, of each gap in minutes: 0 up to one minute, then one for each doubling."""
+    """The bucket (uint8) of each gap in minutes: 0 below one minute, then one per doubling."""
     return np.minimum(np.log2(1.0 + np.maximum(minutes, 0)), GAP_BUCKETS - 1).astype(np.uint8)
 
 
@@ -357,7 +356,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: torch.Tensor, queries: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T, C) to (B, T, C); with `queries` (B,), one token for each user, to what becomes of these, (B, 1, C)."""
+        """Maps (B, T, C) to (B, T, C), or to (B, 1, C) for one token per user, at `queries` (B,)."""
         read = x if queries is None else tokens_at(x, queries)
         read = read + self.attention(self.attention_norm(x), queries)
         return read + self.feed_forward(self.feed_forward_norm(read))
@@ -366,7 +365,7 @@ class Block(nn.Module):
 class CausalAttention(nn.Module):
     """Multi-head self-attention in which a token sees itself and what came before it.
 
-    Its weights have no dropout, its output has: torch's fused kernels take no mask of weights on a CPU.
+    Dropout applies to its output, not to its weights: torch's fused CPU kernels can't drop weights.
     """
 
     def __init__(self, config: RankerConfig):
@@ -377,7 +376,7 @@ class CausalAttention(nn.Module):
         self.output_dropout = Dropout(config.dropout)
 
     def forward(self, x: torch.Tensor, queries: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T, C) to (B, T, C), or to (B, 1, C) for the one token of each user at `queries` (B,)."""
+        """Maps (B, T, C) to (B, T, C), or to (B, 1, C) for one token per user, at `queries` (B,)."""
         if queries is None:
             q, k, v = self._by_head(x)
             y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -388,17 +387,18 @@ class CausalAttention(nn.Module):
         return self.output_dropout(self.output(y.transpose(1, 2).flatten(2)))
 
     def weights(self, x: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-        """What `forward` weighs each token with, (B, heads, T), for one query a user: the token at `queries` (B,).
+        """The attention weights (B, heads, T) of one query per user: the token at `queries` (B,).
 
-        softmax(q·kᵀ / √(C / heads)) over the tokens up to the query, 0 beyond: the fused kernel never shows it.
+        softmax(q·kᵀ / √(C / heads)) over the tokens up to the query, 0 beyond: the fused kernel doesn't return it.
         """
         q, k, _ = self._by_head(x, queries)
         logits = (q @ k.transpose(2, 3))[:, :, 0] / math.sqrt(q.shape[3])  # (B, heads, T)
         return logits.masked_fill(~up_to(queries, x.shape[1])[:, None], -torch.inf).softmax(dim=2)
 
     def _by_head(self, x: torch.Tensor, queries: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """Queries, keys and values, each (B, heads, T, C / heads); queries (B, heads, 1, C / heads) where they are
-        named.
+        """Queries, keys and values, each (B, heads, T, C / heads).
+
+        With `queries` (B,), the queries are (B, heads, 1, C / heads).
         """
         C = x.shape[2]
         if queries is None:
@@ -411,20 +411,20 @@ class CausalAttention(nn.Module):
 
 
 def tokens_at(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Of (B, T, C) the one token of each user at `positions` (B,): (B, 1, C)."""
+    """The token at `positions` (B,) of each user of `x` (B, T, C): (B, 1, C)."""
     return x[torch.arange(len(x), device=x.device), positions][:, None]
 
 
 def up_to(positions: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Which of a user's `tokens` (B, T) bool are seen from the one at `positions` (B,): itself and those before it."""
+    """The mask (B, `tokens`) bool of what the token at `positions` (B,) sees: itself and the tokens before it."""
     return torch.arange(tokens, device=positions.device) <= positions[:, None]
 
 
 class Dropout(nn.Module):
-    """In training, each component is 0 with probability `p`, and what is left is larger by as much.
+    """Dropout that is fast on a CPU: a component is 0 with probability `p`, and the others are scaled up.
 
-    On a CPU torch draws a double for every component, one after another: a tenth of a training step. Sixteen bits do,
-    and a draw has four times as many; `p` is met to 1/131,072.
+    On a CPU torch draws a double for every component, one after another: a tenth of a training step. Sixteen bits
+    suffice, and one draw here has four times as many; `p` is met to 1/131,072.
     """
 
     def __init__(self, p: float):
@@ -433,7 +433,7 @@ class Dropout(nn.Module):
         self.kept = round((1 - p) * 2**16)  # of 65,536
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` with elements set to zero and the others scaled; outside a training, `x` itself."""
+        """`x` with components dropped and the others scaled; outside training, `x` itself."""
         if x.device.type != "cpu" or not self.training or self.kept in (0, 2**16):
             return functional.dropout(x, self.p, self.training)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)

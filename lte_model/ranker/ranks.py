@@ -1,4 +1,4 @@
-"""The rank that a ranker, or a count, gives each target in the full catalogue."""
+"""The rank of each target in the full catalogue, by a ranker's scores or by counts."""
 
 import numpy as np
 import torch
@@ -9,17 +9,17 @@ from lte_model.ranker.model import Ranker
 
 
 def ranks_of(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The rank of each row's target: `scores` (B, items) and `targets` (B,) give (B,) float64. Scores are finite.
+    """The ranks (B,) float64 of `targets` (B,), one per row of the finite `scores` (B, items).
 
-    1 + greater + (alike − 1) / 2, of which greater + less + alike = items, is (1 + items + greater − less) / 2: one sum
-    of signs, which float32 takes exactly up to 2^24 items.
+    A rank is 1 + greater + (alike − 1) / 2. Because greater + less + alike = items, it equals
+    (1 + items + greater − less) / 2: one sum of signs, which float32 takes exactly up to 2^24 items.
     """
     above = (scores - scores.gather(1, targets[:, None])).sign().sum(dim=1, dtype=torch.float32)
     return (1 + scores.shape[1] + above.double()) / 2
 
 
 def target_ranks(ranker: Ranker, cases: Cases, device: torch.device, batch_size: int = 0) -> np.ndarray:
-    """The rank (N,) that `ranker`, which lies on `device`, gives the target of each case."""
+    """The rank (N,) that `ranker`, on `device`, gives the target of each case."""
     was_training = ranker.training
     ranker.eval()
     ranks = np.empty(len(cases))
@@ -30,7 +30,7 @@ def target_ranks(ranker: Ranker, cases: Cases, device: torch.device, batch_size:
 
 
 def count_ranks(counts: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The ranks (N,) of `targets` where every case has the same scores, `counts` (items,)."""
+    """The ranks (N,) of `targets` if every case has the same scores, `counts` (items,)."""
     ascending = np.sort(counts)
     of_target = counts[targets]
     not_greater = np.searchsorted(ascending, of_target, side="right")

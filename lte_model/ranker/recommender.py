@@ -1,8 +1,7 @@
-"""The best items of many users: rows of their events and LTEs in, as Arrow, lists of items with scores out.
+"""Ranks the best items for many users: Arrow rows of events and LTEs in, lists of items with scores out.
 
-The served model (lte_model/serving/pyfunc.py) and the job that scores every user (jobs/score_users.py) both rank by
-this file. A row is a user with the columns that pyfunc.py describes; an empty list may be null, and so may a count of
-0.
+The served model (lte_model/serving/pyfunc.py) and the job that scores every user (jobs/score_users.py) both use this
+file. A row is a user, with the columns that pyfunc.py describes. Null may stand for an empty list and for a count of 0.
 """
 
 import functools
@@ -22,8 +21,10 @@ from lte_model.ranker.saved import load_ranker
 
 @dataclass(frozen=True)
 class Ranked:
-    """`item_ids` and `scores` (logits, float32) have a list for each of N users, best first; `candidates` (N,) says
-    how many items each list was chosen among.
+    """The best items of N users.
+
+    `item_ids` and `scores` (logits, float32) have a list per user, best first; `candidates` (N,) says how many items
+    each list was chosen from.
     """
 
     item_ids: pa.ListArray
@@ -32,7 +33,7 @@ class Ranked:
 
 
 class Recommender:
-    """A ranker on a CPU that is ready to rank: what is the same for all users is worked out once."""
+    """A ranker on a CPU, ready to rank: what is the same for all users is computed once."""
 
     def __init__(self, ranker: Ranker):
         self.ranker = ranker.eval()
@@ -41,10 +42,9 @@ class Recommender:
             self.table = ranker.item_table()
 
     def read(self, rows: pa.RecordBatch) -> Users:
-        """The users of the rows. Events of items that the catalogue lacks are passed over, as in training.
+        """The users of `rows`. It skips events of items that the catalogue lacks, as in training.
 
-        Raises `LTEError` for an LTE of other dimensions than the model's, and for times that are not those of the
-        events.
+        Raises `LTEError` for an LTE with other dimensions than the model's, and unless every event has a time.
         """
         lengths = _lengths(rows["item_ids"])
         items = self._rows_of(rows["item_ids"])
@@ -70,8 +70,8 @@ class Recommender:
     ) -> Ranked:
         """The `k` best items of each user, or as many as there are.
 
-        `allowed` (items,) bool says which items of the catalogue are ranked at all, `hidden` which item ids not for
-        this user. The item bias, where the model has one, is that of the newest date of its training.
+        `allowed` (items,) bool is the mask of items to rank; `hidden` lists, for each user, item ids to leave out. The
+        item bias, if the model has one, is that of the newest date of its training.
         """
         items, device = len(self.item_ids), torch.device("cpu")
         k = min(k, items)
@@ -100,7 +100,7 @@ class Recommender:
         )
 
     def _rows_of(self, item_ids: pa.ListArray) -> np.ndarray:
-        """The rows of all items of the lists, one after the other; −1 for an item that the catalogue lacks."""
+        """The catalogue rows of all items of the lists, flattened; −1 for an item that the catalogue lacks."""
         return pc.index_in(item_ids.flatten(), value_set=self.item_ids).fill_null(-1).to_numpy()
 
     def _ltes(self, rows: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
@@ -131,8 +131,9 @@ def _lengths(lists: pa.ListArray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def open_recommender(directory: str) -> Recommender:
-    """The model that `save_ranker` wrote, loaded once by this process and used by one thread: a Spark worker has one
-    core, and there is a worker for each.
+    """The model that `save_ranker` wrote, loaded once per process and run by one thread.
+
+    A Spark worker has one core, and each core has a worker.
     """
     torch.set_num_threads(1)
     return Recommender(load_ranker(directory))

@@ -29,13 +29,13 @@ BEFORE_THE_FIELD: dict[str, Any] = {
     "memory_events": 150,
     "popularity_counts": 3,
 }
-"""The fields of a `RankerConfig` that the description of an earlier release may lack, and what its models were."""
+"""The values of `RankerConfig` fields that a model saved by an earlier release may lack."""
 
 
 def save_ranker(ranker: Ranker, directory: str | os.PathLike) -> None:
     """Writes the ranker to `directory`: weights and content vectors as safetensors, the rest as JSON.
 
-    The directory appears whole or not at all; one that is there is replaced.
+    The directory appears whole or not at all, and replaces an existing one.
     """
     directory = Path(directory)
     beside = directory.with_name(directory.name + ".part")
