@@ -4,20 +4,20 @@ An LTE of this representation is the mean of *encoded* item vectors over the sam
 
     LTE(D) = 1/n Σ (E[i] + P[i])        the uniform average is P = 0, where the fit begins
 
-1. E is the semantic basis, frozen; P, one vector an item, is what is learned: the encoder departs from the basis where
-   behaviour says so. E + P lies on the basis' grid, so that the engine adds it up as exactly as E.
-2. The decoder has nothing to learn but a temperature and the weight of popularity: the logits of what a user chooses in
-   [A−L, A) are cos(LTE(A), E)/τ + s·popularity. So every encoder of a basis writes in the coordinates of that basis,
-   and a model that was trained on one version of the LTE reads the next.
+1. E is the frozen semantic basis. P, one vector per item, is learned: the encoder departs from the basis where
+   behaviour says so. E + P lies on the grid of the basis, so that the engine adds it up as exactly as E.
+2. The decoder learns only a temperature and the weight of popularity: the logits of what a user chooses in
+   [A−L, A) are cos(LTE(A), E)/τ + s·popularity. So every encoder of a basis keeps the coordinates of that basis, and a
+   model that was trained on one version of the LTE reads the next.
 3. The loss is the cross entropy of the items that were chosen in [A−L, A), for anchors A that step back from F by the
-   lag: nothing dated on or after F, or known then, is looked at. Weight decay pulls P back to zero, and `inertia`
-   weighs how far the vectors of A and A−7 lie apart.
-4. Some users are held out; the fit ends when they gain nothing more, and keeps the P that served them best.
+   lag: nothing dated or known on or after F is read. Weight decay pulls P back to zero, and `inertia` weighs the
+   distance between the vectors of A and A−7.
+4. Some users are held out. The fit ends when their loss stops falling, and keeps the P of the best epoch.
 
-In `<checkpoints>/encoder/<basis>/<F>/` appear `encoder.safetensors` and, last, `encoder.json`; `jobs.encode_items`
-makes rows of them. The same tables and settings give the same encoder.
+It writes `encoder.safetensors` and, last, `encoder.json` to `<checkpoints>/encoder/<basis>/<F>/`; `jobs.encode_items`
+makes table rows of them. The same tables and settings give the same encoder.
 
-The asymmetric autoencoder is that of arXiv 2604.08181, which publishes neither encoder nor loss: both are ours.
+The asymmetric autoencoder is from arXiv 2604.08181, which publishes neither encoder nor loss: both are ours.
 """
 
 import datetime
@@ -53,8 +53,8 @@ CUTOFF = 500
 class Encoder(nn.Module):
     """E + P, and the decoder. `basis` is the frozen (items, dimensions) matrix of unit vectors E.
 
-    With `learned_decoder` the decoder begins at E and is learned too. Such an encoder is never published: it is the
-    rival in the drill (lte_model/studies/drill.py).
+    `learned_decoder` also trains the decoder, which begins at E. Such an encoder is never published: the drill compares
+    with it (lte_model/studies/drill.py).
     """
 
     basis: torch.Tensor
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
         return self.basis + self.departure
 
     def encode(self, bags: tuple[torch.Tensor, torch.Tensor], users: int, dropout: float = 0.0) -> torch.Tensor:
-        """The means (users, dimensions) of the encoded vectors of each bag; in training without some of the events."""
+        """The mean encoded vector of each bag, (users, dimensions). `dropout` is the share of events left out."""
         items, bag = bags
         if dropout:
             kept = torch.rand(len(items)) >= dropout
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
         return sums / counts[:, None]
 
     def logits(self, lte: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
-        """(users, items), from LTEs (users, dimensions) at anchors (users,)."""
+        """Logits (users, items), from LTEs (users, dimensions) at anchors (users,)."""
         bias = torch.einsum("k,aki->ai", self.popularity_scale, self.popularity)
         return functional.normalize(lte, dim=1) @ self.decoder.T / self.log_temperature.exp() + bias[anchors]
 
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
 
 
 def on_grid(vectors: torch.Tensor) -> np.ndarray:
-    """The vectors, each component at its nearest multiple of 2^-14 in [−1, 1], float32."""
+    """The vectors as float32, each component rounded to a multiple of 2^-14 in [−1, 1]."""
     return (torch.round(vectors * GRID).clamp(-GRID, GRID) / GRID).numpy()
 
 
@@ -108,7 +108,7 @@ class EncoderFit:
     def __init__(self, options: Autoencoder, encoder: Encoder, cases: EncoderCases):
         self.options, self.encoder, self.cases = options, encoder, cases
         self.fitted, self.held_out = np.flatnonzero(~cases.held_out), np.flatnonzero(cases.held_out)
-        if not len(self.held_out):  # a shop so small measures itself by those it learns from
+        if not len(self.held_out):  # a very small shop is measured on the users it learns from
             self.held_out = self.fitted
         parameters = list(encoder.parameters())
         matrices = [parameter for parameter in parameters if parameter.dim() == 2]
@@ -122,7 +122,7 @@ class EncoderFit:
         )
 
     def run(self) -> list[dict[str, float]]:
-        """Leaves the encoder as it was in its best epoch; returns the curve."""
+        """Runs the epochs and restores the encoder of the best one; returns the curve up to it."""
         best, best_epoch, best_state, curve = math.inf, 0, {}, []
         for epoch in range(1, self.options.epochs + 1):
             loss, measured = self.epoch(epoch), self.measure()
@@ -179,7 +179,7 @@ class EncoderFit:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Of the held-out cases: the loss, NDCG of the decoder's own list, and the cosine with the week before."""
+        """The held-out cases' loss, NDCG of the decoder's ranking, and cosine with the week before."""
         losses, quality, inertia = [], [], []
         for batch in np.array_split(self.held_out, max(1, -(-len(self.held_out) // self.options.batch_size))):
             lte = self.encoder.encode(self.cases.windows.of(batch), len(batch))
@@ -196,7 +196,7 @@ class EncoderFit:
 
 
 def fingerprint_of(cases: EncoderCases, catalogue: Catalogue, options: Autoencoder) -> str:
-    """The hash of everything that decides an encoder."""
+    """A hash of everything that decides an encoder."""
     content = hashlib.sha256(cases.digest() + catalogue.vectors.tobytes())
     content.update(json.dumps(options.model_dump(), sort_keys=True).encode())
     return content.hexdigest()
@@ -205,8 +205,8 @@ def fingerprint_of(cases: EncoderCases, catalogue: Catalogue, options: Autoencod
 def fit_encoder(settings: Settings, date: datetime.date, basis_id: str = "") -> Path:
     """Fits the encoder of `date` in a basis ("": that of the settings), or finds it done; returns its directory.
 
-    Raises `LTEError` where a table or every case is missing, and where an encoder of that date was fitted to other rows
-    or settings: snapshots were made with it, and it is never replaced.
+    Raises `LTEError` if a table is missing, if there are no cases, and if an encoder of that date was fitted to other
+    rows or settings: snapshots may have been made with it, so it is never replaced.
     """
     tables = Tables(settings)
     basis_id = basis_in_force(tables, basis_id)

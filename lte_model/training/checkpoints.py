@@ -24,7 +24,7 @@ def side_directory(settings: Settings, training_date: datetime.date, side: str) 
 def read_result(settings: Settings, training_date: datetime.date, side: str, again: str = "") -> dict[str, Any]:
     """What a finished training left: fingerprint, best_epoch, seconds, curve, versions.
 
-    Raises `LTEError` where the training of that side isn't finished; it says to run `again`, the training by default.
+    Raises `LTEError` if the training isn't finished; the error says to run `again`, by default the training.
     """
     file = side_directory(settings, training_date, side) / RESULT_FILE
     if not file.is_file():
@@ -36,7 +36,7 @@ def read_result(settings: Settings, training_date: datetime.date, side: str, aga
 
 
 def is_done(directory: Path, fingerprint: str) -> bool:
-    """Whether a training with that fingerprint has ended there. Removes the result of another one."""
+    """Whether the training with `fingerprint` is finished there. Removes the result of any other training."""
     file = directory / RESULT_FILE
     if not file.is_file():
         return False
@@ -47,7 +47,7 @@ def is_done(directory: Path, fingerprint: str) -> bool:
 
 
 def read_checkpoint(file: Path, fingerprint: str) -> tuple[dict[str, Any] | None, str]:
-    """The checkpoint, or None; and why there is none to go on from although the file is there."""
+    """The checkpoint or None, and the reason if there is a file that training can't resume from."""
     if not file.is_file():
         return None, ""
     try:

@@ -2,7 +2,7 @@
 
     torchrun --nproc-per-node 2 -m lte_model.training.train --date D --integration prefix
 
-Each process takes its share of every batch, so that the batch, and with it the curve, stays that of one process.
+Each process takes a share of every batch, so that the batch, and with it the curve, stays that of one process.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from torch import distributed
 
 @dataclass(frozen=True)
 class Group:
-    """This process' place among those that train: `rank` of `size`."""
+    """The place of this process among the training processes: `rank` of `size`."""
 
     rank: int = 0
     size: int = 1
@@ -28,7 +28,7 @@ class Group:
         return self.rank == 0
 
     def share(self, numbers: np.ndarray) -> np.ndarray:
-        """Every `size`-th of `numbers`: between them, the processes have each once."""
+        """Every `size`-th of `numbers`, from `rank` on: together, the processes have each once."""
         return numbers[self.rank :: self.size]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,7 @@ class Group:
         return values
 
     def join(self, mine: np.ndarray) -> np.ndarray:
-        """The values of all cases, in case order, from those of each process' `share`."""
+        """Gathers the values of all cases, in case order, from each process's `share`."""
         if self.size == 1:
             return mine
         parts: list[np.ndarray] = [mine] * self.size
@@ -51,7 +51,7 @@ class Group:
 
 @contextlib.contextmanager
 def training_group(device: str) -> Iterator[Group]:
-    """The group that torchrun's environment describes: over NCCL, a GPU for each process, or over gloo on CPUs."""
+    """The group that torchrun's environment describes: NCCL with one GPU per process, or gloo on CPUs."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Group()

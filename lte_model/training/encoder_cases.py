@@ -1,8 +1,8 @@
-"""What the encoder of a date learns from: bags of events of each user, at anchors that step back from the date.
+"""The cases that the encoder of a date learns from: each user's events at anchors that step back from the date.
 
-1. `read_events` reads the events that were known before the date F, of a sample of the users, as flat arrays.
-2. `encoder_cases` takes of each user, at each anchor A = F − k·L, the events of the lagged window and those of
-   [A−L, A), which a user chose. Who has none of either is no case of that anchor.
+1. `read_events` reads the events that were known before the date F, for a sample of the users, as flat arrays.
+2. `encoder_cases` takes, for each user and anchor A = F − k·L, the events of the lagged window and the chosen events of
+   [A−L, A). Only a user with both is a case of that anchor.
 """
 
 import datetime
@@ -24,10 +24,10 @@ from lte_model.warehouse.reading import Tables
 INERTIA_DAYS = 7
 EPOCH = datetime.date(1970, 1, 1).toordinal()
 POPULARITY_DAYS = (30, None)
-"""The decoder's popularity counts the days before the end of the window: the last month, and all of the window."""
+"""The decoder's popularity counts end with the window, and cover its last month and all of it."""
 
 HELD_OUT = 10
-"""One user in so many is held out."""
+"""One user in this many is held out."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Bags:
         return self.ends - self.starts
 
     def of(self, numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """The items (events,) of the bags of those numbers, and which of the numbers (events,) each belongs to."""
+        """The items (events,) of the bags `numbers`, and for each item (events,) the index of its bag in `numbers`."""
         sizes = self.sizes[numbers]
         bag = np.repeat(np.arange(len(numbers)), sizes)
         first = np.repeat(self.starts[numbers] - np.append(0, sizes.cumsum()[:-1]), sizes)
         return torch.from_numpy(self.items[first + np.arange(len(bag))]), torch.from_numpy(bag)
 
     def taken(self, numbers: np.ndarray) -> "Bags":
-        """The bags of those numbers, over the same events."""
+        """The bags `numbers`, over the same events."""
         return Bags(self.items, self.starts[numbers], self.ends[numbers])
 
     @staticmethod
@@ -67,10 +67,11 @@ class Bags:
 
 @dataclass(frozen=True)
 class EncoderCases:
-    """What the encoder of a date learns from: N cases, each one user at one anchor A.
+    """The cases of one encoder: N cases, each one user at one anchor A.
 
-    `windows` are the events of [A−L−W, A−L) known before A, `week_before` those of the window of A−7, `chosen` those of
-    [A−L, A). `anchors[i]` is the row of `popularity` (anchors, counts, items); `held_out[i]` says that the user is.
+    `windows` has the events of [A−L−W, A−L) known before A, `week_before` those of the window of A−7, `chosen` those of
+    [A−L, A). `anchors[i]` is the row of `popularity` (anchors, counts, items); `held_out[i]` is whether the user is
+    held out.
     """
 
     windows: Bags
@@ -84,7 +85,7 @@ class EncoderCases:
         return len(self.anchors)
 
     def digest(self) -> bytes:
-        """A hash of all that is in the cases."""
+        """A hash of the cases."""
         content = hashlib.sha256()
         for bags in (self.windows, self.week_before, self.chosen):
             for array in (bags.items, bags.starts, bags.ends):
@@ -104,7 +105,7 @@ class Events:
     held_out: np.ndarray
 
     def bags(self, window: Interval, known_before: datetime.date, users: np.ndarray) -> Bags:
-        """The events dated in `window` and known before that day, for each of `users`, ascending codes."""
+        """A bag per user of `users`, ascending codes: the events dated in `window` and known before `known_before`."""
         start, end, known = (day.toordinal() - EPOCH for day in (window.start, window.end, known_before))
         inside = (self.days >= start) & (self.days < end) & (self.known < known)
         of_user = np.bincount(self.users[inside], minlength=int(self.users.max(initial=0)) + 1)
@@ -113,7 +114,7 @@ class Events:
 
 
 def read_events(tables: Tables, catalogue: Catalogue, date: datetime.date) -> Events:
-    """The events of catalogue items that the encoder of `date` may see, of up to `autoencoder.users` users."""
+    """The events of catalogue items that the encoder of `date` may read, of up to `autoencoder.users` users."""
     settings = tables.settings
     options, window = settings.autoencoder, settings.window
     oldest = lte_window(date - ONE_DAY * window.lag_days * (options.anchors - 1), window.lag_days, window.window_days)
@@ -161,7 +162,7 @@ def encoder_cases(events: Events, items: int, date: datetime.date, settings: Set
         of_targets = events.bags(targets, date, everybody)
         users = everybody[(of_window.sizes > 0) & (of_targets.sizes > 0)]
         if not len(users):
-            break  # the feed begins here
+            break  # there are no earlier events
         earlier = anchor - ONE_DAY * INERTIA_DAYS
         windows.append(of_window.taken(users))
         before.append(events.bags(lte_window(earlier, lag_days, window_days), earlier, users))

@@ -1,6 +1,4 @@
-"""Where the encoder of a date lies: lte_model.training.autoencoder writes the files, and
-jobs.encode_items reads them.
-"""
+"""The files of an encoder: lte_model.training.autoencoder writes them, and jobs.encode_items reads them."""
 
 import datetime
 from pathlib import Path
@@ -11,9 +9,9 @@ VECTORS_FILE = "encoder.safetensors"
 """Tensor `vectors` (items, dimensions) float32, on the grid of the basis."""
 
 DESCRIPTION_FILE = "encoder.json"
-"""Of which basis, date and items; written last."""
+"""The basis, date and items of the encoder. Written last."""
 
 
 def encoder_directory(settings: Settings, basis_id: str, fitted_on: datetime.date) -> Path:
-    """The folder of both files. While one basis takes the place of another, a date may have an encoder in each."""
+    """The folder of both files. A date may have an encoder in each basis in force."""
     return Path(settings.checkpoints, "encoder", basis_id, str(fitted_on))

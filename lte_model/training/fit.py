@@ -26,7 +26,7 @@ from lte_model.settings import Settings, Training
 from lte_model.training.distributed import Group
 
 POOLED_BATCHES = 32
-"""So many batches' cases are drawn at random and then sorted by length, which spares padding and keeps chance."""
+"""The batches of a pool. Pools are drawn at random and sorted by length: little padding, and still random batches."""
 
 
 def epoch_batches(
@@ -34,8 +34,8 @@ def epoch_batches(
 ) -> list[np.ndarray]:
     """The case numbers of each batch of an epoch: every case once, in an order that `seed` and `epoch` decide.
 
-    A batch holds about as many targets as `batch_size` cases hold on average, so that every step weighs its targets
-    alike: of cases with few targets it takes more, of those with many fewer. Cases of one length go together.
+    A batch holds about as many targets as `batch_size` average cases, so that every step weighs its targets alike.
+    Cases of similar length share a batch.
     """
     random = np.random.default_rng((seed, epoch))
     targets = max(1, round(batch_size * target_counts.mean()))
@@ -49,12 +49,12 @@ def epoch_batches(
 
 
 REPEAT_BIAS_RATE = {"earlier_events": 1, "earlier_days": 10}
-"""The learning rate of the repeat bias, in that of the other weights, by `training.predict_from`: its few numbers are
-logits, some units in size, and at the rate of a matrix's entries the epochs end before they get there. Learned by event
-they would get to what holds within a basket, where nothing comes twice, and not at a date."""
+"""The learning rate of the repeat bias, as a multiple of the other weights' rate, by `training.predict_from`. Its few
+numbers are logits of some units; at the rate of a matrix's entries, training ends before they get there. With
+`earlier_events`, they would get to what holds within a basket, where no item comes twice, and not at a date."""
 
 LOSS_CHECKED_EVERY = 50
-"""Batches between two looks at the losses: each look waits for the GPU."""
+"""Batches between two checks of the losses: each check waits for the GPU."""
 
 
 def say(group: Group, line: str) -> None:
@@ -65,7 +65,7 @@ def say(group: Group, line: str) -> None:
 
 @dataclass
 class Progress:
-    """What a training knows besides weights and optimizer state; all of it is in the checkpoint."""
+    """The state of a training besides weights and optimizer; all of it is in the checkpoint."""
 
     epoch: int = 0
     best: float = -math.inf
@@ -75,7 +75,7 @@ class Progress:
 
 
 class _Loss(nn.Module):
-    """The ranker's loss as a module's forward pass: that is what DistributedDataParallel hooks on to."""
+    """The ranker's loss as the forward pass of a module, as DistributedDataParallel needs it."""
 
     def __init__(self, ranker: Ranker):
         super().__init__()
@@ -86,7 +86,7 @@ class _Loss(nn.Module):
 
 
 class Fit:
-    """The epochs of one training of `ranker`, which lies on `device`."""
+    """The epochs of one training of `ranker`, which is on `device`."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Fit:
             self.loss = DistributedDataParallel(self.loss)
 
     def run(self, file: Path, fingerprint: str, checkpoint: dict[str, Any] | None) -> Progress:
-        """Runs the epochs that are left and leaves a checkpoint after each."""
+        """Runs the remaining epochs and writes a checkpoint after each."""
         options, progress = self.options, Progress()
         measure = f"validation_ndcg@{self.cutoff}"
         if checkpoint:
@@ -176,14 +176,14 @@ class Fit:
         return progress
 
     def refit(self, epochs: int) -> None:
-        """Runs that many epochs, unmeasured. A kill loses them: the next try begins the refit anew."""
+        """Runs `epochs` epochs without validation or checkpoints. After a kill, the refit starts anew."""
         for epoch in range(1, epochs + 1):
             started = time.perf_counter()
             loss = self.train_epoch(epoch)
             say(self.group, f"refit, epoch {epoch} of {epochs}: loss {loss:.4f}, {time.perf_counter() - started:.1f} s")
 
     def validate(self) -> float:
-        """Mean NDCG at the largest cutoff, of the averaged weights."""
+        """The mean validation NDCG at the largest cutoff, with the averaged weights."""
         mine = self.validation.taken(self.group.share(np.arange(len(self.validation))))
         ranks = self.group.join(target_ranks(self.averaged, mine, self.device) if len(mine) else np.empty(0))
         return float(ndcg(ranks, self.cutoff).mean())
@@ -200,7 +200,7 @@ class Fit:
         bar = tqdm(batches, f"epoch {epoch}", leave=False, unit="batch", disable=None if group.is_first else True)
         for number, batch in enumerate(bar):
             mine = group.share(batch)
-            # A process whose share is empty takes part in the exchange all the same, and adds nothing.
+            # A process with an empty share still takes part in the exchange, and adds nothing.
             arguments = self._batch(mine if len(mine) else batch[:1])
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
                 loss = self.loss(arguments, self.popularity, self.objective) * bool(len(mine))
@@ -267,9 +267,9 @@ def _optimizer(ranker: Ranker, options: Training) -> torch.optim.Optimizer:
 
 @torch.no_grad()
 def average(averaged: nn.Module, module: nn.Module, steps: int, decay: float) -> None:
-    """Takes the weights of `module` into the moving average of those of the `steps` before.
+    """Updates `averaged`, the moving average of the weights after `steps` steps, with those of `module`.
 
-    While these are few it forgets sooner, or the start would weigh for epochs.
+    The decay is lower in the first steps; otherwise the initial weights would count for epochs.
     """
     kept = min(decay, (1 + steps) / (10 + steps)) if steps else 0.0
     for of_average, weight in zip(averaged.parameters(), module.parameters(), strict=True):

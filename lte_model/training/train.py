@@ -1,17 +1,17 @@
 """Trains one side of a training date: `python -m lte_model.training.train --date D --integration prefix|none|…`.
 
-1. The loss is the cross entropy of every target of the anchors' sequences: exact, over all items that somebody has
-   chosen by then, or, where those are more than `training.exact_items`, against a sample of them.
-2. After each epoch the model is measured on the validation cut, by NDCG at the largest cutoff, and a checkpoint is
-   written: model, optimizer, best weights so far, curve. It replaces the last one in one step. What is measured, and
-   kept, is a moving average of the weights (`training.averaging`): it wavers less than they do.
-3. Training stops when `patience` epochs brought nothing better, and the best weights become the model directory. With
-   `training.refit` they don't: a new model is trained for as many epochs, on the days of the validation too.
+1. The loss is the cross entropy of every target in the anchors' sequences. It is exact, over all items that somebody
+   has chosen by then; if those are more than `training.exact_items`, it is against a sample of them.
+2. After each epoch the model is measured on the validation cut, by NDCG at the largest cutoff. A checkpoint (model,
+   optimizer, best weights so far, curve) atomically replaces the last one. The weights that are measured and kept are a
+   moving average (`training.averaging`), which varies less.
+3. Training stops when `patience` epochs brought no improvement, and the best weights become the model directory. With
+   `training.refit`, a new model is trained instead, for as many epochs and on the validation days too.
 
-In `<checkpoints>/<D>/<side>/` appear `checkpoint.pt`, then `model/`, and last `training.json`: all is done.
-A training that was killed goes on from its checkpoint and ends in the same weights, bit for bit: each epoch draws its
-order and its dropout from the seed and its own number. Checkpoint and result belong to a fingerprint of the data and
-the settings; with another fingerprint training starts anew, and says so.
+`<checkpoints>/<D>/<side>/` gets `checkpoint.pt`, then `model/`, and last `training.json`, which marks it as done.
+A killed training resumes from its checkpoint and ends in the same weights, bit for bit: each epoch draws its order and
+its dropout from the seed and its own number. Checkpoint and result belong to a fingerprint of the data and the
+settings; with another fingerprint training starts anew, and says so.
 
 Under torchrun several processes share each batch (distributed.py); the gradient is the mean over all its targets.
 """
@@ -50,7 +50,7 @@ from lte_model.training.training_set import TrainingSet, open_training_set
 from lte_model.warehouse.popularity import POPULARITY_COUNTS
 
 NOT_IN_THE_WEIGHTS = ("device", "threads", "compile")
-"""Settings of a training that say where it runs."""
+"""Training settings that say where it runs, and don't affect the weights."""
 
 
 def train(
@@ -61,11 +61,11 @@ def train(
     group: Group | None = None,
     training_set: TrainingSet | None = None,
 ) -> Path:
-    """Trains, or goes on, or finds the training done; returns the model's directory.
+    """Trains or resumes one side, or finds it done; returns the model's directory.
 
-    `side` is the name of the directory and of the MLflow run, the integration's own where it is empty;
-    `training_set` that of the date, unless its LTEs are of another making. Raises `LTEError` for a training set that
-    can't be used, and a loss that is not a number.
+    `side` names the directory and the MLflow run; by default it is `integration`. `training_set` may replace that of
+    the date, for LTEs that were made in another way. Raises `LTEError` for a training set that can't be used, and for a
+    loss that is not finite.
     """
     group, side = group or Group(), side or integration
     device = choose_device(settings.training.device)
@@ -127,7 +127,7 @@ def train(
 
 
 def open_to_train(settings: Settings, training_date: datetime.date) -> TrainingSet:
-    """The training set of a date. Raises `LTEError` where it is of another basis than models are trained in now."""
+    """The training set of a date. Raises `LTEError` if its basis isn't `basis.basis_id` of the settings."""
     training_set = open_training_set(settings, training_date)
     wanted, found = settings.basis.basis_id, training_set.kind.basis_id
     if wanted and wanted != found:
@@ -154,7 +154,7 @@ def ranker_config(settings: Settings, training_set: TrainingSet, integration: st
 
 
 def new_ranker(config: RankerConfig, training_set: TrainingSet, seed: int) -> Ranker:
-    """An untrained ranker, which `seed` decides. Once saved, its item bias is that of the newest date, the test cut."""
+    """An untrained ranker, initialised from `seed`. Its stored item popularity is that of the test cut."""
     torch.manual_seed(seed)
     catalogue = training_set.catalogue
     ranker = Ranker(config, training_set.kind, catalogue.item_ids.to_list(), torch.from_numpy(catalogue.vectors))
@@ -171,8 +171,9 @@ def _fingerprint(
     validation: Cases,
     group: Group,
 ) -> str:
-    """The hash of everything that decides the weights: rows and settings, not the table version, which also counts
-    commits of other dates.
+    """A hash of everything that decides the weights.
+
+    It covers rows and settings, not the table version, which also counts commits of other dates.
     """
     content = hashlib.sha256()
     described = {

@@ -3,15 +3,15 @@
 1. `open_training_set` fixes the versions of the tables, checks that they belong together, and reads the *catalogue*:
    the items with a vector in the basis that were known before the test cut, ordered by item id. An item's row
    number in the catalogue stands for it from here on.
-2. `TrainingSet.cases` reads one split: per case (one user at one snapshot date D) the sequence, the LTEs of D, which
-   it takes from `lte_snapshots`, and the target. Events of items outside the catalogue are dropped from a sequence; a
-   case whose *target* is outside it is dropped whole and counted, for otherwise another item would pass for its target.
-3. The policy says what a sequence is: `lagged` leaves the events of [D−L, D) alone, `newest` all that the row holds.
-   In training the events of [D−L, D) are the targets under both; what comes before is read and never predicted.
-4. A target is predicted from the events before it, or, as `training.predict_from` has it, from those of the days before
-   its own alone: at a date D no item of a basket is known when the others are asked for.
-5. `Cases.windows` cuts what is longer than a model reads, so that each target is trained on once; `Cases.batch` and
-   `Cases.training_batch` pad; `epoch_batches` says which cases go together.
+2. `TrainingSet.cases` reads one split. A case is one user at one snapshot date D: the sequence, the LTEs of D from
+   `lte_snapshots`, and the target. Events of items outside the catalogue are dropped from a sequence. A case whose
+   *target* is outside it is dropped and counted; otherwise another item would pass for its target.
+3. The policy decides what a sequence is: `lagged` keeps only the events of [D−L, D), `newest` all events of the row.
+   In training the events of [D−L, D) are the targets under both; earlier events are inputs and never targets.
+4. A target is predicted from the events before it, or, by `training.predict_from`, only from those of earlier days: at
+   a date D no item of a basket is known when the others are predicted.
+5. `Cases.windows` cuts sequences that are longer than a model reads, so that each target is trained on once.
+   `Cases.batch` and `Cases.training_batch` pad; `epoch_batches` decides which cases share a batch.
 
 Nothing here holds a Python object per event: a million events take thirteen megabytes.
 """
@@ -41,7 +41,7 @@ Split = Literal["train", "refit", "validation", "test"]
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The training set of one date, with what its LTEs are and the catalogue that its models rank."""
+    """The training set of one date, with the kind of its LTEs and the catalogue that its models rank."""
 
     tables: Tables
     training_date: datetime.date
@@ -64,12 +64,10 @@ class TrainingSet:
         return _rows(self.tables, self.training_date).filter(pl.col("split").is_in(splits))
 
     def cases(self, *splits: Split) -> Cases:
-        """The cases of `splits`, by the policy `model.sequence`: of one, or of `train` and `refit` together.
+        """The cases of one split, or of `train` and `refit` together, under the policy `model.sequence`.
 
-        A training case without a target is left out.
-
-        Raises `LTEError` where no case is left, where a snapshot that the cases need isn't there or is of another lag
-        or window, and where an LTE doesn't have the basis' dimensions.
+        Leaves out training cases without a target. Raises `LTEError` if no case is left, if a snapshot that the cases
+        need is missing or has another lag or window, and if an LTE doesn't have the dimensions of the basis.
         """
         settings, rows = self.tables.settings, self.catalogue.rows
         trains = splits[0] in ("train", "refit")
@@ -139,13 +137,13 @@ class TrainingSet:
         )
 
     def popularity(self, dates: list[datetime.date]) -> np.ndarray:
-        """What sold before each of `dates`: (dates, counts, items), as lte_model/warehouse/popularity.py has it."""
+        """Item popularity before each of `dates`, (dates, counts, items), from lte_model/warehouse/popularity.py."""
         return popularity_matrix(self.tables.scan("item_popularity"), self.catalogue.rows, dates, self.training_date)
 
     def ltes(self, cases: pl.DataFrame, needed: list[datetime.date]) -> tuple[np.ndarray, np.ndarray]:
-        """The LTEs (N, representations, dimensions) of `cases` (snapshot_date, user_id) and the events in each.
+        """The LTEs (N, representations, dimensions) of `cases` (snapshot_date, user_id), and their event counts.
 
-        `needed` are the dates of which some case has an event before D−L: a snapshot of them can't be empty.
+        `needed` are the dates on which some case has an event before D−L: their snapshots can't be empty.
         """
         representations, dimensions = self.kind.representations, self.catalogue.vectors.shape[1]
         lte = np.zeros((len(cases), len(representations), dimensions), dtype=np.float32)
@@ -169,8 +167,9 @@ class TrainingSet:
         return lte, event_counts
 
     def _snapshots(self, representation: str, dates: list[datetime.date], needed: list[datetime.date]) -> pl.LazyFrame:
-        """The snapshots of `dates`. Raises `LTEError` where one of `needed` is missing, and for another lag or window:
-        a lag of 0 is that of `leaking`, and of it alone.
+        """The snapshots of `dates`.
+
+        Raises `LTEError` if one of `needed` is missing, and for another lag or window. Only `leaking` has a lag of 0.
         """
         snapshots = self.tables.scan("lte_snapshots").filter(
             pl.col("basis_id") == self.kind.basis_id,
@@ -201,8 +200,10 @@ class TrainingSet:
 
 
 def open_training_set(settings: Settings, training_date: datetime.date) -> TrainingSet:
-    """The training set of `training_date`. Raises `LTEError` for a missing table, a date without rows, rows of several
-    bases, lags or windows, an unregistered basis, and cuts that are not those of the settings.
+    """The training set of `training_date`.
+
+    Raises `LTEError` for a missing table, a date without rows, rows of several bases, lags or windows, an unregistered
+    basis, and cuts that differ from those of the settings.
     """
     tables = Tables(settings)
     dates = settings.training_set.dates(training_date)
