@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Outcome(Enum):
-    """What the interval of a relative difference says."""
+    """The verdict of the confidence interval of a relative difference."""
 
     BETTER = "better"
     WORSE = "worse"

@@ -88,7 +88,7 @@ class SemanticBasis:
 
     @property
     def dimensions(self) -> int:
-        """The length of its vectors."""
+        """The number of components of a vector."""
         return self.projection.shape[1]
 
     @property

@@ -162,7 +162,7 @@ class EncoderFit:
         return float(np.mean(losses))
 
     def inertia(self, batch: np.ndarray) -> torch.Tensor:
-        """The cosine (cases,) of each case's LTE with that of the week before, for the cases that have both."""
+        """The cosine (cases,) between each case's LTE and that of the week before, for cases that have both."""
         batch = batch[self.cases.week_before.sizes[batch] > 0]
         lte = self.encoder.encode(self.cases.windows.of(batch), len(batch))
         return functional.cosine_similarity(lte, self.encoder.encode(self.cases.week_before.of(batch), len(batch)))

@@ -124,7 +124,7 @@ def read_events(tables: Tables, catalogue: Catalogue, date: datetime.date) -> Ev
         pl.col("event_date") >= oldest.start - ONE_DAY * INERTIA_DAYS,
     )
     users = events.select("user_id").unique().collect()["user_id"]
-    # A hash of the id: the same users are chosen, and held out, whenever the encoder is fitted.
+    # Hashing the id chooses, and holds out, the same users in every fit.
     hashes = pl.Series([zlib.crc32(user_id.encode()) for user_id in users], dtype=pl.Int64)
     order = pl.DataFrame({"user_id": users, "hash": hashes}).sort("hash", "user_id").head(options.users)
     frame = (

@@ -60,7 +60,7 @@ class TrainingSet:
         )
 
     def rows(self, *splits: Split) -> pl.LazyFrame:
-        """The rows of these splits, as the table holds them."""
+        """The table's rows of `splits`, as a lazy frame."""
         return _rows(self.tables, self.training_date).filter(pl.col("split").is_in(splits))
 
     def cases(self, *splits: Split) -> Cases:
