@@ -104,7 +104,7 @@ class Recommender:
         return pc.index_in(item_ids.flatten(), value_set=self.item_ids).fill_null(-1).to_numpy()
 
     def _ltes(self, rows: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray]:
-        """LTEs (users, representations, dimensions) float32, and a mask (users, representations) of those that exist."""
+        """LTEs (users, representations, dimensions) float32, and a mask (users, representations) of which exist."""
         names, dimensions = self.ranker.kind.representations, self.ranker.config.dimensions
         lte = np.zeros((len(rows), len(names), dimensions), dtype=np.float32)
         event_counts = np.zeros((len(rows), len(names)), dtype=np.int64)
