@@ -6,12 +6,12 @@ from lte_model.ranker.cases import Cases, target_counts_of
 from lte_model.training.training_set import TrainingSet
 
 LONG_SEQUENCE = 10
-"""Events from which on a short-term sequence counts as long."""
+"""A short-term sequence with at least this many events counts as long."""
 
 
 def cohorts(training_set: TrainingSet, cases: Cases, max_events: int) -> dict[str, np.ndarray]:
-    """Which test users (N,) bool belong to each cohort; a user may belong to several. Empty cohorts are left out."""
-    short = np.minimum(cases.target_counts, max_events)  # dated in [D−L, D), whatever the policy reads
+    """A mask (N,) bool of the test users in each cohort. Cohorts may overlap; empty ones are left out."""
+    short = np.minimum(cases.target_counts, max_events)  # events in [D−L, D), with either sequence policy
     splits = ("train", "refit") if training_set.tables.settings.training.refit else ("train",)
     trained_on = target_counts_of(training_set.cases(*splits), len(training_set.catalogue)) > 0
     members = {
@@ -25,5 +25,5 @@ def cohorts(training_set: TrainingSet, cases: Cases, max_events: int) -> dict[st
 
 
 def history_is_longer(cases: Cases, max_events: int) -> np.ndarray:
-    """Which users (N,) bool have events that a sequence of `max_events` leaves out."""
+    """A mask (N,) bool of the users with events that a sequence of `max_events` leaves out."""
     return cases.history_counts > np.minimum(cases.lengths, max_events)

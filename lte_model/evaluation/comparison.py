@@ -16,7 +16,7 @@ UPLIFTS = {OVER_NONE: ("prefix", "none"), OVER_POPULARITY: ("prefix", "popularit
 
 @dataclass(frozen=True)
 class Comparison:
-    """The measures of the sides over the same N users: `values` (N, sides × measures), columns named by `columns`."""
+    """Every side's measures over the same N users: `values` (N, sides × measures), with `columns` (side, measure)."""
 
     values: np.ndarray
     columns: tuple[tuple[str, str], ...]
@@ -26,14 +26,14 @@ class Comparison:
 
     @classmethod
     def of(cls, ranks: Mapping[str, np.ndarray], settings: Settings) -> "Comparison":
-        """Every measure of the ranks (N,) of each side."""
+        """Computes every measure from each side's ranks (N,)."""
         return cls.of_values(
             {side: measures(found, settings.evaluation.cutoffs) for side, found in ranks.items()}, settings
         )
 
     @classmethod
     def of_values(cls, values: Mapping[str, Mapping[str, np.ndarray]], settings: Settings) -> "Comparison":
-        """{side: {measure: values (N,)}}, whatever was measured."""
+        """Compares any measures of the users: {side: {measure: values (N,)}}."""
         columns = {(side, measure): found for side, of_side in values.items() for measure, found in of_side.items()}
         return cls(
             values=np.column_stack(list(columns.values())),
@@ -44,7 +44,7 @@ class Comparison:
         )
 
     def among(self, members: np.ndarray) -> "Comparison":
-        """The headline measure alone, among the users `members` (N,) bool."""
+        """The comparison of the headline measure alone, over the users of the mask `members` (N,) bool."""
         kept = [column for column, (_, measure) in enumerate(self.columns) if measure == self.headline]
         return Comparison(
             self.values[members][:, kept],
@@ -55,7 +55,7 @@ class Comparison:
         )
 
     def metrics(self) -> dict[str, dict[str, Figure]]:
-        """{side: {measure: its mean over the users}}."""
+        """{side: {measure: mean over the users with its interval}}."""
         means, resampled = self._means
         metrics: dict[str, dict[str, Figure]] = {}
         for column, (side, measure) in enumerate(self.columns):
@@ -63,7 +63,7 @@ class Comparison:
         return metrics
 
     def uplifts(self, pairs: Mapping[str, tuple[str, str]] = UPLIFTS) -> dict[str, dict[str, Figure]]:
-        """{"prefix over none": {measure: relative difference with its interval}, …} of `pairs` (ours, base)."""
+        """{"prefix over none": {measure: relative difference with its interval}, …} for the `pairs` (ours, base)."""
         means, resampled = self._means
         column = {name: number for number, name in enumerate(self.columns)}
         return {

@@ -1,11 +1,11 @@
-"""Takes users out of what a training left for people to read: evaluations, reports, and their copies in MLflow.
+"""Removes users from the files that people read: evaluations, reports, and their copies in MLflow.
 
 `evaluation.json` and `report.html` show a few test users with their ids and histories. Models, checkpoints and
-metrics name nobody: weights, item ids and counts alone. A report is not rendered anew, for it would then show the
-tables of today: the user's part is cut out of the page, and all else stays as it was read and approved.
+metrics hold weights, item ids and counts, and no user. A report is not rendered again, because it would show today's
+tables: the user's part is cut out of the page, and the rest stays as it was approved.
 
-An artifact is written over by one of the same name. A store that keeps old versions of its objects, such as a
-versioned bucket, keeps them until its own rules remove them.
+The clean file overwrites the artifact of the same name in MLflow. A store that keeps old versions of its objects,
+such as a versioned bucket, keeps them until its own rules remove them.
 """
 
 import json
@@ -28,15 +28,15 @@ _USER_OF_PAGE = re.compile(r'[ \t]*<article class="user">.*?</article>\n?', re.D
 
 
 def erase_from_reports(settings: Settings, user_ids: frozenset[str]) -> list[str]:
-    """Takes the users out of every file under `settings.reports`; returns the files that were changed or deleted.
+    """Removes the users from every file under `settings.reports`; returns the files that were changed or deleted.
 
-    A file that a killed job left half-written is deleted if it names one of them.
+    A half-written file of a killed job is deleted if it names one of the users.
     """
     return [f"{path}: {done}" for path in _files(settings.reports) if (done := _erase_from_file(path, user_ids))]
 
 
 def erase_from_artifacts(settings: Settings, user_ids: frozenset[str]) -> list[str]:
-    """Takes the users out of the copies in MLflow; returns the artifacts that were written over."""
+    """Removes the users from the copies in MLflow; returns the artifacts that were overwritten."""
     client = open_mlflow(settings)
     experiment = client.get_experiment_by_name(settings.mlflow.experiment) if client else None
     if client is None or experiment is None:
@@ -73,11 +73,11 @@ def page_without(page: str, user_ids: frozenset[str]) -> str:
 
 
 def _erase_from_file(path: Path, user_ids: frozenset[str]) -> str:
-    """Takes the users out of one file, or deletes it; returns what was done in words, "" for nothing."""
+    """Removes the users from one file, or deletes it; returns what was done in words, "" for nothing."""
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         clean = {EVALUATION_FILE: evaluation_without, REPORT_FILE: page_without}[path.name](text, user_ids)
-    except (KeyError, TypeError, ValueError):  # no file of ours, or a damaged one
+    except (KeyError, TypeError, ValueError):  # another kind of file, or a damaged one
         clean = text
     if _shows(clean, _marks(user_ids)):
         path.unlink()
@@ -89,7 +89,7 @@ def _erase_from_file(path: Path, user_ids: frozenset[str]) -> str:
 
 
 def _marks(user_ids: frozenset[str]) -> list[str]:
-    """What an id looks like in a page and in an evaluation. Bare, an id such as 7 would be found everywhere."""
+    """The forms of each id in a page and in an evaluation. A bare id such as 7 would match unrelated text."""
     pages = [f"<code>{escape(user_id)}</code>" for user_id in user_ids]
     keys = [f'"user_id": {json.dumps(user_id, ensure_ascii=False)}' for user_id in user_ids]
     return pages + keys
@@ -104,7 +104,7 @@ def _files(folder: str) -> list[Path]:
 
 
 def _evaluation_runs(client: MlflowClient, experiment_id: str) -> Iterator[Run]:
-    """Every run that holds an evaluation, deleted ones too: their artifacts stay until MLflow collects them."""
+    """Every run with an evaluation, deleted runs included: their artifacts stay until `mlflow gc` removes them."""
     token = None
     while True:
         page = client.search_runs([experiment_id], f"tags.`{SIDE_TAG}` = 'evaluation'", ViewType.ALL, page_token=token)

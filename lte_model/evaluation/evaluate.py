@@ -2,11 +2,11 @@
 
 1. Every test user's target, the first event on or after the test cut, gets its exact rank in the full catalogue from
    each *side*: the model with the LTE as prefix, the model without, and popularity of all time, 30 and 7 days.
-2. NDCG, Recall and MRR at the settings' cutoffs are means over users. Intervals come from users drawn with
-   replacement, the same draws for all sides, so that every difference is paired by user.
-3. The same for each cohort, and five users to look at, spread over how much the LTE changed their rank.
+2. NDCG, Recall and MRR at the settings' cutoffs are means over users. Intervals come from a bootstrap over users with
+   the same draws for all sides, so that every difference is paired by user.
+3. The headline metric is repeated for each cohort. Five example users show how the LTE changed their target's rank.
 
-The result is `<reports>/<D>/evaluation.json`, and the metrics of the sides in MLflow.
+The result is `<reports>/<D>/evaluation.json`; the sides' metrics are logged to MLflow.
 """
 
 import datetime
@@ -81,7 +81,7 @@ def evaluate(settings: Settings, training_date: datetime.date) -> Evaluation:
 
 
 def tested_on(training_set: TrainingSet, cases: Cases) -> dict[str, Any]:
-    """What was trained on and tested, the same for all sides: the first keys of an evaluation and of an ablation."""
+    """What all sides share, such as dates and test users: the first keys of an evaluation and of an ablation."""
     dates, kind = training_set.dates, training_set.kind
     return {
         "training_date": str(training_set.training_date),
@@ -108,7 +108,7 @@ def _cohort(name: str, comparison: Comparison) -> dict[str, Any]:
 
 
 def _log(settings: Settings, training_set: TrainingSet, evaluation: Evaluation, run_ids: Mapping[str, str]) -> None:
-    """The test metrics of each model into its own run; those of all sides, and the file, into the run `evaluation`."""
+    """Logs each model's test metrics to its own run, and every side's metrics and the file to the run `evaluation`."""
     values = {
         side: {f"test_{measure}": figure.value for measure, figure in of_side["metrics"].items()}
         for side, of_side in evaluation["sides"].items()

@@ -1,4 +1,4 @@
-"""A few test users to look at: history, sequence, target, and what each ranker puts on top."""
+"""A few example users for the report: history, sequence, target, and each ranker's top items."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def example_users(
     ranks: Mapping[str, np.ndarray],
     device: torch.device,
 ) -> list[dict[str, Any]]:
-    """Users with an LTE, from the one whose target rose most by it to the one whose target fell most."""
+    """Example users with an LTE, from the largest gain in rank by the LTE to the largest loss."""
     chosen = spread(np.log(ranks["none"] / ranks["prefix"]), np.flatnonzero(cases.has_lte[:, 0]), EXAMPLE_USERS)
     if not len(chosen):
         return []
@@ -65,7 +65,7 @@ def spread(improvement: np.ndarray, candidates: np.ndarray, count: int) -> np.nd
 
 
 def _histories(training_set: TrainingSet, user_ids: Sequence[str]) -> dict[str, list[dict[str, str]]]:
-    """The newest events of each user that the LTE of the test cut averages, oldest first."""
+    """The newest events in each user's LTE at the test cut, oldest first."""
     cut, kind = training_set.dates.test.start, training_set.kind
     window = lte_window(cut, kind.lag_days, kind.window_days)
     frame = (
@@ -85,7 +85,7 @@ def _histories(training_set: TrainingSet, user_ids: Sequence[str]) -> dict[str, 
 
 
 def _inputs(training_set: TrainingSet, user_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The sequence that the policy reads, and the target, of each test user."""
+    """Each test user's target, and the sequence that the policy reads."""
     rows = training_set.rows("test").filter(pl.col("user_id").is_in(user_ids))
     lagged = training_set.tables.settings.model.sequence == "lagged"
     read = pl.col("target_count") if lagged else pl.lit(training_set.tables.settings.model.max_tokens)

@@ -1,14 +1,14 @@
-"""How much a ranker leans on the newest event: measures of recency, one value for each user.
+"""How much a ranker relies on the newest event: measures of recency, one value for each user.
 
-1. The *last-interaction attention ratio*. arXiv 2604.08181 reports one and publishes no formula; this one is ours. The
-   query is the token whose state scores the next item, the one of the last event. In every block and head its
-   attention is renormalised over the user's n events, context tokens left out, for a softmax share falls by itself
-   where a token is added. The ratio is the newest event's weight times n, averaged over heads and blocks: 1 is
-   attention that is spread evenly. A user of less than two events has none.
-2. Its controls: the same ranker, whose users all read the mean LTE (`with_constant_lte`), or another user's
-   (`with_shuffled_lte`). A ratio that these leave where it is falls because a token is there, not for what it says.
-3. HRLI@k (arXiv 2409.09722): the share of users whose last *input* item is in the model's top k, seen items not
-   filtered. It is Recall@k of `last_item_ranks`; a user without an event has no such rank.
+1. The *last-interaction attention ratio*. arXiv 2604.08181 reports one without a formula; this definition is ours. The
+   query is the last event's token, whose state scores the next item. In every block and head, its attention is
+   renormalised over the user's n events, without the context tokens: another token alone would lower every softmax
+   share. The ratio is the newest event's weight times n, averaged over heads and blocks; 1 means evenly spread
+   attention. It is undefined for fewer than two events.
+2. Two controls give the same ranker the mean LTE for every user (`with_constant_lte`), or another user's LTE
+   (`with_shuffled_lte`). If the ratio stays the same, it depends on the LTE's presence, not on its content.
+3. HRLI@k (arXiv 2409.09722): the share of users whose last *input* item is in the model's top k; seen items are not
+   filtered. It is Recall@k of `last_item_ranks`, and undefined for a user without an event.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ BATCH = 512
 
 
 def attention_ratios(ranker: Ranker, cases: Cases, device: torch.device) -> np.ndarray:
-    """The last-interaction attention ratio (N,) of each case; not a number for one of less than two events."""
+    """The last-interaction attention ratio (N,) of each case; NaN for fewer than two events."""
     ratios = np.full(len(cases), np.nan)
     config = ranker.config
     with torch.inference_mode():
@@ -38,7 +38,7 @@ def attention_ratios(ranker: Ranker, cases: Cases, device: torch.device) -> np.n
 
 
 def last_attention(ranker: Ranker, batch: Batch, table: torch.Tensor) -> torch.Tensor:
-    """The attention of each user's last event, (B, blocks, heads, C + T), in a pass of `ranker` over `batch`."""
+    """The attention weights of each user's last event (B, blocks, heads, C + T), in one forward pass over `batch`."""
     queries = ranker.config.context_tokens - 1 + batch.lengths
     found: list[torch.Tensor] = []
     hooks = [
@@ -55,7 +55,7 @@ def last_attention(ranker: Ranker, batch: Batch, table: torch.Tensor) -> torch.T
 
 
 def _ratios(attention: torch.Tensor, batch: Batch, context_tokens: int) -> torch.Tensor:
-    """(B,) of `attention` (B, blocks, heads, C + T), which is 0 at padding: its query comes before that."""
+    """The ratios (B,) from `attention` (B, blocks, heads, C + T), which is 0 at padding: padding follows the query."""
     of_events = attention[..., context_tokens:].double()  # (B, blocks, heads, T)
     users = torch.arange(len(batch), device=of_events.device)
     newest = of_events[users, :, :, batch.lengths - 1]  # (B, blocks, heads)
@@ -63,7 +63,7 @@ def _ratios(attention: torch.Tensor, batch: Batch, context_tokens: int) -> torch
 
 
 def last_item_ranks(ranker: Ranker, cases: Cases, device: torch.device) -> np.ndarray:
-    """The rank (N,) of each case's newest event in the full catalogue; not a number for a case without an event."""
+    """The rank (N,) of each case's newest event in the full catalogue; NaN for a case without an event."""
     ranks = np.full(len(cases), np.nan)
     some = np.flatnonzero(cases.lengths > 0)
     if len(some):
@@ -74,7 +74,7 @@ def last_item_ranks(ranker: Ranker, cases: Cases, device: torch.device) -> np.nd
 
 
 def with_constant_lte(cases: Cases) -> Cases:
-    """The cases with the mean LTE of those who have one, for everybody."""
+    """The cases, each with the mean of all LTEs."""
     has_lte = cases.has_lte[..., None]  # (N, R, 1)
     mean = (cases.lte * has_lte).sum(axis=0) / np.maximum(has_lte.sum(axis=0), 1)  # (R, dimensions)
     return dataclasses.replace(
@@ -85,6 +85,6 @@ def with_constant_lte(cases: Cases) -> Cases:
 
 
 def with_shuffled_lte(cases: Cases, seed: int) -> Cases:
-    """The cases with their LTEs dealt out anew, in an order that `seed` decides."""
+    """The cases with their LTEs permuted at random by `seed`."""
     order = np.random.default_rng(seed).permutation(len(cases))
     return dataclasses.replace(cases, lte=cases.lte[order], has_lte=cases.has_lte[order])

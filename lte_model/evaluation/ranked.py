@@ -1,4 +1,4 @@
-"""Who ranks the test users: a side of a training, any registered ranker, or popularity."""
+"""Ranks the test users' targets by a side of a training, by any registered ranker, or by popularity."""
 
 import datetime
 
@@ -23,7 +23,7 @@ POPULARITY_SIDES: dict[str, int | None] = {"popularity_all": None, "popularity_3
 
 
 def load_side(training_set: TrainingSet, side: str, device: torch.device) -> Ranker:
-    """The model that the training of `side` left. Raises `LTEError` where it can't read this training set."""
+    """The trained model of `side`. Raises `LTEError` where it can't read this training set."""
     directory = side_directory(training_set.tables.settings, training_set.training_date, side) / MODEL_DIRECTORY
     ranker = load_ranker(directory, device)
     source = f"the training set of {training_set.training_date}"
@@ -35,10 +35,10 @@ def load_side(training_set: TrainingSet, side: str, device: torch.device) -> Ran
 def over_champion(
     settings: Settings, training_date: datetime.date, challenger: Ranker, champion: Ranker
 ) -> tuple[Figure, int]:
-    """By how much the challenger's headline measure differs from the champion's over the same test users, and how many.
+    """The challenger's relative uplift over the champion in the headline measure, and the number of users.
 
-    Relative, with its interval. The users are those of the test of `training_date` whom both can rank; each ranker
-    reads them as it was trained to. Raises `LTEError` where the tables lack what one of them reads.
+    Both rank the test users of `training_date`, and each reads them as it was trained to; users whom only one of them
+    can rank are left out. Raises `LTEError` where the tables lack what one of them reads.
     """
     ours, theirs = (ranks_by_user(settings, training_date, ranker) for ranker in (challenger, champion))
     both = ours.join(theirs, on="user_id", suffix=" of the champion", maintain_order="left")
@@ -50,9 +50,9 @@ def over_champion(
 
 
 def ranks_by_user(settings: Settings, training_date: datetime.date, ranker: Ranker) -> pl.DataFrame:
-    """The rank of each test user's target (user_id, rank) by a ranker of whatever training.
+    """The rank of each test user's target (user_id, rank); the ranker may be of another training.
 
-    It ranks the catalogue of `training_date`, of its own basis; items that it never met by their content. Raises
+    It ranks the catalogue of `training_date` in its own basis, with items new to it by their content vectors. Raises
     `LTEError` where the tables lack what it reads.
     """
     training_set = read_by(settings, training_date, ranker)
@@ -61,7 +61,7 @@ def ranks_by_user(settings: Settings, training_date: datetime.date, ranker: Rank
 
 
 def read_by(settings: Settings, training_date: datetime.date, ranker: Ranker) -> TrainingSet:
-    """The training set of a date as the ranker reads it: in its basis, by its policy, with its representations.
+    """The training set of a date with the ranker's own basis, sequence policy and representations.
 
     Raises `LTEError` where it can't be read.
     """
@@ -78,14 +78,14 @@ def read_by(settings: Settings, training_date: datetime.date, ranker: Ranker) ->
 
 
 def ranks_of_cases(training_set: TrainingSet, cases: Cases, ranker: Ranker) -> np.ndarray:
-    """The rank (N,) of the target of each case in the catalogue of the training set."""
+    """The rank (N,) of each case's target in the training set's catalogue."""
     catalogue, device = training_set.catalogue, choose_device(training_set.tables.settings.training.device)
     ranker = ranker.over(catalogue.item_ids.to_list(), torch.from_numpy(catalogue.vectors)).to(device)
     return target_ranks(ranker, cases, device)
 
 
 def popularity(training_set: TrainingSet, days: int | None) -> np.ndarray:
-    """Events per catalogue row (items,) in the `days` before the test cut (None: ever), of those known before it."""
+    """The events of each catalogue item (items,) in the `days` before the test cut (None: all), as known then."""
     cut = training_set.dates.test.start
     events = training_set.tables.scan("events").filter(pl.col("known_date") < cut, pl.col("event_date") < cut)
     if days is not None:

@@ -87,7 +87,7 @@ class Coverage:
 class Glance:
     """The data at a glance, as the training of one date could see it.
 
-    `weeks` are the Mondays from the first event to the last, `events_per_week` belongs to them.
+    `weeks` are the Mondays from the first event to the last; `events_per_week` has a count for each.
     """
 
     tables: tuple[TableSize, ...]
@@ -160,7 +160,7 @@ def _coverage(settings: Settings, training_date: datetime.date) -> list[Coverage
             (read > 0).mean().alias("with_sequence"),
             pl.col("event_count").filter(pl.col("event_count") > 0).median().alias("events_per_lte"),
         )
-        # Validation's cut is also the newest anchor: the anchor comes first, as it does in time.
+        # The validation cut is also the newest anchor; the anchor's row comes first.
         .sort("snapshot_date", pl.col("split") != "train")
         .collect()
     )
@@ -217,7 +217,7 @@ def _verdicts(evaluation: Evaluation, metric: str) -> list[dict[str, str]]:
 
 
 def _strongest_popularity(evaluation: Evaluation, metric: str) -> str:
-    """The popularity that scores highest on the test: the rival that a page must not hide."""
+    """The popularity side with the highest test score, which the page must show."""
     popularities = [side for side in evaluation["sides"] if side.startswith("popularity_")]
     return max(popularities, key=lambda side: evaluation["sides"][side]["metrics"][metric].value)
 

@@ -1,8 +1,7 @@
-"""The charts of the reports: each function draws one figure and returns it as SVG to be put into the page.
+"""The charts of the reports: each function draws one figure and returns it as SVG for the page.
 
-The drawings carry no colour of their own. They are drawn in placeholder colours, which `as_svg` turns into the CSS
-variables of the page (`PALETTE` names them), so that one drawing is readable on light and on dark paper. The text
-stays text, in the page's font.
+Charts are drawn in placeholder colours, which `as_svg` turns into the page's CSS variables (`PALETTE` names them), so
+that one drawing is readable in light and in dark mode. Text stays text, in the page's font.
 """
 
 import datetime
@@ -41,7 +40,7 @@ def calendar(
 ) -> Markup:  # fmt: skip
     """Each snapshot date of the training on its own line: the LTE's window, the lag, and what is predicted.
 
-    The newest twelve anchors at most; `first_event` is marked where it falls inside a window.
+    Shows at most the newest twelve anchors, and marks `first_event` where it falls inside a window.
     """
     rows: list[tuple[str, datetime.date, Interval | None]]
     rows = [(f"anchor {date}", date, None) for date in anchors[-_MOST_ANCHORS:]]
@@ -122,9 +121,9 @@ def metrics(evaluation: Evaluation, names: Sequence[str]) -> Markup:
 
 
 def cohorts(evaluation: Evaluation, metric: str) -> Markup:
-    """Left, `metric` of each side by cohort; right, the uplift of prefix over none with its interval and 0 marked.
+    """Left: `metric` of each side by cohort. Right: the uplift of prefix over none with its interval, and 0 marked.
 
-    The number of users stands behind a cohort's name.
+    Each cohort's name is followed by its number of users.
     """
     groups = evaluation["cohorts"]
     sides = [side for side in _sides(evaluation) if any(side in cohort["sides"] for cohort in groups)]

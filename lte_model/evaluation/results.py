@@ -1,4 +1,4 @@
-"""The file that an evaluation writes, how it is written and read, and its names for comparisons."""
+"""The files of an evaluation: their paths, how they are written and read, and the names of the comparisons."""
 
 import datetime
 from pathlib import Path
@@ -10,10 +10,10 @@ from lte_model.files import write_atomically
 from lte_model.settings import Settings
 
 Evaluation = dict[str, Any]
-"""The content of `evaluation.json`; its keys are those that lte_model.evaluation.evaluate writes."""
+"""The content of `evaluation.json`; lte_model.evaluation.evaluate defines its keys."""
 
 EVALUATION_FILE, REPORT_FILE = "evaluation.json", "report.html"
-"""What the evaluation and the report of a training write, in a folder for each training date."""
+"""The files of a training's evaluation and report, in one folder per training date."""
 
 OVER_NONE = "prefix over none"
 OVER_POPULARITY = "prefix over popularity_30d"
@@ -31,7 +31,7 @@ def report_path(settings: Settings, training_date: datetime.date) -> Path:
 
 
 def read_evaluation(settings: Settings, training_date: datetime.date) -> Evaluation:
-    """The evaluation of the training of `training_date`. Raises `LTEError` where there is none or it is cut off."""
+    """The evaluation of the training of `training_date`. Raises `LTEError` where it is missing or truncated."""
     again = f"run python -m lte_model.evaluation.evaluate --date {training_date}"
     return read_content(
         evaluation_path(settings, training_date), f"the training of {training_date} has no evaluation", again
@@ -39,14 +39,14 @@ def read_evaluation(settings: Settings, training_date: datetime.date) -> Evaluat
 
 
 def write_content(path: Path, content: dict[str, Any]) -> None:
-    """Puts the results of an evaluation or a study in place whole. Raises `ValueError` for a number that is none."""
+    """Writes the results of an evaluation or a study atomically. Raises `ValueError` for a NaN."""
     write_atomically(path, figures.to_json(content))
 
 
 def read_content(path: Path, missing: str, again: str) -> dict[str, Any]:
-    """What `write_content` wrote, with its figures.
+    """Reads what `write_content` wrote, figures included.
 
-    Raises `LTEError` where there is no file, saying what is `missing`, or where it is cut off; both say to do `again`.
+    Raises `LTEError` where the file is missing or truncated; `missing` and `again` word the problem and the remedy.
     """
     if not path.is_file():
         raise LTEError(f"{missing} at {path}; {again} first")
