@@ -4,16 +4,16 @@
     python -m lte_model.studies.ablation train --date D --variant V --seed S           one of them
     python -m lte_model.studies.ablation report --date D [--variants a,b] [--seeds 3]  all of them compared
 
-With `--rival name=file` a model of another making is compared too, by the ranks in a Parquet file.
+`--rival name=file` adds a model made elsewhere, by the ranks in a Parquet file.
 
-1. A training is that of lte_model/training/train.py, with the settings of its variant (variants.py in this room). It
-   goes on after a kill, and finds itself done, as that does. Its MLflow run is a child of the date's run `ablation`.
+1. Each training runs lte_model/training/train.py with the settings of its variant (variants.py in this room). It
+   resumes after a kill, and is skipped when done. Its MLflow run is a child of the date's run `ablation`.
 2. The test users and their targets are the same for all variants, and every rank is exact. A user's measure is the
-   mean over the seeds; intervals are those of a bootstrap over users, the same draws for all variants, so that every
-   difference is paired by user. What another seed would change stands beside: the figure of each seed.
-3. `best` is the variant with the highest NDCG on the validation days, the mean over seeds; the test has no say in it.
-4. Beside the answers stand recency (lte_model/evaluation/newest_event.py) with its controls, NDCG against the tokens
-   of the sequence, and what each variant costs.
+   mean over the seeds. Intervals come from a bootstrap over users with the same draws for all variants, so that every
+   difference is paired by user. The figure of each seed is also given: it shows what another seed would change.
+3. `best` has the highest NDCG on the validation days, averaged over seeds. The choice ignores the test days.
+4. The result also has recency (lte_model/evaluation/newest_event.py) with its controls, NDCG by the number of tokens,
+   and the cost of each variant.
 
 trained_variants.py trains and measures one variant, ablation_answers.py compares them. The result is
 `<reports>/<D>/ablation.json`, and beside it a page (ablation_page.py). Neither names a user.
@@ -71,9 +71,8 @@ def evaluate_ablation(
 ) -> Ablation:
     """Compares the trained `variants`, writes ablation.json, logs to MLflow, and returns what was written.
 
-    `rivals` are models of another making: their names, and the files that hold their ranks. Raises `LTEError` where a
-    training isn't finished, or is of other settings or other tables than those of today, and where a rival didn't rank
-    a test user.
+    `rivals` maps the names of models made elsewhere to their files of ranks. Raises `LTEError` where a training isn't
+    finished or used other settings or tables than today's, and where a rival lacks a test user.
     """
     started = time.perf_counter()
     if settings.training.threads:
@@ -141,7 +140,7 @@ def evaluate_ablation(
 def _log(
     settings: Settings, training_date: datetime.date, ablation: Ablation, by_seed: Mapping[str, np.ndarray]
 ) -> None:
-    """The headline of every side, and the file, into the run `ablation`; that of each seed into its own run."""
+    """Logs every side's headline and the file to the run `ablation`, and each seed's headline to its own run."""
     headline = ablation["headline"]
     with runs.training_run(settings, training_date, runs.ABLATION_SIDE) as active:
         mlflow.set_tags({"basis_id": ablation["basis_id"], "best": ablation["best"]["variant"]})

@@ -1,4 +1,4 @@
-"""What an ablation says of its measured variants: the best, answers, recency, cohorts, and what a token is worth."""
+"""Compares the measured variants of an ablation: the best one, answers, recency, cohorts and the value of tokens."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,8 +17,9 @@ from lte_model.studies.variants import BEST, BUDGETS, QUESTIONS, VARIANTS, Quest
 
 
 def candidates_of(measured: dict[str, MeasuredVariant], headline: str) -> dict[str, float]:
-    """The NDCG on the validation days of every candidate, the mean over its seeds, from the highest."""
-    first_names = {id(of_variant): name for name, of_variant in reversed(measured.items())}  # of those trained once
+    """Every candidate's NDCG on the validation days, averaged over its seeds, highest first."""
+    # Variants with equal settings share one training; it counts under its first name.
+    first_names = {id(of_variant): name for name, of_variant in reversed(measured.items())}
     found = {
         name: validation_of(of_variant, headline)
         for name, of_variant in measured.items()
@@ -28,7 +29,7 @@ def candidates_of(measured: dict[str, MeasuredVariant], headline: str) -> dict[s
 
 
 def validation_of(measured: MeasuredVariant, headline: str) -> float:
-    """The headline on the validation days after the best epoch, the mean over the seeds."""
+    """The headline on the validation days after the best epoch, averaged over the seeds."""
     return float(
         np.mean([max(epoch[f"validation_{headline}"] for epoch in result["curve"]) for result in measured.results])
     )
@@ -64,7 +65,7 @@ def answers_of(
     best: str | None,
     settings: Settings,
 ) -> list[dict[str, Any]]:
-    """The questions whose two sides there are. A question about attention is of the users who have both ratios."""
+    """Answers each question whose two sides were measured. Attention is compared over users who have both ratios."""
     sides = set(by_seed)
     asked = [
         question
@@ -89,9 +90,9 @@ def answers_of(
 
 
 def _by_seed(ours: np.ndarray, base: np.ndarray) -> list[float | None]:
-    """The relative difference with each seed; None where it is undefined.
+    """The relative difference of each seed; None where it is undefined.
 
-    A side without chance has the same value for every seed. Of a rival with more or fewer seeds, the mean is compared.
+    A base with another number of seeds, such as popularity with a single value, is compared by its mean.
     """
     base = base if len(base) == len(ours) else base.mean(keepdims=True)
     differences = relative_difference(ours, base)
@@ -111,9 +112,9 @@ def _attention_answer(
 
 
 def recency_of(measured: MeasuredVariant, settings: Settings) -> dict[str, Any]:
-    """The mean of each recency measure over the users who have it, and how far the ratio is from its controls.
+    """The mean of each recency measure over the users who have it, and the ratio's difference from its controls.
 
-    The latter are relative differences, paired by user.
+    The differences are relative, and paired by user.
     """
     figures: dict[str, Figure] = {}
     values = {name: found[np.isfinite(found)] for name, found in measured.recency.items()}
@@ -132,9 +133,9 @@ def recency_of(measured: MeasuredVariant, settings: Settings) -> dict[str, Any]:
 def cohorts_of(
     test: VariantCases, measured: Mapping[str, MeasuredVariant], comparison: Comparison
 ) -> dict[str, list[dict[str, Any]]]:
-    """By sequence policy, each cohort with the variants of that policy and the questions about two of them.
+    """{sequence policy: its cohorts}; each cohort has the policy's variants and the questions between two of them.
 
-    The cohorts are those of the settings' own sequence.
+    The settings' own `max_tokens` decides the cohorts.
     """
     by_policy: dict[str, list[dict[str, Any]]] = {}
     for policy in ("lagged", "newest"):
@@ -163,9 +164,9 @@ def cohorts_of(
 
 
 def budget_of(test: VariantCases, measured: Mapping[str, MeasuredVariant], comparison: Comparison) -> dict[str, Any]:
-    """The two curves, and whether the LTE with n tokens is worth 4n tokens or more without it.
+    """The token counts of the two curves, and whether n tokens with the LTE are worth 4n or more without it.
 
-    The latter for the users whose history is longer than the sequence of n tokens: the others' is read whole.
+    The second comparison is over users whose history is longer than n tokens; a shorter history is read whole.
     """
     tokens = [n for n in BUDGETS if f"none@{n}" in measured and f"prefix@{n}" in measured]
     trades = []

@@ -1,7 +1,7 @@
 """The page of an ablation: the paper's table beside ours, and what each variant is worth and costs.
 
-It is made of `ablation.json` alone, and every word about an outcome follows from its figures: a difference is called
-one where its whole interval lies on one side of 0, and the paper is called confirmed or contradicted only by such.
+It is rendered from `ablation.json` alone, and all text about outcomes follows from the figures. A difference is
+reported only where its whole interval lies on one side of 0; only such a difference confirms or contradicts the paper.
 The page is `<reports>/<D>/ablation.html` (ablation.html.jinja, in the frame of lte_model/pages/page.html.jinja).
 """
 
@@ -126,7 +126,7 @@ def leak_in_words(ablation: Ablation) -> str:
 
 
 def attention_in_words(ablation: Ablation) -> list[str]:
-    """Whether the attention ratio depends on what the LTE says, for each variant that a question on it names."""
+    """Whether the attention ratio depends on the LTE's content, for each variant with a question about the ratio."""
     said = []
     asked = [question.ours for question in QUESTIONS if question.measure == "attention_ratio"]
     for name in asked:

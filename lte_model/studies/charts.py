@@ -36,7 +36,7 @@ def answers(questions: Sequence[dict[str, Any]]) -> Markup:
 
 
 def budget(ablation: Ablation) -> Markup:
-    """Left, the headline against the tokens of the sequence, with LTE and without, with intervals; right, the cost."""
+    """Left: the headline by number of tokens, with and without LTE, with intervals. Right: the cost."""
     tokens, metric = ablation["budget"]["tokens"], ablation["headline"]
     with rc_context(STYLE):
         figure = Drawing(figsize=(WIDTH, 2.8), layout=side_by_side())
@@ -63,7 +63,7 @@ def budget(ablation: Ablation) -> Markup:
 
 
 def drill(found: Drill) -> Markup:
-    """The cells of a drill: left, the headline with its interval; right, in %, what the other version's LTE changes."""
+    """The cells of a drill. Left: the headline with its interval. Right: the change in % by the other version's LTE."""
     metric, rows = found["headline"], []
     for space, of_space in found["spaces"].items():
         for name, change in SKEWED.items():

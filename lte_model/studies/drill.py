@@ -3,31 +3,29 @@
     python -m lte_model.studies.drill train --date D --space S --seed N        encoder and ranker of the version of D
     python -m lte_model.studies.drill report --date D --earlier C [--seeds 3]  both versions against each other
 
-Version 1 is trained on day C, version 2 on day D. Between the two the shop went on: the encoder of version 2 has seen
-newer days, and the catalogue has new items. Each ranker is then served either version of the LTE:
+Version 1 is trained on day C, version 2 on the later day D: the encoder of version 2 has seen newer days, and the
+catalogue has new items. Each ranker is served both versions of the LTE:
 
                     LTE v1                       LTE v2
     ranker v1       as trained                   the LTE was deployed first
     ranker v2       the LTE was rolled back      as trained
 
-1. Three spaces (spaces.py in this room) differ in what the encoder's decoder is: `fixed`, the frozen basis; `free`,
-   learned, in coordinates of its own; `drifting`, learned from the basis on. Encoder, cases, loss, optimizer and epochs
-   are those of lte_model/training/autoencoder.py for all. `free` begins at the basis turned by a random rotation,
-   another for each version and seed: at first it says the same as `fixed`, in other coordinates, so that a bad start
-   can't be what it loses by.
-2. A version has *one* encoder, for all of its LTEs: with one for each anchor, the anchors of a free space could not be
-   read by one ranker. It is fitted as of the oldest anchor of its training, by nothing later, so that no LTE of the
-   version has seen a target. (The project itself fits one for each date, which the fixed basis allows.) encodings.py
-   fits it, and makes the training set with its LTEs.
-3. The ranker is that of the ablation's variant `prefix_autoencoder`. Its LTEs are averages of encoded items over
-   [A−L−W, A−L), in integers as the engine makes them; an item that the encoder doesn't know has the vector of its
-   content, in the coordinates of the space.
-4. All cells rank the targets of the same test users, those of D, in the catalogue of D; ranker v1 gets the items that
-   it doesn't know by `Ranker.over`. Within a row of the matrix nothing but the LTE's version differs. Beside it
-   stands the ranker without any LTE.
-5. Intervals are those of a bootstrap over users, the same draws for all cells; a user's measure is the mean over seeds.
+1. Three spaces (spaces.py in this room) differ in the decoder. `fixed` has the frozen basis, `drifting` learns a
+   decoder from the basis on, and `free` learns one in its own coordinates. Encoder, cases, loss, optimizer and epochs
+   are those of lte_model/training/autoencoder.py in all three. `free` starts from the basis under a random rotation,
+   drawn for each version and seed: it starts equivalent to `fixed`, so that a bad start can't explain a loss.
+2. A version has *one* encoder for all of its LTEs: with one per anchor, no ranker could read the anchors of a free
+   space together. It is fitted as of the oldest anchor of its training, without later data, so that no LTE of the
+   version has seen a target. (The pipeline itself fits one per date, which the fixed basis allows.) encodings.py fits
+   the encoder and builds the training set with its LTEs.
+3. The ranker is the ablation's variant `prefix_autoencoder`. Its LTEs average encoded items over [A−L−W, A−L), in
+   integers as the engine does. An item unknown to the encoder uses its content vector, in the coordinates of the space.
+4. All cells rank the targets of D's test users in D's catalogue; `Ranker.over` adds the items that ranker v1 doesn't
+   know. Within a row of the matrix only the LTE's version differs. Each row also has the ranker without any LTE.
+5. Intervals come from a bootstrap over users with the same draws for all cells. A user's measure averages the seeds.
 
-A ranker refuses LTEs of another space by name. The drill serves them all the same, and says what the refusal spares.
+In production a ranker refuses LTEs of another space by their basis id. The drill serves them anyway, and so measures
+the loss that this check prevents.
 
 The result is `<reports>/<D>/drill.json`, and beside it a page (drill_page.py). Neither names a user.
 """
@@ -78,7 +76,7 @@ from lte_model.warehouse.catalogue import Catalogue
 
 
 def train_version(settings: Settings, training_date: datetime.date, space: Space, seed: int) -> Path:
-    """Fits the encoder, trains the ranker on its LTEs, or finds both done; returns the ranker's directory."""
+    """Fits the encoder and trains the ranker on its LTEs, unless both are done; returns the ranker's directory."""
     own = settings_of(settings, seed)
     if own.training.threads:
         torch.set_num_threads(own.training.threads)
@@ -87,7 +85,7 @@ def train_version(settings: Settings, training_date: datetime.date, space: Space
 
 
 def with_catalogue(ranker: Ranker, catalogue: Catalogue) -> Ranker:
-    """The ranker over the catalogue, with the items that it doesn't know yet.
+    """The ranker over the whole catalogue, items that are new to it included.
 
     Raises `LTEError` where it ranks an item that the catalogue lacks.
     """
@@ -101,7 +99,7 @@ def with_catalogue(ranker: Ranker, catalogue: Catalogue) -> Ranker:
 
 
 def without_lte(cases: Cases) -> Cases:
-    """The cases of users of whom there is no LTE."""
+    """The cases with every LTE removed."""
     return dataclasses.replace(
         cases, has_lte=np.zeros_like(cases.has_lte), event_counts=np.zeros_like(cases.event_counts)
     )
@@ -109,13 +107,13 @@ def without_lte(cases: Cases) -> Cases:
 
 @dataclass(frozen=True)
 class Drilled:
-    """What one seed of one space showed: ranks (N,) by cell, and how the LTEs of the versions differ."""
+    """The result of one seed in one space: ranks (N,) by cell, and how the LTEs of the versions differ."""
 
     ranks: dict[str, np.ndarray]
     cosine: float
     """The mean cosine of a test user's LTE v1 with the LTE v2; 1 where no user has both."""
     accepted: bool
-    """Whether each ranker takes the other version's LTE for its own kind."""
+    """Whether each ranker accepts the other version's LTE as its own kind."""
     encoders: dict[str, dict[str, Any]]
     new_items: int
 
@@ -123,8 +121,8 @@ class Drilled:
 def drill_space(settings: Settings, dates: dict[str, datetime.date], space: Space, seed: int) -> Drilled:
     """Ranks the test users of version 2 by every cell of a space.
 
-    `dates` are the training dates of the versions. Raises `LTEError` where a training isn't finished or is of other
-    settings than those of today.
+    `dates` are the training dates of the versions. Raises `LTEError` where a training isn't finished or used other
+    settings than today's.
     """
     own = settings_of(settings, seed)
     device = choose_device(own.training.device)
@@ -168,7 +166,7 @@ def _accepts(ranker: Ranker, encoded: EncodedSet) -> bool:
 def evaluate_drill(settings: Settings, earlier: datetime.date, later: datetime.date, seeds: int) -> Drill:
     """Compares the trained versions in every space, writes drill.json, logs to MLflow, and returns what was written.
 
-    Raises `LTEError` where `later` isn't, and as `drill_space` does.
+    Raises `LTEError` where `later` isn't after `earlier`, and as `drill_space` does.
     """
     if earlier >= later:
         raise LTEError(f"version 1 is of {earlier}, not before version 2 of {later}; give an earlier --earlier")
@@ -245,7 +243,7 @@ def evaluate_drill(settings: Settings, earlier: datetime.date, later: datetime.d
 
 
 def _log(settings: Settings, training_date: datetime.date, drill: Drill) -> None:
-    """The headline of every cell, and the file, into the run `drill` of the later version."""
+    """Logs every cell's headline and the file to the run `drill` of the later version."""
     headline = drill["headline"]
     with runs.training_run(settings, training_date, runs.DRILL_SIDE) as active:
         mlflow.set_tags({"basis_id": drill["basis_id"], "earlier_date": drill["earlier_date"]})

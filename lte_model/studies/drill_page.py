@@ -1,8 +1,9 @@
-"""The page of a drill: what a ranker makes of an LTE of another version, in a fixed space and in free ones.
+"""The page of a drill: how well a ranker reads an LTE of another version, in a fixed space and in learned ones.
 
-It is made of `drill.json` alone, and every word about an outcome follows from its figures. Served another version of
-the LTE, a ranker *holds* where the interval of the difference to its own version contains 0 or lies above it; it
-*loses* where the interval lies below, and *breaks* where it is worse than without any LTE, too, by such an interval.
+It is rendered from `drill.json` alone, and all text about outcomes follows from the figures. A ranker that is served
+the other version's LTE is compared with the same ranker with its own: it *holds* where the interval of the difference
+contains 0 or lies above it, and *loses* where the interval lies below 0. It *breaks* where it is also worse than
+without any LTE, by the same rule.
 The page is `<reports>/<D>/drill.html` (drill.html.jinja, in the frame of lte_model/pages/page.html.jinja).
 """
 

@@ -1,4 +1,4 @@
-"""The encoders of a drill, one for each version and space, and training sets with LTEs of one."""
+"""The drill's encoders, one per version and space, and the training sets with their LTEs."""
 
 import dataclasses
 import datetime
@@ -35,7 +35,7 @@ VARIANT = VARIANTS["prefix_autoencoder"]
 
 
 def settings_of(settings: Settings, seed: int) -> Settings:
-    """The settings of one training, of the encoder and of the ranker."""
+    """The settings that train one encoder and its ranker."""
     autoencoder = settings.autoencoder.model_copy(update={"seed": seed})
     return VARIANT.settings(settings, seed).model_copy(update={"autoencoder": autoencoder})
 
@@ -46,7 +46,7 @@ def side_of(space: Space, seed: int) -> str:
 
 
 def training_command(settings: Settings, training_date: datetime.date, space: Space) -> str:
-    """The command line that makes encoder and ranker of one version in one space."""
+    """The command line that trains the encoder and the ranker of one version in one space."""
     seed = settings.training.seed
     return f"python -m lte_model.studies.drill train --date {training_date} --space {space.name} --seed {seed}"
 
@@ -66,7 +66,7 @@ class Encoding:
     described: dict[str, Any]
 
     def units_of(self, catalogue: Catalogue) -> np.ndarray:
-        """What each item of the catalogue adds, (items, dimensions) int32 in grid units."""
+        """What each item of the catalogue adds to an LTE, (items, dimensions) int32 in grid units."""
         vectors = on_grid(torch.from_numpy(catalogue.vectors @ self.coordinates))
         rows = pl.Series(self.item_ids).cast(catalogue.rows, strict=False).to_physical()
         vectors[rows.drop_nulls().to_numpy()] = self.vectors[rows.is_not_null().to_numpy()]
@@ -74,7 +74,7 @@ class Encoding:
 
 
 def fit_encoding(settings: Settings, training_date: datetime.date, space: Space) -> Encoding:
-    """The encoder of the version of `training_date`, fitted unless it is there for the same rows and settings.
+    """The encoder of the version of `training_date`, fitted unless one of the same rows and settings exists.
 
     Raises `LTEError` as `fit_encoder` does.
     """
@@ -170,7 +170,7 @@ class EncodedSet(TrainingSet):
 
 
 def encoded_set(settings: Settings, training_date: datetime.date, encoding: Encoding) -> EncodedSet:
-    """The training set of `training_date` with LTEs of `encoding`, whose kind names the encoding's space."""
+    """The training set of `training_date` with LTEs of `encoding`; its kind names the encoding's space."""
     opened = open_training_set(settings, training_date)
     kind = dataclasses.replace(opened.kind, basis_id=encoding.space_id)
     return EncodedSet(**vars(opened) | {"kind": kind}, units=encoding.units_of(opened.catalogue))

@@ -8,11 +8,11 @@ from lte_model.evaluation.results import read_content
 from lte_model.settings import Settings
 
 Ablation = dict[str, Any]
-"""The content of `ablation.json`; its keys are those that lte_model.studies.ablation writes."""
+"""The content of `ablation.json`; lte_model.studies.ablation defines its keys."""
 
 
 Drill = dict[str, Any]
-"""The content of `drill.json`; its keys are those that lte_model.studies.drill writes."""
+"""The content of `drill.json`; lte_model.studies.drill defines its keys."""
 
 
 def ablation_path(settings: Settings, training_date: datetime.date) -> Path:
@@ -21,12 +21,12 @@ def ablation_path(settings: Settings, training_date: datetime.date) -> Path:
 
 
 def drill_path(settings: Settings, training_date: datetime.date) -> Path:
-    """Where the drill whose later version is of `training_date` is written. Its page lies beside it, as `.html`."""
+    """The file of the drill whose later version is of `training_date`. Its page lies beside it, as `.html`."""
     return Path(settings.reports) / training_date.isoformat() / "drill.json"
 
 
 def read_ablation(settings: Settings, training_date: datetime.date) -> Ablation:
-    """The ablation of the training of `training_date`. Raises `LTEError` where there is none or it is cut off."""
+    """The ablation of the training of `training_date`. Raises `LTEError` where it is missing or truncated."""
     again = f"run python -m lte_model.studies.ablation report --date {training_date}"
     return read_content(
         ablation_path(settings, training_date), f"the training of {training_date} has no ablation", again
@@ -34,6 +34,6 @@ def read_ablation(settings: Settings, training_date: datetime.date) -> Ablation:
 
 
 def read_drill(settings: Settings, training_date: datetime.date) -> Drill:
-    """The drill whose later version is of `training_date`. Raises `LTEError` where there is none or it is cut off."""
+    """The drill whose later version is of `training_date`. Raises `LTEError` where it is missing or truncated."""
     again = f"run python -m lte_model.studies.drill report --date {training_date} --earlier DATE"
     return read_content(drill_path(settings, training_date), f"the training of {training_date} has no drill", again)

@@ -1,7 +1,7 @@
-"""What the drill compares: the spaces that an LTE may be written in, and the cells of version × version.
+"""What the drill compares: the vector spaces of LTEs, and the cells of ranker version × LTE version.
 
-A ranker of version i is trained on LTEs of the encoder of version i, and is served LTEs of version j: this is the cell
-`v{i}v{j}`. Imports no torch.
+In the cell `v{i}v{j}`, a ranker that was trained on LTEs of encoder version i is served LTEs of version j. This module
+imports no torch.
 """
 
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from typing import NamedTuple
 from lte_model.errors import LTEError
 
 VERSIONS = ("v1", "v2")
-"""The earlier one and the later one."""
+"""The earlier and the later version of encoder and ranker."""
 
 NO_LTE = "none"
-"""Instead of a version of the LTE: nobody has one."""
+"""The control without LTE."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """How the space of an encoder comes about. What isn't said here is the same for all of them.
+    """How an encoder's vector space is made; all else is the same for every space.
 
-    `learned_decoder`: the decoder is learned with the encoder, where it is otherwise the frozen basis.
-    `own_coordinates`: encoder and decoder begin at the basis turned at random, for each version and seed anew.
+    `learned_decoder`: the decoder is learned with the encoder; otherwise it is the frozen basis.
+    `own_coordinates`: encoder and decoder start from the basis, rotated at random for each version and seed.
     """
 
     name: str
@@ -52,7 +52,7 @@ SKEWED = {
     "deployment": CellPair("LTE v2 to ranker v1", "v1v2", "v1v1"),
     "rollback": CellPair("LTE v1 to ranker v2", "v2v1", "v2v2"),
 }
-"""The two ways in which ranker and LTE are of different versions, over the ranker with the LTE of its own."""
+"""The two mismatches of ranker and LTE version, each compared with the ranker and the LTE of its own version."""
 
 CHANGES = SKEWED | {
     "deployment over no LTE": CellPair("LTE v2 to ranker v1, over no LTE", "v1v2", "v1none"),
@@ -65,7 +65,7 @@ CELLS = tuple(f"{ranker}{lte}" for ranker in VERSIONS for lte in (*VERSIONS, NO_
 
 
 def space_called(name: str) -> Space:
-    """Raises `LTEError` for a space that there isn't."""
+    """The space of that name. Raises `LTEError` for an unknown one."""
     if name not in SPACES:
         raise LTEError(f"there is no space {name!r}; choose of {', '.join(SPACES)}")
     return SPACES[name]

@@ -1,4 +1,4 @@
-"""The variants of an ablation one by one: their trainings, their test cases, and what is measured of each."""
+"""One variant of an ablation at a time: its trainings, its test cases and its measures."""
 
 import datetime
 import time
@@ -26,20 +26,20 @@ from lte_model.training.train import ranker_config, train
 from lte_model.training.training_set import TrainingSet, open_training_set
 
 QUERIES = 1024
-"""Test users whose scoring is timed."""
+"""The number of test users whose scoring is timed."""
 
 CONTROLS = {"constant": with_constant_lte, "shuffled": lambda cases: with_shuffled_lte(cases, seed=0)}
 
 Values = dict[str, np.ndarray]
-"""What was measured of each test user, (N,), by the name of the measure."""
+"""{measure: its value for each test user (N,)}."""
 
 
 def list_trainings(
     settings: Settings, training_date: datetime.date, variants: Sequence[Variant], seeds: int
 ) -> list[dict[str, Any]]:
-    """[{"variant", "seed"}, …]: each training once, seed by seed, so that what is stopped has every variant once.
+    """[{"variant", "seed"}, …]: each training once, seed by seed, so that a stopped run has seen every variant.
 
-    Raises `LTEError` where the tables lack what a variant reads, before hours of training find out.
+    Raises `LTEError` where the tables lack what a variant reads, before any training starts.
     """
     test = VariantCases(settings, training_date)
     for variant in variants:
@@ -57,13 +57,13 @@ def side_of(settings: Settings, variant: Variant, seed: int) -> str:
 
 
 def train_variant(settings: Settings, training_date: datetime.date, variant: Variant, seed: int) -> Path:
-    """Trains, or goes on, or finds the training done; returns the model's directory."""
+    """Trains the variant, or resumes its training, unless it is done; returns the model's directory."""
     own = variant.settings(settings, seed)
     return train(own, training_date, own.model.integration, side_of(settings, variant, seed))
 
 
 def trained_variants(settings: Settings, training_date: datetime.date, seeds: int) -> list[Variant]:
-    """The variants of which the training of every seed is finished. Raises `LTEError` where there is none."""
+    """The variants whose trainings are finished for every seed. Raises `LTEError` where there is none."""
     found = [
         variant
         for variant in VARIANTS.values()
@@ -81,14 +81,14 @@ def trained_variants(settings: Settings, training_date: datetime.date, seeds: in
 
 
 class VariantCases:
-    """The test cases as each variant reads them: the same users and targets, other sequences and LTEs."""
+    """The test cases as each variant reads them: users and targets are the same, sequences and LTEs differ."""
 
     def __init__(self, settings: Settings, training_date: datetime.date):
         self.settings, self.training_date = settings, training_date
         self._read: dict[tuple, tuple[TrainingSet, Cases]] = {}
 
     def cases(self, variant: Variant) -> tuple[TrainingSet, Cases]:
-        """Raises `LTEError` where they aren't the users and the targets of the variants before."""
+        """The variant's training set and cases. Raises `LTEError` where users or targets differ between variants."""
         settings = variant.settings(self.settings, 0)
         model = settings.model
         key = (model.representations, model.sequence, model.popularity_bias)
@@ -116,21 +116,21 @@ class VariantCases:
 
 @dataclass(frozen=True)
 class MeasuredVariant:
-    """What was measured of one variant with S seeds over N test users."""
+    """The measures of one variant with S seeds over N test users."""
 
     settings: Settings
     ranks: np.ndarray
     """The rank of each user's target, (S, N)."""
     recency: Values
-    """The attention ratio, with its controls where there is an LTE, and HRLI: means over the seeds; may be NaN."""
+    """Attention ratio, HRLI and, for a variant with LTE, the ratio's controls: means over the seeds; may be NaN."""
     results: list[dict[str, Any]]
-    """What each training left."""
+    """The result of each training, from `read_result`."""
     milliseconds: float
-    """How long the fastest of the seeds' models takes to score one user, in a batch on this machine's CPU."""
+    """Time to score one user, in batches on this machine's CPU, with the fastest of the seeds' models."""
 
 
 def measured_variant(test: VariantCases, variant: Variant, seeds: int, device: torch.device) -> MeasuredVariant:
-    """Ranks, recency and cost of one variant. The budget curve asks for no recency."""
+    """Measures ranks, recency and cost of one variant. Variants of the budget curve have no recency."""
     training_set, cases = test.cases(variant)
     settings = variant.settings(test.settings, 0)
     results, ranks, recency, milliseconds = [], [], [], []
@@ -172,16 +172,16 @@ def _recency_values(ranker: Ranker, cases: Cases, device: torch.device, settings
 
 
 def milliseconds_per_query(ranker: Ranker, cases: Cases) -> float:
-    """How long `ranker`, which lies on the CPU, takes for one of the first `QUERIES` cases, scored in batches."""
+    """The mean time that `ranker`, on the CPU, takes per case, over the first `QUERIES` cases in batches."""
     asked = cases.taken(np.arange(min(QUERIES, len(cases))))
-    target_ranks(ranker, asked.taken(np.arange(min(64, len(asked)))), torch.device("cpu"))  # memory, caches
+    target_ranks(ranker, asked.taken(np.arange(min(64, len(asked)))), torch.device("cpu"))  # warms up memory and caches
     begin = time.perf_counter()
     target_ranks(ranker, asked, torch.device("cpu"))
     return 1000 * (time.perf_counter() - begin) / len(asked)
 
 
 def read_ranks(file: Path, cases: Cases) -> np.ndarray:
-    """The ranks (S, N) of `cases` in a Parquet file (user_id, seed, rank). Raises `LTEError` where it lacks some."""
+    """The ranks (S, N) of `cases` in a Parquet file (user_id, seed, rank). Raises `LTEError` where some are missing."""
     if not file.is_file():
         raise LTEError(f"there is no file of ranks {file}; rank the test users and write (user_id, seed, rank)")
     frame = pl.read_parquet(file)

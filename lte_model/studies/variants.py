@@ -1,9 +1,8 @@
 """What the ablation compares: the variants of the model, and the questions that are asked of them.
 
-A variant is a choice of what `settings.model` reads and of what it learns to predict from; the sizes of the
-transformer, and all else, are those of the settings, the same for every variant. All variants train on one training
-set: lte_model/training/training_set.py reads sequence and LTEs from it as each variant wants them. Imports neither
-torch nor MLflow.
+A variant changes what the model reads (`settings.model`) and how it is trained (`settings.training`). The sizes of the
+transformer, and all other settings, are the same for every variant. All variants train on one training set, from which
+lte_model/training/training_set.py reads each variant's sequence and LTEs. This module imports neither torch nor MLflow.
 """
 
 from dataclasses import dataclass, field
@@ -13,21 +12,21 @@ from lte_model.errors import LTEError
 from lte_model.settings import Model, Settings
 
 BEST = "best"
-"""The variant that validation chose, wherever a question names it."""
+"""Stands in a question for the variant with the best validation."""
 
 RIVAL = "rectools"
-"""SASRec of RecTools, where its ranks are given to the report."""
+"""SASRec of RecTools, if the report is given its ranks with `--rival`."""
 
 SEEDS = 3
-"""Seeds of each training of a study, unless its command line says otherwise."""
+"""The default number of seeds of a study."""
 
 BUDGETS = (5, 10, 20, 50, 100, 200)
-"""The tokens of the budget curve. Nothing reads more: a row of the training set ends there."""
+"""The token counts of the budget curve. The last one is the longest sequence in the training set."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`overrides` of `settings.model` and `training` of `settings.training`, by the name that a command line gives.
+    """A named variant: `overrides` change `settings.model`, `training` changes `settings.training`.
 
     `candidate` says whether validation may choose it as the best.
     """
@@ -59,10 +58,10 @@ PLAIN = {
     "time_features": False,
     "repeat_bias": False,
 }
-"""What a variant reads unless its overrides say otherwise."""
+"""The defaults of `Variant.overrides`."""
 
 AS_PUBLISHED = {"refit": False, "predict_from": "earlier_events"}
-"""How a variant is trained unless it says otherwise."""
+"""The defaults of `Variant.training`."""
 
 _NEWEST = {"sequence": "newest"}
 _NONE = {"integration": "none"}
@@ -176,16 +175,16 @@ _LISTED = [
 ]
 
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _LISTED}
-"""By name: the paper's policy, ours, ours with popularity, and the two sides of the budget curve. Those with popularity
-and time are what one would deploy: trained up to the test cut, and to predict a day from those before it, as a list
-that is made daily does."""
+"""Variants by name: the paper's sequence policy, ours, ours with popularity, and the two sides of the budget curve.
+Variants with popularity and time are trained as for production: up to the test cut, and to predict each day from
+earlier days, because lists are made daily."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A comparison of two variants: by how much `measure` of `ours` differs from that of `base`.
+    """A comparison of two variants: how much `measure` differs between `ours` and `base`.
 
-    `paper` is the direction that arXiv 2604.08181 reports of ours, and `size` its relative difference where published.
+    `paper` is the direction that arXiv 2604.08181 reports for `ours`; `size` is its relative difference, if published.
     """
 
     text: str
@@ -263,9 +262,9 @@ QUESTIONS = (
 
 
 def chosen_variants(names: str) -> list[Variant]:
-    """The variants of a list such as `prefix,none@20`, in the order of `VARIANTS`; all of them for an empty list.
+    """The variants of a list such as `prefix,none@20`, in the order of `VARIANTS`; an empty list means all.
 
-    Raises `LTEError` for a name that there isn't.
+    Raises `LTEError` for an unknown name.
     """
     wanted = {name.strip() for name in names.split(",") if name.strip()}
     unknown = sorted(wanted - set(VARIANTS))
@@ -275,6 +274,6 @@ def chosen_variants(names: str) -> list[Variant]:
 
 
 def trained_as(settings: Settings, variant: Variant) -> Variant:
-    """The first variant with the same settings: `none@200` is `long_sequence`, and is trained once."""
+    """The first variant with the same settings, which is trained once for both: `none@200` is `long_sequence`."""
     own = variant.settings(settings, 0)
     return next(other for other in VARIANTS.values() if other.settings(settings, 0) == own)
