@@ -1,11 +1,11 @@
-"""Which bases are in force, which models read them, and how one basis takes the place of another.
+"""Which bases are in force, which models read them, and how one basis replaces another.
 
     python -m lte_model.registry.basis_change status                every basis, who reads it, and what comes next
     python -m lte_model.registry.basis_change fitted --date D       the basis fitted as of D, not yet in force, as JSON
     python -m lte_model.registry.basis_change release --basis ID    exits with 2 while an alias or the settings keep it
 
-A change from basis A to basis B goes through these states. They are read off the settings, the registry and what is
-published; nothing else remembers them, so that nothing else can be wrong.
+A change from basis A to basis B goes through these states. They are derived from the settings, the registry and what
+is published, and stored nowhere else, so that they can't go stale.
 
     state        [basis]                       aliases read        what ends it
     settled      basis_id A                    A                   lte_basis_change fits B and publishes its first date
@@ -17,8 +17,8 @@ published; nothing else remembers them, so that nothing else can be wrong.
     rolled back  basis_id B, beside [A]        champion A, B       lte_promotion again, or the settings turned back
     released     basis_id B, beside [A]        B                   A leaves beside; lte_basis_retirement removes it
 
-A model reads the LTEs of its own basis in every state, for it asks for them by name; what is refused is a state in
-which they would be missing: an alias on a basis that is not in force, and more than two bases at a time.
+In every state a model reads the LTEs of its own basis, by their basis id. States in which these would be missing are
+refused: an alias on a basis that is not in force, and more than two bases in force.
 """
 
 import datetime
@@ -40,8 +40,10 @@ from lte_model.warehouse.reading import scan
 
 @dataclass(frozen=True)
 class RegisteredBasis:
-    """A basis with what is known of it: the newest date on which an LTE of it went live, and {alias: version} of those
-    that read it, among so many registered versions. `is_in_force`: the settings name it.
+    """A registered basis: its newest live date with the users of that date, and the models that read it.
+
+    `readers` are {alias: version}; `versions` counts the registered versions that were trained in the basis.
+    `is_in_force`: the settings name it.
     """
 
     basis_id: str
@@ -61,7 +63,7 @@ class RegisteredBasis:
 
 @dataclass(frozen=True)
 class Change:
-    """Where a change of basis stands: `state` is one of those above, `next_step` what a person does now."""
+    """Where a change of basis stands: `state` is in the table above, `next_step` says what a person does now."""
 
     state: str
     bases: tuple[RegisteredBasis, ...]
@@ -69,8 +71,9 @@ class Change:
 
 
 def registered_bases(settings: Settings) -> tuple[RegisteredBasis, ...]:
-    """Every basis of table semantic_bases. Raises `LTEError` where there is none, and where the settings name one that
-    isn't there, or leave a choice open.
+    """Every basis of table semantic_bases.
+
+    Raises `LTEError` where there is none, where the settings name an unknown one, and where they leave a choice open.
     """
     rows = scan(settings, "semantic_bases").select("basis_id", "dimensions").sort("basis_id").collect()
     registered, place = rows["basis_id"].to_list(), settings.table_path("semantic_bases")
@@ -94,8 +97,10 @@ def registered_bases(settings: Settings) -> tuple[RegisteredBasis, ...]:
 
 
 def change(settings: Settings) -> Change:
-    """Where the change stands. Raises `LTEError` for a state that must not be: an alias that reads a basis which isn't
-    in force or isn't registered, or more than two bases in force.
+    """Where the change stands.
+
+    Raises `LTEError` for a forbidden state: an alias reads a basis that isn't in force or isn't registered, or more
+    than two bases are in force.
     """
     bases = registered_bases(settings)
     known = {basis.basis_id for basis in bases}
@@ -126,11 +131,11 @@ def change(settings: Settings) -> Change:
 
 
 def _state(ours: RegisteredBasis, beside: RegisteredBasis) -> tuple[str, str]:
-    """The state of two bases in force, of which `ours` is the one that models are trained in; and what to do."""
+    """The state and the next step of two bases in force; models are trained in `ours`."""
     turned = f'basis_id = "{beside.basis_id}", beside = ["{ours.basis_id}"]'
     of = {alias: basis for basis in (ours, beside) for alias in basis.readers}
     champion, challenger, previous = (of.get(alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS))
-    # After a rollback the version that was rolled back has both aliases.
+    # After a rollback, the version that was rolled back is both challenger and previous.
     was_champion = challenger and challenger.readers[CHALLENGER] == challenger.readers.get(PREVIOUS)
     if challenger and champion is not challenger and not was_champion:
         return "challenged", "approve or reject the challenger in lte_promotion"
@@ -151,11 +156,12 @@ def _state(ours: RegisteredBasis, beside: RegisteredBasis) -> tuple[str, str]:
 
 
 def fitted(settings: Settings, date: datetime.date) -> str:
-    """The newest basis of the settings' make that was fitted on `date` or before and isn't in force. Raises `LTEError`
-    where there is none.
+    """The newest basis with the settings' encoder, dimensions and template, fitted by `date` and not in force.
+
+    Raises `LTEError` where there is none.
     """
     wanted = settings.basis
-    registered_bases(settings)  # it names what is wrong with the table
+    registered_bases(settings)  # raises where the table is wrong
     rows = scan(settings, "semantic_bases").filter(
         pl.col("fitted_on") <= date, ~pl.col("basis_id").is_in(named_bases(settings)),
         encoder=wanted.encoder, dimensions=wanted.dimensions, text_template=wanted.text_template,
@@ -170,7 +176,7 @@ def fitted(settings: Settings, date: datetime.date) -> str:
 
 
 def require_released(settings: Settings, basis_id: str) -> None:
-    """Raises `LTEError` while the settings name the basis, or the version of an alias reads it: then it can't go."""
+    """Raises `LTEError` while the basis can't be retired: the settings name it, or an alias's version reads it."""
     if basis_id not in {basis.basis_id for basis in registered_bases(settings)}:
         raise LTEError(
             f"basis {basis_id} is not registered; python -m lte_model.registry.basis_change status lists those that are"

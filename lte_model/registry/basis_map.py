@@ -1,23 +1,23 @@
-"""The map from one basis to another, and what is lost on the way: orthogonal Procrustes over the items that both have.
+"""The map from one basis to another, fitted by orthogonal Procrustes on their shared items, and its loss.
 
     python -m lte_model.registry.basis_map [--from A] --to B [--date D] [--version V --training-date T]
 
-1. Of the items with a vector in both bases one in `HELD_OUT` is held out, by a hash of its id. R minimises
-   ‖X R − Y‖ over the others, for their vectors X in A and Y in B, among the maps that turn and mirror alone (Schönemann
-   1966). Where the bases have other dimensions the narrower one is filled up with zeros.
-2. The loss is measured on the items held out: the cosine of x R and y, ‖X R − Y‖/‖Y‖, and how many of the ten items
-   nearest to x R in B are those nearest to y. With `--date` also the cosine of the users' LTEs of that day, mapped from
-   A, and of B: an LTE is a mean of item vectors, and the map of a mean is the mean of the maps.
-3. With `--version` the registered model V, of basis B, ranks the test users of training T three times: with the LTEs
-   that it reads, with those of A mapped to B, and with none. The difference is what the map costs, with its interval.
+1. One in `HELD_OUT` of the items with a vector in both bases is held out, by a hash of its id. On the others, with
+   vectors X in A and Y in B, the orthogonal matrix R minimises ‖X R − Y‖ (Schönemann 1966). If the bases differ in
+   dimensions, the narrower one is padded with zeros.
+2. The loss is measured on the held-out items: the cosine of x R and y, ‖X R − Y‖/‖Y‖, and how many of the ten items of
+   B nearest to x R are among the ten nearest to y. `--date` adds the cosine of the users' LTEs of that day, mapped from
+   A and of B: an LTE is a mean of item vectors, and the map is linear.
+3. With `--version`, the registered model V of basis B ranks the test users of training T three times: with its own
+   LTEs, with LTEs of A mapped to B, and with none. The difference, with its interval, is the cost of the map.
 
-What it is for: to see before a change how far two bases say the same; and to compare a model of one basis where only
-LTEs of the other can be had, as in the first weeks of a new one, or after an old one was retired. Nothing serves a
-mapped LTE. It carries neither basis' id but the name of its map, `A->B`, which no model was trained on, so that every
-reader refuses it by name; and it lies on no grid, so that no table takes it for one of its rows.
+The map shows before a change how well two bases agree. It also allows comparing models where only LTEs of the other
+basis exist, as in the first weeks of a new basis or after an old one was retired. No mapped LTE is ever served. Its
+basis id is the name of its map, `A->B`, on which no model was trained, so that every reader refuses it; and its vector
+is off the grid, so that no table accepts it as a row.
 
-The map is kept in `<checkpoints>/basis_maps/<A>-<B>/` as `map.safetensors` and, written last, `map.json`, and both,
-with the measures as metrics, in MLflow's run `basis map A->B`.
+The map is written to `<checkpoints>/basis_maps/<A>-<B>/`: `map.safetensors` first, `map.json` last. Both files, and the
+measures as metrics, are logged to MLflow's run `basis map A->B`.
 """
 
 import dataclasses
@@ -62,12 +62,12 @@ NEIGHBOURS = 10
 MAP_FILE, DESCRIPTION_FILE = "map.safetensors", "map.json"
 
 OWN, MAPPED, NONE = "own", "mapped", "none"
-"""The sides of a ranker's comparison: the LTEs that it was trained on, those of the other basis mapped, and no LTE."""
+"""The sides of a ranker's comparison: its own LTEs, LTEs of the other basis mapped to its own, and no LTE."""
 
 
 @dataclass(frozen=True)
 class BasisMap:
-    """`rotation` (dimensions of the source, of the target) float64: its rows or its columns are orthonormal."""
+    """A linear map; `rotation` (source dimensions, target dimensions) float64 has orthonormal rows or columns."""
 
     source: str
     target: str
@@ -75,12 +75,13 @@ class BasisMap:
 
     @property
     def name(self) -> str:
-        """What a mapped LTE has in the place of a basis_id."""
+        """The basis_id of a mapped LTE."""
         return f"{self.source}->{self.target}"
 
     def apply(self, vectors: np.ndarray) -> np.ndarray:
-        """Vectors (…, dimensions of the source) in the coordinates of the target, float32. Raises `LTEError` for
-        vectors of other dimensions.
+        """Maps vectors (…, source dimensions) to the coordinates of the target, float32.
+
+        Raises `LTEError` for vectors of other dimensions.
         """
         if vectors.shape[-1] != len(self.rotation):
             raise LTEError(
@@ -91,8 +92,9 @@ class BasisMap:
 
 
 def fit_map(source: str, target: str, ours: np.ndarray, theirs: np.ndarray) -> BasisMap:
-    """The map that brings `ours` (items, dimensions of the source) nearest to `theirs` (items, dimensions of the
-    target), item by item. Raises `LTEError` for fewer items than say anything.
+    """The map that brings `ours` (items, source dimensions) nearest to `theirs` (items, target dimensions).
+
+    Row i of both is the same item. Raises `LTEError` for fewer than `FEWEST_ITEMS`.
     """
     if len(ours) < FEWEST_ITEMS:
         raise LTEError(
@@ -106,7 +108,7 @@ def fit_map(source: str, target: str, ours: np.ndarray, theirs: np.ndarray) -> B
 
 
 def loss_of(basis_map: BasisMap, ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """How far the mapped vectors of some items lie from their own: see the head of this file."""
+    """The loss of the map on some items, as in step 2 above."""
     mapped = basis_map.apply(ours)
     near, found = (_nearest(vectors, theirs) for vectors in (theirs, mapped))
     kept = [len({*one} & {*other}) / len(one) for one, other in zip(near, found, strict=True)]
@@ -118,7 +120,7 @@ def loss_of(basis_map: BasisMap, ours: np.ndarray, theirs: np.ndarray) -> dict[s
 
 
 def _nearest(vectors: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """The rows of the nearest items (vectors, NEIGHBOURS) by cosine, the item of the same row not among them."""
+    """The rows of the nearest items (vectors, NEIGHBOURS) by cosine, without the item of the same row."""
     lengths = np.maximum(np.linalg.norm(items, axis=1), 1e-12)
     cosines = vectors @ (items / lengths[:, None]).T
     np.fill_diagonal(cosines, -np.inf)
@@ -128,7 +130,7 @@ def _nearest(vectors: np.ndarray, items: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MeasuredMap:
-    """A map with its measures, over how many items it was fitted, and how many were held out."""
+    """A map, its measures, and the numbers of items it was fitted on and of items held out."""
 
     basis_map: BasisMap
     fitted_items: int
@@ -137,7 +139,7 @@ class MeasuredMap:
 
 
 def make_map(settings: Settings, source: str, target: str, date: datetime.date | None = None) -> MeasuredMap:
-    """Fits the map on the newest item vectors, and measures it; with a `date` on the users' LTEs of that day too.
+    """Fits the map on the newest item vectors and measures it; a `date` adds the loss on the users' LTEs of that day.
 
     Raises `LTEError` for bases that aren't registered, are the same, or share too few items.
     """
@@ -145,7 +147,7 @@ def make_map(settings: Settings, source: str, target: str, date: datetime.date |
         raise LTEError(f"basis {source} needs no map to itself; give two bases")
     tables = Tables(settings)
     for basis_id in (source, target):
-        basis_in_force(tables, basis_id)  # it names one that isn't registered
+        basis_in_force(tables, basis_id)  # raises for one that isn't registered
     item_ids, ours, theirs = shared_items(tables, source, target)
     held_out = held_out_items(item_ids)
     if min(held_out.sum(), (~held_out).sum()) < FEWEST_ITEMS:
@@ -161,7 +163,7 @@ def make_map(settings: Settings, source: str, target: str, date: datetime.date |
 
 
 def held_out_items(item_ids: Sequence[str]) -> np.ndarray:
-    """Which of the items (items,) bool the map isn't fitted on."""
+    """A mask (items,) bool of the items that the map isn't fitted on."""
     return np.array([zlib.crc32(item.encode()) % HELD_OUT == 0 for item in item_ids], dtype=bool)
 
 
@@ -177,7 +179,7 @@ def shared_items(tables: Tables, source: str, target: str) -> tuple[list[str], n
 
 
 def _loss_of_users(tables: Tables, basis_map: BasisMap, date: datetime.date) -> dict[str, float]:
-    """The mean cosine of the LTEs of `date`, mapped and own, of each representation that both bases have of it."""
+    """The mean cosine of mapped and own LTEs of `date`, for each representation that both bases have."""
     rows = tables.scan("lte_snapshots").filter(snapshot_date=date)
     of_basis = [
         rows.filter(basis_id=basis).select("representation", "user_id", "vector_sum", "event_count")
@@ -203,13 +205,14 @@ def _matrix(lists: pl.Series) -> np.ndarray:
     return lists.explode().to_numpy().reshape(len(lists), -1) if len(lists) else np.zeros((0, 0))
 
 
-# What it costs the ranking.
+# The cost in ranking.
 
 
 @dataclass(frozen=True)
 class MappedSet(TrainingSet):
-    """A training set whose LTEs are those of `source`, the same set in another basis, mapped to the basis of its
-    catalogue. Its kind names the map: no ranker takes it for its own.
+    """A training set with the LTEs of `source`, the same set in another basis, mapped to its catalogue's basis.
+
+    Its kind names the map, so that no ranker accepts it as its own.
     """
 
     source: TrainingSet
@@ -222,8 +225,9 @@ class MappedSet(TrainingSet):
 
 
 def mapped_set(training_set: TrainingSet, source: TrainingSet, basis_map: BasisMap) -> MappedSet:
-    """The training set, which is of the map's target, with the LTEs of `source`, which is of its source, mapped. Raises
-    `LTEError` for sets of other bases.
+    """The training set, in the map's target basis, with the mapped LTEs of `source`, in the map's source basis.
+
+    Raises `LTEError` for sets of other bases.
     """
     found = (source.kind.basis_id, training_set.kind.basis_id)
     if found != (basis_map.source, basis_map.target):
@@ -237,10 +241,10 @@ def mapped_set(training_set: TrainingSet, source: TrainingSet, basis_map: BasisM
 
 
 def ranking_loss(training_set: TrainingSet, source: TrainingSet, ranker: Ranker, basis_map: BasisMap) -> Comparison:
-    """The ranks of the test users' targets by a ranker of the map's target: sides `own`, `mapped` and `none`.
+    """Ranks the test users' targets by a ranker of the map's target basis: sides `own`, `mapped` and `none`.
 
-    `training_set` is what the ranker reads, `source` the same in the map's source. The same users, events and
-    catalogue; nothing but the LTE differs. Raises `LTEError` for sets of other bases, and where one lacks the LTEs.
+    `training_set` is what the ranker reads, `source` the same set in the map's source basis. Only the LTE differs, not
+    users, events or catalogue. Raises `LTEError` for sets of other bases, and where one lacks the LTEs.
     """
     ranker.require(training_set.kind, f"the training set of {training_set.training_date}")
     mapped = mapped_set(training_set, source, basis_map).cases("test")
@@ -255,9 +259,9 @@ def ranking_loss(training_set: TrainingSet, source: TrainingSet, ranker: Ranker,
 
 
 def ranking_figures(comparison: Comparison) -> dict[str, float]:
-    """The headline measure of each side, and how much is lost over the own LTEs, relative, with its interval.
+    """Each side's headline measure, and its relative difference from `own` with the interval.
 
-    What is not defined is left out.
+    Undefined figures are left out.
     """
     headline = comparison.headline
     figures: dict[str, float] = {}
@@ -270,16 +274,16 @@ def ranking_figures(comparison: Comparison) -> dict[str, float]:
     return figures
 
 
-# Where it is kept.
+# The files of the map.
 
 
 def map_directory(settings: Settings, source: str, target: str) -> Path:
-    """The folder in which the map of two bases is kept."""
+    """The folder of the map of two bases."""
     return Path(settings.checkpoints, "basis_maps", f"{source}-{target}")
 
 
 def keep_map(settings: Settings, measured: MeasuredMap) -> Path:
-    """Writes the map in the place of the one before, and logs it; returns its directory."""
+    """Writes the map over the previous one and logs it; returns its directory."""
     basis_map = measured.basis_map
     directory = map_directory(settings, basis_map.source, basis_map.target)
     described = {

@@ -1,4 +1,4 @@
-"""The gate: the rules that a challenger must hold to become champion."""
+"""The gate: the rules that a challenger must meet to become champion; promotion.py lists them."""
 
 import datetime
 import math
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GATE_TAG, GATE_PASSED = "gate", "passed"
-"""The tag of a version with what the gate said of it."""
+"""The version tag that holds the gate's answer, and that answer for a version that passed."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,16 @@ class Gate:
 
 
 def gate(settings: Settings, number: str) -> Gate:
-    """Checks version `number` by the rules above, against the champion of this moment, and leaves the answer on the
-    version, where `promote` asks for it. Raises `LTEError` where there is no such version.
+    """Checks version `number` against the rules and the current champion.
+
+    The answer becomes a tag of the version, which `promote` reads. Raises `LTEError` where there is no such version.
     """
     version = versions.version_of(settings, number)
     return run_gate(settings, version, champion_number(settings))
 
 
 def run_gate(settings: Settings, version: ModelVersion, champion: str | None) -> Gate:
-    """Every check of the version against the `champion`, the number of a version; None where there is none."""
+    """Runs every check of the version and tags it; `champion` is a version number, or None where there is none."""
     checks = (
         loads(settings, version),
         _not_below(version, OVER_NONE, "not below the model without LTE"),
@@ -101,7 +102,7 @@ def loads(settings: Settings, version: ModelVersion) -> Check:
     try:
         model = versions.load_version(settings, version)
         ranked: pd.DataFrame = model.predict(model.input_example)
-    except Exception as error:  # whatever fails here would fail where it is served
+    except Exception as error:  # any failure here would occur in serving, too
         return Check(rule, False, " ".join(f"{type(error).__name__}: {error}".split()))
     finite = all(math.isfinite(score) for scores in ranked["scores"] for score in scores)
     items = sum(map(len, ranked["item_ids"]))
@@ -121,7 +122,7 @@ def _not_below_champion(settings: Settings, version: ModelVersion, champion: str
         return Check(rule, True, "there is no champion yet")
     if champion == str(version.version):
         return Check(rule, True, "it is the champion")
-    from lte_model.evaluation.ranked import over_champion  # torch is for those who rank
+    from lte_model.evaluation.ranked import over_champion  # lazy: ranking imports torch
     from lte_model.ranker.saved import load_ranker
 
     training_date = datetime.date.fromisoformat(version.tags["training_date"])
@@ -146,7 +147,7 @@ def _covers(settings: Settings, version: ModelVersion) -> Check:
 
 
 def reads_live_ltes(settings: Settings, version: ModelVersion) -> Check:
-    """Whether what is live has the kind of the LTEs that the version reads."""
+    """Whether the live LTEs have the kind that the version reads."""
     rule, published = "reads the live LTEs", publications(settings)
     if not published:
         return Check(rule, True, "nothing is published yet")
@@ -186,7 +187,7 @@ def _date_of(publication: dict) -> datetime.date:
 
 
 def bases_stay_in_force(settings: Settings, version: ModelVersion, champion: str | None) -> Check:
-    """The basis of the version, and that of the champion, which a rollback would read."""
+    """Whether the version's basis is in force, and the champion's, which a rollback would need."""
     rule, names = "its basis, and the champion's, are in force", named_bases(settings)
     if not names:
         return Check(rule, True, "the settings leave it to the only one that is registered")
@@ -200,7 +201,7 @@ def bases_stay_in_force(settings: Settings, version: ModelVersion, champion: str
 
 
 def _has_the_champions_users(settings: Settings, version: ModelVersion, champion: str | None) -> Check:
-    """Where the basis changes: whoever has an LTE that the champion reads has one that the version reads."""
+    """On a change of basis: whether enough users with an LTE for the champion have one for the version."""
     rule = "its basis has the LTEs of the champion's users"
     if champion is None:
         return Check(rule, True, "there is no champion yet")

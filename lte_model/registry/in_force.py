@@ -9,7 +9,7 @@ from lte_model.tracking.lineage import ALIASES, versions_with
 from lte_model.warehouse.reading import exists, scan
 
 DAYS_BEHIND = 1
-"""While `publish_lte` goes from basis to basis, one has the new date and the other not yet."""
+"""The most days that a basis may lag behind another: `publish_lte` publishes one after the other."""
 
 
 def readers(settings: Settings) -> dict[str, tuple[str, str]]:
@@ -26,9 +26,7 @@ def representations_read(settings: Settings, basis_id: str) -> tuple[str, ...]:
 
 
 def publications(settings: Settings) -> list[dict]:
-    """The newest publication of each representation of each basis: the fields of its `LTEKind`,
-    snapshot_date, users.
-    """
+    """The newest publication of each basis and representation: its `LTEKind` fields, snapshot_date and users."""
     if not exists(settings, "publications"):
         return []
     newest = pl.col("snapshot_date") == pl.col("snapshot_date").max().over("basis_id", "representation")
@@ -37,7 +35,7 @@ def publications(settings: Settings) -> list[dict]:
 
 
 def named_bases(settings: Settings) -> tuple[str, ...]:
-    """The bases that the settings name; none where they leave it to the only one that is registered."""
+    """The bases that the settings name; empty where they leave the choice to the only registered one."""
     return tuple(filter(None, settings.basis.in_force))
 
 

@@ -1,32 +1,32 @@
-"""From challenger to champion, and back. A reader follows the alias `champion`, and finds one version or the other.
+"""Promotes a challenger to champion, and rolls back. Readers follow the alias `champion`, which moves in one step.
 
-    python -m lte_model.registry.promotion challenger            what is put before a person, as JSON
+    python -m lte_model.registry.promotion challenger            what a person is asked to approve, as JSON
     python -m lte_model.registry.promotion gate --version V      exits with 2 where it must not be promoted
     python -m lte_model.registry.promotion answer --version V --answer A --by NAME --reason R
-                                                                 keeps what a person said
+                                                                 records what a person answered
     python -m lte_model.registry.promotion promote --version V --over C
-                                                                 champion in the place of version C ("" for none)
+                                                                 V replaces the champion C ("" for none)
     python -m lte_model.registry.promotion rollback --reason R [--version V]
                                                                  the previous champion, or V, is champion again
-    python -m lte_model.registry.promotion watch                 checks a champion that was put there by hand
+    python -m lte_model.registry.promotion watch                 checks a champion that was set by hand
 
-The gate lets a challenger pass when each of these holds:
+A challenger passes the gate when each of these holds:
 
 1. it loads from the registry and ranks its own input example;
 2. its NDCG isn't significantly below that of the same model without LTE: the 95 % interval of the difference, paired
-   by user, doesn't lie below 0 as a whole;
-3. the same against the popularity of the last 30 days;
-4. the same against the champion, which ranks the targets of the same test users;
+   by user, doesn't lie entirely below 0;
+3. its NDCG isn't significantly below that of the popularity of the last 30 days;
+4. its NDCG isn't significantly below the champion's, which ranks the targets of the same test users;
 5. enough of the test users have an LTE: `gates.min_lte_coverage`;
 6. it reads the LTEs that are live: those of the newest date in `publications` have its basis, representation, lag and
    window;
-7. its basis and the champion's are in force, so that both go on being published: a rollback needs the other one;
-8. where they differ, enough of the users with a live LTE of the champion's basis have one in its own:
-   `gates.min_basis_coverage`. By 4 each then ranks by the LTEs of its own basis. The way from one basis to another is
-   in basis_change.py.
+7. its basis and the champion's are in force, so that both stay published: a rollback needs the champion's;
+8. if the two bases differ, enough users with a live LTE in the champion's basis have one in its own:
+   `gates.min_basis_coverage`. In rule 4, each model then reads the LTEs of its own basis. basis_change.py describes a
+   change of basis.
 
-What the gate and the person said stays on the version, as tags. Which version is champion is written down beside the
-alias (tag `champion_on_record` of the model), so that an alias that a person moved in MLflow's own pages is noticed.
+The answers of the gate and of the person stay on the version as tags. The model's tag `champion_on_record` repeats the
+alias, so that `watch` notices an alias that a person moved in MLflow's pages.
 """
 
 import datetime
@@ -49,17 +49,17 @@ from lte_model.settings import Settings
 from lte_model.tracking.lineage import CHALLENGER, CHAMPION, ON_RECORD, PREVIOUS, registered_model
 
 APPROVAL_TAG = "approval"
-"""The tag of a version with what a person said of it."""
+"""The version tag that holds a person's answer."""
 
 APPROVE = "Approve"
 NOTHING_TO_DO = 99
-"""The exit code by which Airflow takes a task for skipped."""
+"""The exit code that marks an Airflow task as skipped."""
 
 
 def challenger(settings: Settings) -> dict[str, str]:
-    """The version that is challenger now, the date of its training, and the champion it would replace ("" for none).
+    """The current challenger, the date of its training, and the champion it would replace ("" for none).
 
-    What follows names the version: another training may register a challenger while a person looks at this one.
+    Later steps name this version, because another training may register a challenger meanwhile.
     Raises `LTEError` where there is no challenger.
     """
     version = versions.required_version(settings, CHALLENGER)
@@ -71,10 +71,10 @@ def challenger(settings: Settings) -> dict[str, str]:
 
 
 def promote(settings: Settings, number: str, over: str | None) -> ModelVersion:
-    """Makes version `number` champion in the place of version `over` (None: there was none), which becomes `previous`.
+    """Makes version `number` champion in place of version `over` (None: there was none), which becomes `previous`.
 
-    A second call changes nothing. Raises `LTEError` where the gate didn't let the version pass, and where after that
-    another version became champion, for it was compared with one that is gone, or the LTEs that it reads went.
+    Idempotent. Raises `LTEError` where the version didn't pass the gate, where another version than `over`, with which
+    the gate compared it, is champion now, and where the LTEs that it reads are no longer live or in force.
     """
     with _alone(settings):
         version = versions.version_of(settings, number)
@@ -98,7 +98,7 @@ def promote(settings: Settings, number: str, over: str | None) -> ModelVersion:
 
 
 def answer(settings: Settings, number: str, given: str, by: str, reason: str) -> str:
-    """Keeps on the version what a person said of it. `by` is empty where nobody did before the deadline."""
+    """Records a person's answer on the version. `by` is empty where nobody answered before the deadline."""
     version = versions.version_of(settings, number)
     said = f"{given} by {by}" if by else f"{given}, for nobody answered in time"
     said += f" at {_now()}" + (f": {reason}" if reason else "")
@@ -107,10 +107,10 @@ def answer(settings: Settings, number: str, given: str, by: str, reason: str) ->
 
 
 def rollback(settings: Settings, reason: str, number: str | None = None) -> ModelVersion:
-    """Makes the previous champion, or version `number`, champion again; the one that is now becomes `previous`.
+    """Makes the previous champion, or version `number`, champion again; the current one becomes `previous`.
 
-    The reason stays on both. Raises `LTEError` without a reason or a version to go back to, and for a version that
-    doesn't load or can't read the LTEs that are live: then the LTEs must go back first.
+    Both are tagged with the reason. Raises `LTEError` without a reason or a version to go back to, and for a version
+    that doesn't load or can't read the live LTEs: then the LTEs must be rolled back first.
     """
     if not reason.strip():
         raise LTEError("a rollback needs a reason, for those who ask later; give it with --reason")
@@ -138,10 +138,10 @@ def rollback(settings: Settings, reason: str, number: str | None = None) -> Mode
 
 
 def watch(settings: Settings) -> str:
-    """Says who is champion; where a person moved the alias by hand, the same gate runs on what was promoted.
+    """Says which version is champion; runs the gate on a champion whose alias was moved by hand.
 
-    Passes the gate what is there now, it is on record from then on. Raises `LTEError` where it doesn't, each time
-    until somebody rolls back, where the alias was taken away, and where the champion reads a basis that isn't in force.
+    A version that passes becomes the champion on record. Raises `LTEError` where it fails, on every call until somebody
+    rolls back, where the alias was removed, and where the champion reads a basis that isn't in force.
     """
     with _alone(settings):
         if problem := out_of_force(settings).get(CHAMPION):
@@ -176,9 +176,9 @@ def watch(settings: Settings) -> str:
 
 
 def _move(version: ModelVersion, champion: str | None) -> None:
-    """Points `champion` at the version, and `previous` at the `champion` before it. The same again changes nothing.
+    """Points the alias `champion` at the version, and `previous` at the old `champion`. Idempotent.
 
-    The alias `champion` moves in one step, and after `previous`: whatever a kill leaves, the next call does the rest.
+    `previous` moves first, then `champion`, each in one step: after a kill, the next call completes the move.
     """
     client, name, number = MlflowClient(), version.name, str(version.version)
     if champion not in (None, number):
@@ -188,7 +188,7 @@ def _move(version: ModelVersion, champion: str | None) -> None:
 
 
 def _alone(settings: Settings) -> AbstractContextManager[None]:
-    """Two promotions on one machine follow each other; between machines, Airflow's pool `model_registry` sees to it."""
+    """Locks out other promotions on this machine; Airflow's pool `model_registry` does so across machines."""
     Path(settings.home).mkdir(parents=True, exist_ok=True)
     return one_at_a_time(Path(settings.home, "promotion.lock"))
 

@@ -1,10 +1,10 @@
-"""The versions of the ranker in the registry: what was trained becomes one, and says what it is.
+"""Registers trained rankers as versions in MLflow's registry, and describes them.
 
     python -m lte_model.registry.versions register --date D   registers the prefix model of D's training as challenger
     python -m lte_model.registry.versions status              one line for each version: figures and aliases
 
-How a challenger becomes champion, and what leads back, is in promotion.py. A version carries all that its approval
-rests on as tags, so that nobody needs a file of the machine that trained it.
+promotion.py promotes a challenger to champion, and rolls back. A version's tags hold everything that its approval is
+based on, so that nobody needs files of the machine that trained it.
 """
 
 import datetime
@@ -41,14 +41,14 @@ SIDE = "prefix"
 """The side of a training that is registered."""
 
 _PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"}
-"""How files end that run code when they are read."""
+"""The suffixes of files that may run code when they are loaded."""
 
 _PACKAGE = Path(__file__).parents[1]
 _REQUIREMENTS = (
     "deltalake", "mlflow", "numpy", "pandas", "polars", "pyarrow", "pydantic", "safetensors", "scikit-learn", "scipy",
     "torch",
 )  # fmt: skip
-"""What the code that a logged model carries imports, directly or not."""
+"""The packages that the code in a logged model imports, directly or not."""
 
 
 def main() -> None:
@@ -71,11 +71,11 @@ def main() -> None:
 def register(settings: Settings, training_date: datetime.date) -> ModelVersion:
     """Registers the prefix model of the training of `training_date` and gives it the alias `challenger`.
 
-    The same model of the same run is registered once: a second call refreshes its tags and alias. Raises `LTEError`
-    without an evaluation, without a trained model, where the training began anew after the evaluation, and for a model
-    that reads a representation which is never published.
+    Idempotent: a second call for the same model and run refreshes its tags and alias. Raises `LTEError` without an
+    evaluation, without a trained model, where the training was restarted after the evaluation, and for a model that
+    reads a representation which is never published.
     """
-    from lte_model.training.checkpoints import MODEL_DIRECTORY, side_directory  # torch is for those who read a model
+    from lte_model.training.checkpoints import MODEL_DIRECTORY, side_directory  # lazy: it imports torch
 
     evaluation = results.read_evaluation(settings, training_date)
     _require_publishable(evaluation)
@@ -101,16 +101,16 @@ def register(settings: Settings, training_date: datetime.date) -> ModelVersion:
 
 
 def fetch(settings: Settings, version: ModelVersion, folder: Path) -> Path:
-    """Copies a version into `folder`; returns the directory in it that `load_ranker` reads. None of its code is run.
+    """Downloads a version to `folder`, without running its code; returns the directory for `load_ranker`.
 
-    Raises `LTEError` where its files can't be had, and for a version that `register` didn't make: one with a pickle, or
+    Raises `LTEError` where the download fails, and for a version that `register` didn't make: one with a pickle, or
     without the files of a ranker.
     """
-    from lte_model.serving.pyfunc import ARTIFACT  # torch is for those who read a model
+    from lte_model.serving.pyfunc import ARTIFACT  # lazy: it imports torch
 
     uri, named = settings.mlflow.tracking_uri, f"{version.name} version {version.version}"
     try:
-        # Of `models:/name/version` MLflow asks the server that the process is set to, whichever it is told.
+        # MLflow resolves `models:/name/version` on the server that the process is set to, not on the one it is given.
         files = MlflowClient(uri, uri).get_model_version_download_uri(version.name, str(version.version))
         copy = mlflow.artifacts.download_artifacts(files, dst_path=str(folder), tracking_uri=uri, registry_uri=uri)
         flavor = Model.load(copy).flavors.get(mlflow.pyfunc.FLAVOR_NAME, {})
@@ -133,8 +133,10 @@ def load(settings: Settings, alias: str) -> PyFuncModel:
 
 
 def load_version(settings: Settings, version: ModelVersion) -> PyFuncModel:
-    """A registered version, ready to rank. The registry gives weights and catalogue, and the code is what is installed
-    here: whoever may write to a registry may not run code where it is read. Raises as `fetch` does.
+    """A registered version, ready to rank. Raises as `fetch` does.
+
+    Weights and catalogue come from the registry, the code from this installation: write access to the registry must
+    not allow running code where a model is read.
     """
     from lte_model.ranker.saved import load_ranker
     from lte_model.serving.pyfunc import served
@@ -164,7 +166,7 @@ def status(settings: Settings) -> list[str]:
 
 
 def _tags(evaluation: Evaluation) -> dict[str, str]:
-    """What a version is and what was measured of it, as tags; figures are JSON."""
+    """The version's description and measures as tags; figures are JSON."""
     metric = results.headline_metric(evaluation)
     tags = {
         "training_date": evaluation["training_date"],
@@ -187,7 +189,7 @@ def _tags(evaluation: Evaluation) -> dict[str, str]:
 
 
 def _encoders(settings: Settings, evaluation: Evaluation) -> dict[str, str]:
-    """The version of a learned representation: which encoder made the LTE of each date, as a tag; else no tag."""
+    """For a learned representation, the tag `encoders`: {snapshot date: encoder_id} as JSON; else no tag."""
     if AUTOENCODER not in split_names(evaluation["representation"]):
         return {}
     accounts = scan(settings, "snapshot_accounts").filter(
@@ -210,7 +212,7 @@ def _figure_tag(side: str, metric: str) -> str:
 
 
 def figure(version: ModelVersion, side: str) -> Figure:
-    """The metric that decides, of a side or a comparison."""
+    """The headline figure of a side or a comparison."""
     return from_json(version.tags[_figure_tag(side, version.tags["headline_metric"])])
 
 
@@ -248,7 +250,7 @@ def _log_model(directory: Path, run_id: str) -> str:
             name=SIDE,
             python_model=str(_PACKAGE / "serving" / "pyfunc.py"),
             artifacts={pyfunc.ARTIFACT: str(directory)},
-            # The package as it is now goes with the model: a version can be served after the code has moved on.
+            # The current package is stored with the model: a version can be served after the code has changed.
             code_paths=[str(_PACKAGE)],
             signature=pyfunc.signature(ranker),
             input_example=pyfunc.input_example(ranker),
@@ -274,7 +276,7 @@ def lte_in_words(tags: Mapping[str, str]) -> str:
 
 
 def _description(settings: Settings, tags: Mapping[str, str]) -> str:
-    """What MLflow's page says of a version."""
+    """The description of a version on MLflow's page."""
     return (
         f"SASRec-style ranker with the {lte_in_words(tags)} as prefix, training of {tags['training_date']}. "
         f"LTE: basis {tags['basis_id']}, {tags['representation']}, lag {tags['lag_days']} days, window "
@@ -289,7 +291,7 @@ def with_interval(version: ModelVersion, side: str, metric: str) -> str:
 
 
 def measured(version: ModelVersion, side: str) -> str:
-    """The figure of a side that decides, with its interval, as text."""
+    """The headline figure of a side with its interval, as text."""
     found = figure(version, side)
     return f"{found.number()} {found.interval()}".strip()
 
@@ -342,7 +344,7 @@ def full_name(version: ModelVersion) -> str:
 
 
 def or_none(number: str | None) -> str:
-    """A champion in words, also where there is none."""
+    """A champion's number in words; `no champion` for None."""
     return "no champion" if number is None else f"version {number}"
 
 
