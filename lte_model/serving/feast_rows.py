@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 PROJECT = "lte"
 
 KEY_VERSION = 3
-"""How Feast writes an entity as bytes."""
+"""The version of Feast's encoding of entity keys."""
 
 KEYS_AT_ONCE = 1_000
 
 LOCK_SECONDS = 60
-"""How long a lock in Redis outlives the last sign of its holder."""
+"""A lock in Redis expires this long after its holder last renewed it."""
 
 
 def entity_key(entity: str, name: str) -> "EntityKey":
@@ -65,7 +65,7 @@ def feast_values(row: Mapping[str, Any], features: Mapping[str, str]) -> dict[st
 
 
 def plain_values(values: "dict[str, Value] | None", features: Mapping[str, str]) -> dict[str, Any] | None:
-    """What `feast_values` made such values of; None where a feature is missing."""
+    """The inverse of `feast_values`; None where a feature is missing."""
     if not values or any(values[name].WhichOneof("val") is None for name in features):
         return None
     plain = {name: getattr(values[name], kind) for name, kind in features.items()}
@@ -76,16 +76,16 @@ def plain_values(values: "dict[str, Value] | None", features: Mapping[str, str])
 
 
 class Rows(Protocol):
-    """The rows behind Feast: who may write, and how rows go."""
+    """The rows behind Feast: the writers' lock, and deletion."""
 
     errors: tuple[type[Exception], ...]
-    """What it raises beside `sqlite3.Error` when it fails."""
+    """The exceptions of a failing store, besides `sqlite3.Error`."""
 
     def lock(self) -> AbstractContextManager[Any]:
         """Keeps other writers out while it is held."""
 
     def stay(self) -> None:
-        """Shows that the holder of the lock is alive."""
+        """Renews the lock."""
 
     def remove(self, view: "FeatureView", keys: "Sequence[EntityKey]") -> int:
         """Deletes the rows of those keys; returns how many there were."""
@@ -94,11 +94,11 @@ class Rows(Protocol):
         """Deletes the rows whose `feature` is another text; returns how many there were."""
 
     def purge(self) -> None:
-        """Frees the file of all that was ever deleted."""
+        """Removes deleted data from the store's file."""
 
 
 class SQLiteRows:
-    """A table for each view, a row for each feature of a user."""
+    """SQLite: a table for each view, with a row for each feature of a user."""
 
     errors: tuple[type[Exception], ...] = ()
 
@@ -110,7 +110,7 @@ class SQLiteRows:
         return one_at_a_time(Path(f"{self._path}.lock"))
 
     def stay(self) -> None:
-        """The lock ends with the process."""
+        """Does nothing: the lock ends with the process."""
 
     def remove(self, view: "FeatureView", keys: "Sequence[EntityKey]") -> int:
         """Deletes the rows of those keys, key by key."""
@@ -124,7 +124,7 @@ class SQLiteRows:
         return removed
 
     def remove_unless(self, view: "FeatureView", feature: str, text: str) -> int:
-        """Deletes them in one statement, which compares the text as Feast encodes it."""
+        """Deletes the rows in one statement, which compares the text as Feast encodes it."""
         table = self._table(view)
         with closing(sqlite3.connect(self._path)) as database, database:
             others = f'SELECT entity_key FROM "{table}" WHERE feature_name = ? AND value <> ?'  # noqa: S608
@@ -134,7 +134,7 @@ class SQLiteRows:
         return removed
 
     def purge(self) -> None:
-        """Writes the file anew, without what was deleted."""
+        """Rewrites the file without deleted data."""
         with closing(sqlite3.connect(self._path)) as database:
             database.execute("VACUUM")
 
@@ -145,7 +145,7 @@ class SQLiteRows:
 
 
 class RedisRows:
-    """A hash for each user, with a field for each feature of each view. Its keys and fields are named as Feast does."""
+    """Redis: a hash for each user, with a field for each feature of each view, named as in Feast."""
 
     def __init__(self, feast: "FeatureStore"):
         from redis.exceptions import RedisError
@@ -155,11 +155,11 @@ class RedisRows:
         self._lock = self._client.lock(f"{PROJECT}:pushing", timeout=LOCK_SECONDS)
 
     def lock(self) -> AbstractContextManager[Any]:
-        """A lock of Redis, which ends unless its holder stays."""
+        """A Redis lock, which expires unless it is renewed."""
         return self._lock
 
     def stay(self) -> None:
-        """Begins the time of the lock anew."""
+        """Resets the lock's time to live."""
         self._lock.reacquire()
 
     def remove(self, view: "FeatureView", keys: "Sequence[EntityKey]") -> int:
@@ -169,7 +169,7 @@ class RedisRows:
         return self._remove(view, [serialize_entity_key(key, KEY_VERSION) + PROJECT.encode() for key in keys])
 
     def remove_unless(self, view: "FeatureView", feature: str, text: str) -> int:
-        """Looks through the keys of the view, and deletes the rows of another text."""
+        """Scans the view's keys and deletes the rows whose `feature` is another text."""
         from feast.infra.key_encoding_utils import serialize_entity_key_prefix
 
         ours = serialize_entity_key_prefix(view.join_keys, KEY_VERSION) + b"*" + PROJECT.encode()
@@ -180,10 +180,10 @@ class RedisRows:
         return removed
 
     def purge(self) -> None:
-        """Redis keeps no deleted key in memory; its own files are rewritten by its own rules."""
+        """Does nothing: Redis frees deleted keys, and rewrites its files by its own rules."""
 
     def _others(self, view: "FeatureView", keys: list[bytes], feature: str, text: str) -> list[bytes]:
-        """Those of the keys that have a row of the view whose feature is another text."""
+        """The keys with a row in the view whose `feature` is another text."""
         with self._client.pipeline(transaction=False) as pipe:
             for key in keys:
                 pipe.hget(key, self._field(view, feature))

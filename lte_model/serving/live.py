@@ -1,4 +1,4 @@
-"""The LTEs of some users from `lte_live`, for a served model that is given user ids alone."""
+"""Reads users' LTEs from `lte_live`, for a served model that is given only user ids."""
 
 import pandas as pd
 import polars as pl
@@ -10,10 +10,10 @@ from lte_model.warehouse.reading import scan
 
 
 def with_live_ltes(users: pd.DataFrame, kind: LTEKind, settings: Settings) -> pd.DataFrame:
-    """The users, a column `user_id` among theirs, with the columns of their rows in `lte_live` that pyfunc.py asks for.
+    """Adds to `users`, which have a `user_id`, the columns of `lte_live` that pyfunc.py reads.
 
-    A user without a row has an `event_count` of 0. Raises `LTEError` where the table isn't there, and where it holds
-    nothing of the basis and the representations of `kind`, or of another lag or window.
+    A user without a row gets `event_count` 0. Raises `LTEError` where the table is missing, and where it has no LTEs of
+    the basis and the representations of `kind`, or LTEs of another lag or window.
     """
     try:
         table = scan(settings, "lte_live")

@@ -1,13 +1,13 @@
-"""Reads the LTEs of some users from the online store, as a service does while it answers a request.
+"""Reads users' LTEs from the online store, as a service does while it answers a request.
 
     reader = OnlineReader(load_settings())
     [lte] = reader.read(["user 7"])      # None where the user has no LTE
 
-While two bases are in force, `OnlineReader(settings, basis_id)` says in which one: that of the model which reads. A
-model that is handed a vector of the other one refuses it, by the `basis_id` that goes with the vector.
+While two bases are in force, `OnlineReader(settings, basis_id)` names the basis of the model. Each vector carries its
+`basis_id`, by which a model refuses a vector of another basis.
 
-Bit for bit the vectors of `lte_live`: the store holds the same integers, and `to_vector` divides them here as there.
-Needs Feast's environment (infra/feast), and no torch.
+The vectors equal those of `lte_live` bit for bit: the store holds the same integers, and the same `to_vector` divides
+them. This module needs Feast's environment (infra/feast), and no torch.
 """
 
 import datetime
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class OnlineLTE:
-    """A user's row of `lte_live`. `vector` (dimensions,) is the LTE itself, float32; `vector_sum` (dimensions,), int32
-    in grid units, and the fields below it are what a ranker behind MLflow reads (lte_model/serving/pyfunc.py). The LTE
-    is as it is since `snapshot_date`.
+    """A user's row of `lte_live`; `vector` (dimensions,) float32 is the LTE itself.
+
+    A ranker behind MLflow (lte_model/serving/pyfunc.py) reads `vector_sum` (dimensions,), int32 in grid units, and the
+    fields below it. The LTE has not changed since `snapshot_date`.
     """
 
     user_id: str
@@ -47,10 +48,10 @@ class OnlineLTE:
 
 
 class OnlineReader:
-    """Reads LTEs of one basis from the store of the settings; make one and keep it.
+    """Reads LTEs of one basis from the store of the settings; create it once and reuse it.
 
-    Without a `basis_id`, of the basis of the settings. Raises `LTEError` where the settings name no store, or several
-    bases: then it is for the reader to say which one its model was trained in.
+    `basis_id` defaults to the basis of the settings. Raises `LTEError` where the settings name no store, or several
+    bases without a `basis_id`: only the caller knows the basis of its model.
     """
 
     def __init__(self, settings: Settings, basis_id: str = ""):
@@ -65,8 +66,9 @@ class OnlineReader:
         self._views: dict[str, tuple[str, FeatureView]] = {}
 
     def read(self, user_ids: Sequence[str], representation: str = UNIFORM) -> list[OnlineLTE | None]:
-        """The LTE of each user; None for a user without one. Raises `LTEError` where nothing was pushed of the
-        representation in the basis, and where the store fails.
+        """The LTE of each user; None for a user without one.
+
+        Raises `LTEError` where no LTE of the basis and representation was pushed, and where the store fails.
         """
         if representation not in self._views:
             self._views[representation] = self._open(representation)

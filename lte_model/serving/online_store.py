@@ -1,16 +1,15 @@
-"""The online store: the LTEs that are live, a row for each user, where a service reads them in milliseconds.
+"""The online store: the live LTEs, a row for each user, which a service reads in milliseconds.
 
-Feast keeps it, in SQLite or Redis: a feature view for each representation of each basis, whose entity is the user and
-whose features are the columns of the user's row in `lte_live`. Three things are done here, for Feast doesn't do them:
+Feast keeps it in SQLite or Redis: a feature view for each basis and representation, whose entity is the user and whose
+features are the columns of the user's row in `lte_live`. This module adds what Feast lacks:
 
-1. It can't delete a user: `remove` and `keep_only` do, and `erase`, after which no page of the file names them.
-2. Its SQLite lets an older row replace a newer one, and its Redis refuses the corrected row of a date that it has. So
-   neither is asked: `pushed` says of which date a view is, and whoever writes holds `lock` while he compares.
-3. It doesn't know whether a push came to its end: `note` does.
+1. Deletion. `remove` and `keep_only` delete rows; `erase` also clears the file's free pages of deleted users.
+2. Order. Feast's SQLite lets an older row replace a newer one, and its Redis refuses a corrected row of the same date.
+   Instead, `pushed` gives the date of a view, and a writer holds `lock` while it compares the dates.
+3. Completeness. `note` records whether a push finished.
 
-Feast has an environment of its own (infra/feast): it wants an older tenacity than Airflow has, and where it is
-installed, MLflow loads all of it in every process that speaks to a tracking server. `continue_in_feast` brings a
-command there.
+Feast has an environment of its own (infra/feast): it needs an older tenacity than Airflow, and where it is installed,
+MLflow imports all of it in every process that talks to a tracking server. `continue_in_feast` moves a command there.
 """
 
 import datetime
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 USER, VIEW = "user_id", "feature_view"
-"""The entities: of an LTE, and of the note on a view."""
+"""The entities of an LTE and of a view's note."""
 
 LTE_FEATURES = {
     "vector_sum": "int32_list_val",
@@ -61,8 +60,8 @@ LTE_FEATURES = {
     "window_days": "int32_val",
     "read_from": "string_val",
 }
-"""The features of a user's LTE and how Feast holds each: the columns of `lte_live`, and from which version of which
-table the row was read. Dates are YYYY-MM-DD."""
+"""The features of a user's LTE with Feast's types: the columns of `lte_live`, and the table and version that the row
+was read from. Dates are YYYY-MM-DD."""
 
 NOTES = "lte_pushed"
 NOTE_FEATURES = {
@@ -76,8 +75,9 @@ NOTE_FEATURES = {
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a view holds: the LTEs of the snapshot date `date`, made from `inputs`, as a version of a Delta table has
-    them. If not `complete`, some rows are of an earlier push.
+    """The content of a view: LTEs of the snapshot date `date`, made from `inputs`, from one version of a Delta table.
+
+    If not `complete`, some rows are of an earlier push.
     """
 
     date: datetime.date
@@ -97,12 +97,13 @@ def view_name(basis_id: str, representation: str) -> str:
     return f"lte_{representation}_{basis_id}"
 
 
-# Where Feast is.
+# Feast's environment.
 
 
 def continue_in_feast(settings: Settings, module: str) -> None:
-    """Returns where Feast is installed. Elsewhere the process goes on as `python -m module` of the environment that has
-    it, with the same arguments. Raises `LTEError` where there is none.
+    """Restarts the process as `python -m module` in Feast's environment; returns if Feast is installed here.
+
+    The arguments stay the same. Raises `LTEError` where there is no such environment.
     """
     if not importlib.util.find_spec("feast"):
         python = _python_of_feast(settings)
@@ -111,19 +112,20 @@ def continue_in_feast(settings: Settings, module: str) -> None:
 
 
 def erase_from_online_store(settings: Settings, user_ids: frozenset[str]) -> list[str]:
-    """Deletes the users' rows, of every basis and representation; returns the views that had one. Runs in Feast's
-    environment. Raises `LTEError` where the store can't be reached.
+    """Deletes the users' rows of every basis and representation; returns the views that had one.
+
+    Runs in Feast's environment. Raises `LTEError` where the store can't be reached.
     """
     return _ask_in_feast(settings, users=sorted(user_ids))
 
 
 def retire_from_online_store(settings: Settings, basis_id: str) -> list[str]:
-    """Deletes every row and view of a basis; returns the views that there were. As `erase_from_online_store`."""
+    """Deletes every row and view of a basis; returns the views. Runs and raises as `erase_from_online_store` does."""
     return _ask_in_feast(settings, basis_id=basis_id)
 
 
 def _ask_in_feast(settings: Settings, **asked: Any) -> list[str]:
-    """What `main` prints in Feast's environment; nothing where the settings name no store."""
+    """The lines that `main` prints in Feast's environment; empty where the settings name no store."""
     if settings.online_store.type == "none":
         return []
     asked["settings"] = settings.model_dump(mode="json")
@@ -162,7 +164,7 @@ def _environment() -> dict[str, str]:
 class OnlineStore:
     """The store of the settings. Needs Feast's environment. Raises `LTEError` where the settings name no store.
 
-    One process writes at a time: the one in `lock`. Anybody reads.
+    One process writes at a time, inside `lock`; reading needs no lock.
     """
 
     def __init__(self, settings: Settings):
@@ -189,16 +191,16 @@ class OnlineStore:
         self._live = settings.table_path("lte_live")
 
     def bases(self, representation: str) -> list[str]:
-        """The ids of the bases of which LTEs of a representation were pushed."""
+        """The ids of the bases with pushed LTEs of a representation."""
         views = self.feast.list_feature_views(tags={"representation": representation})
         return sorted(view.tags["basis_id"] for view in views)
 
     def view(self, basis_id: str, representation: str) -> "FeatureView":
-        """The feature view as the store has it registered."""
+        """The registered feature view."""
         return self.feast.get_feature_view(view_name(basis_id, representation))
 
     def register(self, basis_id: str, representation: str) -> "FeatureView":
-        """The feature view, which is made where it isn't there yet."""
+        """The feature view, created where it doesn't exist yet."""
         from feast import Entity, FeatureView, FileSource, ValueType
         from feast.data_format import DeltaFormat
 
@@ -222,7 +224,7 @@ class OnlineStore:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Waits until nobody else writes, and keeps others from it. Raises `LTEError` where the store fails."""
+        """Waits for other writers, then locks them out. Raises `LTEError` where the store fails."""
         with self._answers(), self._rows.lock():
             yield
 
@@ -232,13 +234,13 @@ class OnlineStore:
         return Pushed(**(note | {"date": datetime.date.fromisoformat(note["date"])})) if note else None
 
     def note(self, view: "FeatureView", pushed: Pushed) -> None:
-        """Notes what the view holds, or will hold."""
+        """Records what the view holds, or will hold."""
         note = vars(pushed) | {"date": str(pushed.date)}
         row = (entity_key(VIEW, view.name), feast_values(note, NOTE_FEATURES), _moment(pushed.date), None)
         self._write(self.feast.get_feature_view(NOTES), [row])
 
     def write(self, view: "FeatureView", ltes: pl.DataFrame, pushed: Pushed) -> None:
-        """Writes rows of the table that is pushed, each in the place of the one that the user has."""
+        """Writes rows of the pushed table; each replaces the user's old row."""
         added = {"read_from": pushed.read_from}
         rows = [
             (
@@ -252,8 +254,9 @@ class OnlineStore:
         self._write(view, rows)
 
     def read(self, view: "FeatureView", user_ids: Sequence[str]) -> list[dict[str, Any] | None]:
-        """The features of each user, `vector_sum` as any sequence of integers; None for a user without a row. Raises
-        `LTEError` where the store fails.
+        """The features of each user, None for a user without a row; `vector_sum` is a sequence of integers.
+
+        Raises `LTEError` where the store fails.
         """
         with self._answers():
             return self._read(view, USER, user_ids, LTE_FEATURES)
@@ -263,12 +266,13 @@ class OnlineStore:
         return self._rows.remove(view, [entity_key(USER, user) for user in user_ids])
 
     def keep_only(self, view: "FeatureView", pushed: Pushed) -> int:
-        """Deletes the rows that were read from anything else; returns how many there were."""
+        """Deletes the rows that were not read from `pushed`; returns how many there were."""
         return self._rows.remove_unless(view, "read_from", pushed.read_from)
 
     def erase(self, user_ids: Sequence[str]) -> list[str]:
-        """Deletes the users' rows of every view; returns the names of the views that had one. Raises `LTEError` where
-        the store fails.
+        """Deletes the users' rows of every view; returns the names of the views that had one.
+
+        Raises `LTEError` where the store fails.
         """
         views = [view for view in self.feast.list_feature_views() if view.name != NOTES]
         with self.lock():
@@ -277,8 +281,9 @@ class OnlineStore:
         return had_one
 
     def retire(self, basis_id: str) -> list[str]:
-        """Deletes the rows and the views of a basis, and what is noted of them; returns the views' names. Raises
-        `LTEError` where the store fails.
+        """Deletes the rows, the views and the notes of a basis; returns the views' names.
+
+        Raises `LTEError` where the store fails.
         """
         views = self.feast.list_feature_views(tags={"basis_id": basis_id})
         with self.lock():
@@ -323,8 +328,9 @@ def _moment(date: datetime.date) -> datetime.datetime:
 
 
 def main() -> None:
-    """Erases users, or retires a basis; what and from where comes as JSON, so that no list of processes shows an id or
-    a password.
+    """Erases users, or retires a basis.
+
+    Reads the request as JSON from stdin: a process list would show ids and passwords in arguments.
     """
     asked = json.load(sys.stdin)
     store = OnlineStore(Settings.model_validate(asked["settings"]))

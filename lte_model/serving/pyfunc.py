@@ -1,17 +1,16 @@
 """The ranker as MLflow serves it: recent items and an LTE in, the highest ranked items with their scores out.
 
-MLflow keeps this file in the logged model and runs it where `mlflow models serve` serves it ("models from code");
-weights and catalogue come from the safetensors and JSON that lie beside it. Nothing is pickled. The pipeline itself
-reads those two alone (`lte_model.registry.versions.load`), and runs no code of a registry.
+MLflow stores this file in the logged model and runs it in `mlflow models serve` ("models from code"). Weights and
+catalogue come from the safetensors and JSON files beside it; nothing is pickled. The pipeline itself reads only those
+files (`lte_model.registry.versions.load`), and runs no code of a registry.
 
-A row of the input is a user: `item_ids`, the events of the sequence, oldest first, and the columns of the user's row
-in `lte_live` as they are; with several representations, those of the first. A user without an LTE has `event_count` 0
-and an empty `vector_sum`. Or, in the place of these columns, a `user_id`: then the model looks them up in the table, of
-the installation whose settings file LTE_SETTINGS names where it is served.
+A row of the input is a user: `item_ids`, the events of the sequence, oldest first, and the unchanged columns of the
+user's row in `lte_live` (of the first representation, if there are several). A user without an LTE has `event_count` 0
+and an empty `vector_sum`. A `user_id` may replace these columns: the model then reads them from `lte_live` of the
+installation whose settings file LTE_SETTINGS names on the server.
 
-A model asks for more where its description says so: with time features, `event_times` of the sequence and the
-`query_time`, in Unix seconds; with several representations, a pair of columns `vector_sum_<name>` and
-`event_count_<name>` for each after the first.
+Some models need more columns: with time features, `event_times` of the sequence and the `query_time`, in Unix seconds;
+with several representations, `vector_sum_<name>` and `event_count_<name>` for each after the first.
 """
 
 import dataclasses
@@ -47,7 +46,7 @@ _KIND_COLUMNS = {
 
 
 def signature(ranker: Ranker) -> ModelSignature:
-    """The columns that the ranker reads of a user, and what it answers."""
+    """The columns that the ranker reads for a user, and its output."""
     columns: list[ColSpec | TensorSpec] = [ColSpec(Array(DataType.string), "item_ids")]
     # Either these or the user's id, as `predict` says.
     columns += [ColSpec(type_, name, required=False) for name, type_ in _lte_columns(ranker).items()]
@@ -63,7 +62,7 @@ def signature(ranker: Ranker) -> ModelSignature:
 
 
 def _lte_columns(ranker: Ranker) -> dict[str, Array | DataType]:
-    """The columns of the LTEs themselves, and what they hold."""
+    """The columns of the LTEs themselves, with their types."""
     columns: dict[str, Array | DataType] = {}
     for number, name in enumerate(ranker.kind.representations):
         suffix = f"_{name}" if number else ""
@@ -72,7 +71,7 @@ def _lte_columns(ranker: Ranker) -> dict[str, Array | DataType]:
 
 
 def input_example(ranker: Ranker) -> pd.DataFrame:
-    """Two users whom the ranker can read: one with a sequence and an LTE, one of whom nothing is known."""
+    """Two example users: one with a sequence and an LTE, one with neither."""
     first_vector = to_grid(ranker.content[:1].numpy(force=True))[0].tolist()
     names = ranker.kind.representations
     rows = []
@@ -97,9 +96,9 @@ class ServedRanker(PythonModel):
     def predict(self, context, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """The `k` best `item_ids` of each user with their `scores` (logits), best first.
 
-        Events of items that the catalogue lacks are passed over, as in training. Raises `LTEError` for an LTE of
-        another basis, representation, lag or window than the model's, for a vector of other dimensions, and for users
-        of whom neither LTE nor id is given.
+        Events of items that the catalogue lacks are skipped, as in training. Raises `LTEError` for an LTE of another
+        basis, representation, lag or window than the model's, for a vector of other dimensions, and for users with
+        neither LTE nor id.
         """
         k = int((params or {}).get("k", 10))
         if k < 1:
@@ -119,7 +118,7 @@ class ServedRanker(PythonModel):
 
 
 def served(ranker: Ranker) -> PyFuncModel:
-    """The ranker as it is served, by the code that is installed here."""
+    """The ranker as MLflow serves it, with the code of this installation."""
     model = ServedRanker()
     model.recommender = Recommender(ranker)
     loaded = PyFuncModel(Model(signature=signature(ranker)), SimpleNamespace(predict=partial(model.predict, None)))
@@ -128,7 +127,7 @@ def served(ranker: Ranker) -> PyFuncModel:
 
 
 def as_rows(users: pd.DataFrame, ranker: Ranker) -> pa.RecordBatch:
-    """The columns that are read of each user, as Arrow."""
+    """The columns that the ranker reads for each user, as Arrow."""
     columns = {}
     for name, column in signature(ranker).inputs.input_dict().items():
         if name not in _KIND_COLUMNS and name != "user_id":
