@@ -1,4 +1,4 @@
-"""What a read-out says, as plain values with figures, and its lines for a terminal. Pure functions."""
+"""The content of a read-out as plain values and figures, and its lines for a terminal. All functions are pure."""
 
 import math
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from lte_model.settings import Settings
 NOT_READABLE = "not readable"
 
 Content = dict[str, Any]
-"""What the JSON file of a read-out holds, with figures; the page and the table are made of it alone."""
+"""The content of a read-out's JSON file, with figures; the page and the table are rendered from it alone."""
 
 
 @dataclass(frozen=True)
 class TestedFigure(Figure):
-    """A relative difference with its p-value, alone and after Holm's correction; None where there is none."""
+    """A relative difference with its p-value, before and after Holm's correction; None where undefined."""
 
     p: float | None
     p_holm: float | None
@@ -100,7 +100,7 @@ def _tested(uplift: Uplift, p_holm: float) -> TestedFigure:
 
 
 def _ends(uplift: Uplift | None) -> tuple[float | None, float | None, float | None]:
-    """(value, low, high) of a single uplift, None where one is not a number."""
+    """(value, low, high) of an uplift, with None for NaN and for infinity."""
     if uplift is None:
         return None, None, None
     return _finite(uplift.value), _finite(uplift.low), _finite(uplift.high)
@@ -133,7 +133,7 @@ def _in_words(content: Content, one: dict[str, Any]) -> str:
 
 
 def p_in_words(value: float | None) -> str:
-    """A p-value with four digits behind the point."""
+    """A p-value with four decimals."""
     if value is None:
         return "–"
     return "<0.0001" if value < 0.0001 else f"{value:.4f}"

@@ -1,4 +1,4 @@
-"""What was measured of an online test for one date, as `jobs.measure_test` left it in the tables."""
+"""The measurements of an online test for one date, from the tables that `jobs.measure_test` writes."""
 
 import datetime
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from lte_model.warehouse.reading import place_of, scan
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured of a test for one date.
+    """The measurements of a test for one date.
 
-    `sums` are {(variant, metric): (days, 6)} of whole numbers, a row per day of `period`; `accounts` one dict for what
-    became of rows of a feed: feed, fate, rows, users. `version` is that of table test_measurements.
+    `sums` are {(variant, metric): (days, 6)} integers, a row per day of `period`. `accounts` are dicts (feed, fate,
+    rows, users) that say what became of a feed's rows. `version` is the version of table test_measurements.
     """
 
     test: str
@@ -41,7 +41,7 @@ def read_measurements(settings: Settings, date: datetime.date, test: str) -> Mea
         raise LTEError(f"test {test} has no measurements for {date}; run jobs.measure_test {options} first")
     period = Interval(rows["test_start"][0], rows["test_end"][0])
     metrics = [name for name in settings.online_test.metrics if name in set(rows["metric"])]
-    metrics += sorted(set(rows["metric"]) - set(metrics))  # the settings' first is the one that decides
+    metrics += sorted(set(rows["metric"]) - set(metrics))  # the settings' first metric decides the verdict
     sums = {
         (variant, metric): np.full((period.days, len(SUMS)), 0, dtype=object)
         for variant in sorted(set(rows["variant"]))

@@ -10,7 +10,7 @@
 3. prints a table, and writes `<reports>/online_tests/<NAME>/<D>.json` and the page `<D>.html` beside it;
 4. logs both, and the figures, to the read-out's MLflow run.
 
-Nothing in it names a user. The page is that of lte_model/online_test/read_out_page.py.
+Neither file names a user. lte_model/online_test/read_out_page.py renders the page.
 """
 
 import datetime
@@ -40,7 +40,7 @@ def folder_of(settings: Settings, test: str) -> Path:
 
 
 def write(settings: Settings, content: Content) -> tuple[Path, Path]:
-    """Puts the JSON and the page in place, each whole; returns their paths."""
+    """Writes the JSON and the page, each atomically; returns their paths."""
     folder = folder_of(settings, content["test"])
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -55,10 +55,10 @@ def write(settings: Settings, content: Content) -> tuple[Path, Path]:
 
 
 def log(settings: Settings, content: Content, version: int, paths: Sequence[Path]) -> str:
-    """Puts the read-out on record in MLflow; returns the id of its run."""
+    """Logs the read-out to MLflow; returns the id of its run."""
     with runs.read_out_run(settings, content["test"], datetime.date.fromisoformat(content["date"])) as of_test:
         outcomes = sorted({one["outcome"] for one in content["verdicts"]})
-        # Tags, not parameters: a read-out of the same date with another control takes the place of the first.
+        # Tags, because parameters can't change: a read-out of the same date with another control replaces the first.
         mlflow.set_tags({name: content[name] for name in ("start", "end", "control", "rehearsal")})
         mlflow.set_tag("verdict", ", ".join(outcomes))
         mlflow.log_metrics(_logged(content))
@@ -69,7 +69,7 @@ def log(settings: Settings, content: Content, version: int, paths: Sequence[Path
 
 
 def _logged(content: Content) -> dict[str, float]:
-    """The figures by the names that MLflow takes: letters, digits and a few signs."""
+    """The figures under names that MLflow accepts: letters, digits and a few signs."""
     figures = {"sample_ratio_p": content["sample_ratio"]["p"]}
     figures |= {f"users {one['name']}": one["users"] for one in content["variants"]}
     for one in content["comparisons"]:

@@ -29,7 +29,7 @@ def _day_chart(by_day: Sequence[Figure]) -> Markup:
     known = [(day, *figure.defined) for day, figure in enumerate(by_day, start=1) if figure.defined is not None]
     if len(known) < 2:
         return Markup("")
-    # The band of the first days dwarfs the rest: the axis is that of the later half, with 0 in it.
+    # The wide band of the first days would dwarf the rest: the axis fits the later half, and 0.
     later = known[len(known) // 2 :]
     low, high = min(0, *(low for _, _, low, _ in later)), max(0, *(high for _, _, _, high in later))
     low, high = low - 0.3 * (high - low), high + 0.3 * (high - low)
@@ -43,7 +43,7 @@ def _day_chart(by_day: Sequence[Figure]) -> Markup:
     band += [at(day, high_end) for day, _, _, high_end in reversed(known)]
     line = [at(day, value) for day, value, _, _ in known]
     zero = at(1, 0).split(",")[1]
-    # The ends of the last interval, unless they would stand on the 0.
+    # The ends of the last interval are labelled, unless they would overlap the 0.
     ends = {value: float(at(1, value).split(",")[1]) for value in later[-1][2:]}
     named = {zero: "0"} | {f"{y:.1f}": percent(value) for value, y in ends.items() if abs(y - float(zero)) > 14}
     labels = [

@@ -1,21 +1,20 @@
 """The statistics of an online test: users are divided at random between a control and one or more treatments.
 
-1. **Is it readable?** `sample_ratio_p`: the users of each variant against the shares that they should have had, by a
-   chi-square test. Where that fails, some users got lost on one side, and every other figure may be of that making
-   (Fabijan et al., KDD 2019).
+1. **Is it readable?** `sample_ratio_p`: a chi-square test compares the users of each variant with the meant shares.
+   Where it fails, one side lost users, which may bias every other figure (Fabijan et al., KDD 2019).
 2. **What did it change?** `uplift`: the relative difference of the means per user, treatment over control − 1, with a
-   95 % interval by the delta method (Deng, Knoblich and Lu, KDD 2018): users are independent, the ratio of two means is
-   close to normal.
-3. **More finely:** with CUPED (Deng, Xu, Kohavi and Walker, WSDM 2013) what a user did before the test, x, is taken out
-   of what the user did in it, y: y − θ(x − x̄), θ = cov(x, y) / var(x). The mean stays, as x knows nothing of the
+   95 % interval by the delta method (Deng, Knoblich and Lu, KDD 2018): users are independent, and the ratio of two
+   means is close to normal.
+3. **More precisely:** CUPED (Deng, Xu, Kohavi and Walker, WSDM 2013) corrects a user's metric in the test, y, by the
+   metric before the test, x: y − θ(x − x̄), θ = cov(x, y) / var(x). The mean stays the same, as x doesn't depend on the
    variant; the variance shrinks by the factor 1 − ρ², the interval by its root.
 4. **Several metrics:** Holm's correction, over every metric of every treatment.
-5. **How long must it run?** `detectable`: the smallest relative uplift that so many users show with given power;
-   `days_needed` and `detectable_after` follow it along the days of the test.
+5. **How long must it run?** `detectable`: the smallest relative uplift that the test finds with a given power;
+   `days_needed` and `detectable_after` follow it over the days, and extrapolate.
 
-Nothing here reads a table. Per variant and metric the sums n, Σy, Σy², Σx, Σx², Σxy are all that is needed, so that
-no row of a user has to be kept; and every function takes arrays, one test per element, so that it can be checked on
-thousands of simulated tests.
+Nothing here reads a table. The input is the sums n, Σy, Σy², Σx, Σx², Σxy per variant and metric, so that no user's
+row has to be kept. `Moments` and `uplift` also take arrays, one test per element, for checks on thousands of
+simulated tests.
 """
 
 import math
@@ -33,7 +32,7 @@ from statsmodels.stats.power import zt_ind_solve_power
 from lte_model.errors import LTEError
 
 UNIT = 10_000
-"""Sums are kept in whole numbers of 1/10,000 of a metric's unit: whole numbers have no order, and no rounding."""
+"""Sums are integers, in 1/10,000 of a metric's unit: they don't depend on the order, and don't round."""
 
 ALPHA = 0.05
 CONTROL = "control"
@@ -41,10 +40,10 @@ REHEARSED = "control again"
 """The other variant of a rehearsal: a test on past days, in which nobody saw anything new."""
 
 SUMS = ("users", "sum_y", "sum_yy", "sum_x", "sum_xx", "sum_xy")
-"""What is summed over users: their number, y in the test, x before it. As rows of a day, what that day added."""
+"""The sums over users: their number, y in the test, x before it. The row of a day has what that day added."""
 
 _STEADY = 4
-"""A mean this many standard errors above 0 can be divided by; below, the delta method's ratio isn't near normal."""
+"""A denominator must be this many standard errors above 0; below, the delta method's ratio isn't near normal."""
 _LONGEST = 3650
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -52,7 +51,7 @@ Floats = float | np.ndarray
 
 
 def parse_test_name(text: str) -> str:
-    """The name of a test, which is also that of a folder. Raises `LTEError` for what can't be one."""
+    """Checks the name of a test, which also names a folder. Raises `LTEError` for an invalid name."""
     if not _NAME.fullmatch(text):
         raise LTEError(
             f"{text!r} is no name of a test; take letters, digits, '.', '_' and '-', a letter or digit first"
@@ -76,7 +75,7 @@ class Moments:
 
     @classmethod
     def of_sums(cls, sums: Sequence[int]) -> Self:
-        """From the `SUMS` of a variant, whole numbers of `UNIT`: exact up to the one division. Two users at least."""
+        """From a variant's `SUMS`, integers of `UNIT`, over two users or more; exact but for the final divisions."""
         users, y, yy, x, xx, xy = (int(one) for one in sums)
         pairs = users * (users - 1) * UNIT**2
         return cls(
@@ -99,7 +98,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Uplift:
-    """A relative difference and its standard error; not a number where the control's mean is 0 or not clear of it."""
+    """A relative difference and its standard error; NaN where the control's mean is 0 or too near to it."""
 
     value: Floats
     standard_error: Floats
@@ -111,29 +110,28 @@ class Uplift:
 
     @property
     def high(self) -> Floats:
-        """The upper end of that interval."""
+        """The upper end of the interval of confidence 1 − `ALPHA`."""
         return self.value + stats.norm.isf(ALPHA / 2) * self.standard_error
 
     @cached_property
     def p(self) -> Floats:
-        """Two-sided; below `ALPHA` exactly where the interval doesn't contain 0."""
+        """The two-sided p-value, which is below `ALPHA` exactly where the interval doesn't contain 0."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return 2 * stats.norm.sf(np.abs(np.divide(self.value, self.standard_error)))
 
 
 def cuped_slope(treatment: Moments, control: Moments) -> Floats:
-    """θ, pooled within the variants, so that a difference between them is no part of it; 0 where x doesn't vary."""
+    """θ, pooled within the variants, which excludes the difference between them; 0 where x doesn't vary."""
     covariance = treatment.users * treatment.covariance + control.users * control.covariance
     variance = np.asarray(treatment.users * treatment.variance_before + control.users * control.variance_before)
     return np.divide(covariance, variance, out=np.zeros(variance.shape), where=variance > 0)
 
 
 def uplift(treatment: Moments, control: Moments, cuped: bool) -> Uplift:
-    """The mean of `treatment` over that of `control` − 1, with CUPED or without.
+    """The ratio of the means, `treatment` over `control`, − 1, with CUPED or without.
 
-    With it both means move towards each other by their share of θ(x̄_t − x̄_c): m_t = ȳ_t − θ·s_c·(x̄_t − x̄_c) and
-    m_c = ȳ_c + θ·s_t·(x̄_t − x̄_c), where s are the shares of the users. The variance is that of the ratio m_t / m_c,
-    linear in the four means.
+    CUPED splits θ(x̄_t − x̄_c) between the means: m_t = ȳ_t − θ·s_c·(x̄_t − x̄_c) and m_c = ȳ_c + θ·s_t·(x̄_t − x̄_c),
+    where s are the shares of the users. The variance is that of the ratio m_t / m_c, linearised in the four means.
     """
     slope = cuped_slope(treatment, control) if cuped else 0.0
     users = treatment.users + control.users
@@ -144,7 +142,7 @@ def uplift(treatment: Moments, control: Moments, cuped: bool) -> Uplift:
         mean_c = control.mean + share_t * moved
         steady = mean_c > _STEADY * np.sqrt(control.variance / control.users)
         mean_c = np.where(steady, mean_c, np.nan)
-        # Of the ratio: by ȳ_t, by ȳ_c (its sign left out), and by x̄_c (x̄_t: the same, its sign turned).
+        # Derivatives of the ratio by ȳ_t, by ȳ_c (without its sign) and by x̄_c (by x̄_t it has the opposite sign).
         by_t, by_c = 1 / mean_c, mean_t / mean_c**2
         by_x = slope * (by_t * share_c + by_c * share_t)
         variance = _variance(treatment, by_t, by_x) + _variance(control, by_c, by_x)
@@ -159,13 +157,13 @@ def _variance(of: Moments, by_mean: Floats, by_before: Floats) -> Floats:
 
 
 def sample_ratio_p(users: Sequence[int], shares: Sequence[float]) -> float:
-    """The p-value of so many users per variant where `shares` of them were meant, which need not sum to 1."""
+    """The p-value of the users per variant under the meant `shares`, which need not sum to 1."""
     expected = np.asarray(shares, dtype=np.float64) * sum(users) / sum(shares)
     return float(stats.chisquare(users, expected).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values; one that is not a number is no part of the family, and stays."""
+    """Holm's adjusted p-values; NaN isn't part of the family, and stays NaN."""
     adjusted = np.array(p_values, dtype=np.float64)
     defined = np.isfinite(adjusted)
     if defined.any():
@@ -180,12 +178,12 @@ def detectable(treatment: Moments, control: Moments, power: float, cuped: bool) 
         return math.nan
     ratio = treatment.users / control.users
     effect = zt_ind_solve_power(nobs1=control.users, ratio=ratio, alpha=ALPHA, power=power)
-    # In standard deviations of a user; those of the two variants as one that gives the same error.
+    # The effect is in standard deviations of a user: one deviation for both variants that gives the same error.
     return float(abs(effect) * error / math.sqrt(1 / treatment.users + 1 / control.users))
 
 
 def uplift_free_error(treatment: Moments, control: Moments, cuped: bool) -> float:
-    """The standard error of an uplift where there is none: that of the difference, over the control's mean."""
+    """The standard error of an uplift if it is truly 0: the difference's standard error over the control's mean."""
     slope = cuped_slope(treatment, control) if cuped else 0.0
     if not control.mean > _STEADY * math.sqrt(control.variance / control.users):
         return math.nan
@@ -194,14 +192,14 @@ def uplift_free_error(treatment: Moments, control: Moments, cuped: bool) -> floa
 
 
 def variance_reduction(treatment: Moments, control: Moments) -> float:
-    """The share of the difference's variance that CUPED takes away: about ρ². Not a number where nothing varies."""
+    """The share of the difference's variance that CUPED removes, about ρ²; NaN where nothing varies."""
     plain, adjusted = (uplift_free_error(treatment, control, cuped) ** 2 for cuped in (False, True))
     return 1 - adjusted / plain if plain else math.nan
 
 
 @dataclass(frozen=True)
 class Growth:
-    """How what is detectable shrinks with the days of a test: as a power of their number, `last` after `days`."""
+    """The detectable uplift as a power law of the number of days: `last` after `days`, falling with `exponent`."""
 
     days: int
     last: float
@@ -209,10 +207,10 @@ class Growth:
 
     @classmethod
     def of_days(cls, by_day: Sequence[float]) -> Self | None:
-        """Fitted on the later half of the days, by least squares of the logarithms; None where nothing is defined.
+        """Fits the later half of the days by least squares of the logarithms; None where nothing is defined.
 
-        More days bring new users, and more of the same users: both are in the figures of the days already. With fewer
-        than three days to go by, new users are taken to keep coming as they did: the root of the number of days.
+        More days bring new users and more events of the same users; the figures of the measured days reflect both. With
+        fewer than three days, new users are assumed to keep coming, which gives the square root of the number of days.
         """
         known = [(day, one) for day, one in enumerate(by_day, start=1) if math.isfinite(one) and one > 0]
         if not known:
@@ -225,7 +223,7 @@ class Growth:
         return cls(*known[-1], exponent=min(max(exponent, 0.0), 1.0))
 
     def after(self, days: int) -> float:
-        """What is detectable after so many days."""
+        """The uplift that is detectable after `days`."""
         return self.last * (self.days / days) ** self.exponent
 
     def until(self, uplift: float) -> int | None:
@@ -233,15 +231,15 @@ class Growth:
         if self.exponent == 0:
             return None
         log_days = math.log(self.days) + math.log(self.last / uplift) / self.exponent
-        # A day is not added for what rounding does to a whole number of them.
+        # Rounding errors must not add a day to a whole number of days.
         return math.ceil(math.exp(log_days) - 1e-6) if log_days <= math.log(_LONGEST) else None
 
 
 def days_needed(by_day: Sequence[float], uplift: float) -> int | None:
-    """The days that a test must run to find `uplift`, where `by_day` is what is detectable after 1, 2, … days.
+    """The days that a test must run to find `uplift`; `by_day` are the detectable uplifts after 1, 2, … days.
 
-    Within the days that were measured it is the first from which on the uplift stays detectable, beyond them what
-    their trend says. None where it would take more than ten years, or nothing is known.
+    Within the measured days it is the first day from which the uplift stays detectable; beyond them, the trend is
+    extrapolated. None where it would take more than ten years, or nothing is known.
     """
     enough = [one <= uplift for one in by_day]
     if enough and enough[-1]:
@@ -260,7 +258,7 @@ def detectable_after(by_day: Sequence[float], days: int) -> float:
 
 @dataclass(frozen=True)
 class TreatmentEffect:
-    """One metric of one treatment against the control. The p-values of `holm` are those of the whole test."""
+    """One metric of one treatment against the control. Holm's p-values are corrected over the whole test."""
 
     variant: str
     metric: str
@@ -272,7 +270,7 @@ class TreatmentEffect:
     cuped_holm: float
     variance_reduction: float
     by_day: tuple[Uplift | None, ...]
-    """With CUPED, as a test that ended on that day would have read it; None as long as it has too few users."""
+    """The uplift with CUPED if the test had ended on that day; None while there are too few users."""
     detectable_by_day: tuple[float, ...]
 
 
@@ -290,7 +288,7 @@ class ReadOut:
 def read_test(
     sums: Mapping[tuple[str, str], np.ndarray], control: str, shares: Mapping[str, float] | None, power: float
 ) -> ReadOut:
-    """The read-out of {(variant, metric): `SUMS` added by each day (days, 6), whole numbers of `UNIT`}.
+    """The read-out of `sums`, {(variant, metric): (days, 6)}: the `SUMS` that each day added, integers of `UNIT`.
 
     `shares` are the meant shares of the variants, equal where None. Raises `LTEError` for an unknown control or share,
     for a single variant, and for a variant of fewer than two users.
@@ -331,7 +329,7 @@ def read_test(
 def _compared(
     totals: Mapping[tuple[str, str], np.ndarray], variant: str, metric: str, control: str, power: float
 ) -> dict[str, Any]:
-    """The fields of a `TreatmentEffect` that don't need the others."""
+    """The fields of a `TreatmentEffect` that don't depend on other effects."""
     days = [
         (Moments.of_sums(ours), Moments.of_sums(theirs)) if min(ours[0], theirs[0]) >= 2 else None
         for ours, theirs in zip(totals[variant, metric], totals[control, metric], strict=True)
