@@ -1,13 +1,13 @@
-"""What is measured of a snapshot before it goes live, what its figures mean, and which values are beyond a bound.
+"""The measures of a snapshot before it goes live: what they mean, and which values are beyond a bound.
 
-`jobs.monitor_lte` counts and keeps the figures in table `lte_monitoring`. Here
+`jobs.monitor_lte` computes the figures and writes them to table `lte_monitoring`. In this module
 
-1. `MEASURES` says what each of them is, and what to do where it is beyond a bound of `[monitoring]` in the settings;
+1. `MEASURES` says what each figure is, and what to do where it is beyond a bound of `[monitoring]` in the settings;
 2. `population_stability` and lte_model.metrics.mean_cosine are the formulas;
 3. `judged` compares the figures of a date with the bounds: ok, warn or stop.
 
 lte_model/monitoring/page.py draws every measure over the dates, with its bounds, and logs the figures of a date to
-MLflow. The bounds are those of today's settings, for old dates too. Nothing here names a user.
+MLflow. Old dates are compared with today's bounds, too. Nothing here names a user.
 """
 
 import math
@@ -22,11 +22,11 @@ from lte_model.settings import Bounds, Settings
 
 BINS = 10
 FEWEST_USERS = 50 * BINS
-"""The population stability index needs so many users: chance alone gives one of (bins − 1)(1/n + 1/m)."""
+"""The fewest users for a population stability index: by chance alone it is (bins − 1)(1/n + 1/m)."""
 
 
 class Unit(Enum):
-    """What a figure is, and so how it is written."""
+    """The unit of a figure, which decides its format."""
 
     COUNT = "count"
     SHARE = "share"
@@ -132,7 +132,7 @@ MEASURES = {
 
 
 class Level(Enum):
-    """What the bounds say of a value, from the mildest to the gravest."""
+    """The verdict of the bounds on a value, from the mildest to the most severe."""
 
     OK = "ok"
     WARN = "warn"
@@ -141,7 +141,7 @@ class Level(Enum):
 
 @dataclass(frozen=True)
 class Reading:
-    """A measure of one representation, and what its bounds say of it. `bound` is the one that it is beyond, or ""."""
+    """A measure of one representation, with its level; `bound` is the bound that the value is beyond, or ""."""
 
     representation: str
     measure: Measure
@@ -156,12 +156,12 @@ class Reading:
 
 
 def population_stability(reference: np.ndarray, now: np.ndarray) -> float:
-    """The population stability index of two samples: Σ (pᵢ − qᵢ) ln(pᵢ/qᵢ) over the bins between the deciles of the
-    reference, with p the shares now and q those of the reference. NaN below `FEWEST_USERS` of either.
+    """The population stability index of two samples; NaN if either has fewer than `FEWEST_USERS`.
 
-    Jeffreys' divergence of the two histograms (Jeffreys 1946). Below 0.1 is read as little change, above 0.25 as a
-    significant one, and 9(1/n + 1/m) is expected of chance (Yurdakul and Naranjo, Journal of Risk Model Validation
-    2020). A bin counts half a user more than it has, so that an empty one has a logarithm.
+    It is Σ (pᵢ − qᵢ) ln(pᵢ/qᵢ) over the bins between the deciles of the reference, with p the shares now and q those of
+    the reference: Jeffreys' divergence of the two histograms (Jeffreys 1946). Below 0.1 is read as little change, above
+    0.25 as a significant one, and 9(1/n + 1/m) is expected by chance (Yurdakul and Naranjo, Journal of Risk Model
+    Validation 2020). Half a user is added to every bin, so that an empty one has a logarithm.
     """
     if min(len(reference), len(now)) < FEWEST_USERS:
         return math.nan

@@ -25,7 +25,7 @@ def page_path(settings: Settings) -> Path:
 
 
 def write_page(settings: Settings, rows: pl.DataFrame) -> Path:
-    """Puts the page of `rows` (snapshot_date, representation, measure, value), one or more, in place whole."""
+    """Writes the page of one or more `rows` (snapshot_date, representation, measure, value) atomically."""
     path = page_path(settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, render(settings, rows))
@@ -81,7 +81,7 @@ def _worst(readings: Iterable[Reading]) -> Level:
 
 
 def bounds_in_words(bounds: Bounds, unit: Unit) -> dict[str, str]:
-    """{"warn": "below 0.9", "stop": "below 0.5 or above 2"}: those that are finite."""
+    """{"warn": "below 0.9", "stop": "below 0.5 or above 2"}, with the finite bounds only."""
     words = {}
     for level in (Level.WARN, Level.STOP):
         ends = ((end, getattr(bounds, f"{level.value}_{end}")) for end in ("below", "above"))
