@@ -1,4 +1,4 @@
-"""What our charts have in common: colours, scales, axes, and how a figure becomes SVG."""
+"""What all charts share: colours, scales, axes, and the conversion of a drawing to SVG."""
 
 import datetime
 import io
@@ -81,9 +81,9 @@ def by_date(
     bounds: Bounds,
     written: Callable[[float], str],
 ) -> Markup:
-    """A small chart: a line (dates and values) for each name, and what lies beyond the bounds shaded.
+    """A small chart with a line (dates and values) for each name; areas beyond the bounds are shaded.
 
-    The bounds of a warning are always in view, those of a stop once a value is beyond the warning.
+    The bounds of a warning are always in view, those of a stop only once a value is beyond the warning.
     """
     values = [value for line in lines.values() for _, value in line]
     view = values + [bound for bound in (bounds.warn_below, bounds.warn_above) if math.isfinite(bound)]
@@ -154,7 +154,7 @@ def from_the_top(axes: Axes) -> None:
 
 
 def date_axis(axes: Axes, ticks: tuple[int, int] = (4, 10)) -> None:
-    """Makes the x-axis, in matplotlib's day numbers, one of dates with so many ticks."""
+    """Labels the x-axis, in matplotlib's day numbers, with dates; `ticks` are the fewest and the most of them."""
     locator = AutoDateLocator(minticks=ticks[0], maxticks=ticks[1])
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
@@ -174,7 +174,7 @@ def as_svg(figure: Drawing, name: str, description: str) -> Markup:
     svg = svg.replace("url(#", f"url(#{name}-").replace('href="#', f'href="#{name}-')
     for variable, colour in PALETTE.items():
         svg = svg.replace(colour, f"var(--{variable})")
-    # Width and height in points would hold the chart at its drawn size; the page scales it by its viewBox.
+    # Width and height in points would fix the chart at its drawn size; the page scales it by its viewBox.
     svg = re.sub(
         r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 {_XLINK} role="img" aria-label="{description}">', svg
     )

@@ -1,7 +1,7 @@
-"""What our pages have in common: one look (page.html.jinja), and one way to write figures.
+"""What all pages share: one look (page.html.jinja), and one way to write figures.
 
-A page asks for nothing beyond itself: no script, no font, no picture from elsewhere, and its own content security
-policy forbids them. Templates escape every value; the charts (drawing.py) alone are markup of our own.
+A page loads nothing: no script, no font, no external picture. Its content security policy forbids them.
+Templates escape every value; only the charts (drawing.py) are trusted as markup.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lte_model import figures
 
 _ROOMS = Path(__file__).parents[1]
-"""A template is named by its path from here: it lies beside the code that fills it."""
+"""The folder that template paths start from: each template lies beside the code that fills it."""
 
 
 def render(template: str, **values: Any) -> str:
@@ -21,7 +21,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """1.4 s, 48 s, 3 min 20 s."""
+    """A duration such as `1.4 s`, `48 s` or `3 min 20 s`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
