@@ -51,7 +51,7 @@ class Projection(nn.Module):
         self.no_lte = nn.Parameter(torch.zeros(representations, width))
 
     def forward(self, lte: torch.Tensor, has_lte: torch.Tensor) -> torch.Tensor:
-        """Projections (B, R, width) of `lte` (B, R, dimensions), or a learned vector where `has_lte` (B, R) is false."""
+        """Projections (B, R, width) of `lte` (B, R, dimensions); a learned vector where `has_lte` (B, R) is false."""
         projected = torch.stack([of(lte[:, r] * self.gain) for r, of in enumerate(self.of)], dim=1)
         return torch.where(has_lte[:, :, None], projected, self.no_lte.to(projected.dtype))
 
