@@ -1,4 +1,4 @@
-"""For all tests: `--production` runs those of a whole production, which take longer, and shows what they lost."""
+"""Options and markers of all tests. `--production` runs the slow production tests and prints what they lost."""
 
 import json
 import os
@@ -12,14 +12,14 @@ from tests.production.outcomes import outcomes_of, table_of
 
 DAGS = Path(__file__).parent / "dags"
 
-# A machine that is busy with something else fails no property.
+# A busy machine must not fail a property by its deadline.
 settings.register_profile("without-deadline", deadline=None)
 settings.load_profile("without-deadline")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Several processes share the cores; torch and what the tests start would each take them all.
+    # Several processes share the cores; torch and child processes would each use all of them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # PySpark takes a main module of no file for its own doctests, and ends the process.
+    # If the main module has no file, PySpark assumes that its doctests run, and ends the process.
     sys.modules["__main__"].__file__ = pytest.__file__
 
 
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _mark_by_what_it_needs(item: pytest.Item) -> None:
-    """Mark a test `spark` that asks for a Spark session, `mlflow` for records, `airflow` one that reads the DAGs."""
+    """Adds a marker: `spark` if the test uses a Spark session, `mlflow` if a tracking store, `airflow` if the DAGs."""
     fixtures = getattr(item, "fixturenames", ())
     for fixture, mark in (("spark", pytest.mark.spark), ("tracking_uri", pytest.mark.mlflow)):
         if fixture in fixtures:

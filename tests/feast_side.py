@@ -1,6 +1,4 @@
-"""Runs in Feast's environment on behalf of a test: what comes through the channel is called, and its
-result goes back.
-"""
+"""Runs in Feast's environment for a test: calls the functions named on a channel and sends the results back."""
 
 import datetime
 import functools
@@ -15,7 +13,7 @@ from lte_model.settings import load_settings
 
 
 class Killed(Exception):
-    """In the place of a kill."""
+    """Simulates a kill."""
 
 
 @functools.cache
@@ -29,7 +27,7 @@ def reader(file, basis_id=""):
 
 
 def push(file, date, name="uniform", allow_older=False, full=False, killed_at="", basis_id=""):
-    """(date, rows written, users removed); None if it was killed before `killed_at`, a method of the store."""
+    """(date, rows written, users removed); None if killed before the store's method `killed_at`."""
     of_push = OnlineStore(load_settings(file)) if killed_at else store(file)
     if killed_at:
 
@@ -60,13 +58,13 @@ def erase(file, users):
 
 
 def forget(file):
-    """Loses the rows of a store, with all that it noted, as a Redis does that kept them in memory alone."""
+    """Deletes a store's rows and records, as a restart of an in-memory Redis does."""
     of_redis = store(file)._rows._client
     of_redis.flushall()
 
 
 def traces(file, user):
-    """Where the store holds the id: files of its folder, or keys."""
+    """The files or keys of the store that contain the user's id."""
     settings = load_settings(file).online_store
     if settings.type == "redis":
         client = store(file)._rows._client

@@ -1,4 +1,4 @@
-"""Ports of 127.0.0.1 for the servers that tests start, and the wait for what shall listen there."""
+"""Finds free ports on 127.0.0.1 for servers that tests start, and waits until they listen."""
 
 import contextlib
 import socket
@@ -9,7 +9,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
+    """Ports that are free now."""
     with contextlib.ExitStack() as bound:
         sockets = [bound.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -22,7 +22,7 @@ def free_port() -> int:
 
 
 def wait_until_it_listens(server: subprocess.Popen, port: int, seconds: float = 20) -> None:
-    """Returns once the process takes connections. Raises `RuntimeError` where it ends, or doesn't in time."""
+    """Waits until the process accepts connections. Raises `RuntimeError` if it ends, or takes longer than `seconds`."""
     end = time.monotonic() + seconds
     while True:
         try:

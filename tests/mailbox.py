@@ -1,4 +1,4 @@
-"""A mail server on loopback that keeps what it gets."""
+"""A mail server on loopback that stores the messages it receives."""
 
 import email
 import email.policy
@@ -15,7 +15,7 @@ from tests.loopback import free_port
 
 @dataclass
 class Mailbox:
-    """`environment` makes Airflow's notifier of the SMTP provider write to it, by settings and connection alone."""
+    """A running mail server. `environment` configures Airflow's SMTP notifier and connection to use it."""
 
     port: int
     messages: list[EmailMessage] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Mailbox:
 
 @contextmanager
 def mailbox() -> Iterator[Mailbox]:
-    """A mailbox, as long as the block lasts."""
+    """A mailbox that runs until the block ends."""
     port = free_port()
     box = Mailbox(port)
     controller = Controller(box, hostname="127.0.0.1", port=port)

@@ -1,4 +1,4 @@
-"""A Redis of one's own, for as long as it is needed: the `redis-server` of Debian, on a free port, in memory alone."""
+"""Runs a temporary Redis: Debian's `redis-server` on a free port, without persistence."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ def installed() -> bool:
 
 @contextmanager
 def redis_server(password: str = PASSWORD) -> Iterator[str]:
-    """What `online_store.connection` has to be; the server ends with the context."""
+    """The value for `online_store.connection`; the server runs until the block ends."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--requirepass", password]

@@ -1,4 +1,4 @@
-"""Where this checkout lies, for the tests that read its files or start its commands."""
+"""The root folder of this checkout, for tests that read its files or start its commands."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which room may import which: dags ⇢ nothing, jobs → lte_model, lte_model → neither; and what must stay light."""
+"""Which room may import which: dags → nothing, jobs → lte_model, lte_model → neither; and rooms without torch."""
 
 import ast
 import graphlib
@@ -30,22 +30,20 @@ FLOORS = {
     "jobs": ({"spark"}, {"feeds", "engine"}, {"recipes"}, {"quality", "demo_shop"}),
     "infra": ({"repository"}, {"local", "checks", "environments"}, {"runs"}),
 }
-"""Rooms and files, from the lowest floor up: each imports only from floors below its own. Tasks of
-jobs/ may use all.
-"""
+"""Rooms and files, from the lowest floor up: each imports only from lower floors. Tasks of jobs/ may import all."""
 
 LIGHT = ("domain", "warehouse", "errors", "files", "figures", "metrics", "object_store", "settings", "command_line")
-"""What every job, and every check in a DAG, imports."""
+"""Rooms and files that every job and every check in a DAG imports."""
 
 WITH_MLFLOW = ("tracking", "online_test")
-"""These as well. MLflow, which they ask, brings PySpark where it is installed, and does without where it isn't."""
+"""Rooms that jobs import as well; they use MLflow, which imports PySpark if it is installed."""
 
 HAS_A_SETTING = {"lte_model/__init__.py"}
-"""The one exception: OpenMP's waiting policy is read as torch is loaded, so it has to be set before any module is."""
+"""The one exception: torch reads OpenMP's wait policy on import, so it must be set before any module."""
 
 
 def _imported(file: Path) -> Iterator[tuple[str, int]]:
-    """Every name that the file imports, at the top or within a function, with its module before it; and its line."""
+    """(full name, line) of every import in the file, at the top or within a function."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -59,7 +57,7 @@ def _files(top: str) -> list[Path]:
 
 
 def _room(name: str) -> str:
-    """The room or file of the second part of a module's name; "" for a package itself, or a task of jobs."""
+    """The room or file in a module's name (its second part); "" for a package itself, or a task of jobs."""
     top, _, rest = name.partition(".")
     room = rest.partition(".")[0]
     return room if any(room in floor for floor in FLOORS[top]) else ""
@@ -96,7 +94,7 @@ def test_a_room_imports_only_from_the_floors_below_it(top):
 
 @pytest.mark.parametrize("top", FLOORS)
 def test_every_room_and_file_has_a_floor(top):
-    """The tasks at the top of jobs/ are above all floors, and nothing may import them."""
+    """The tasks at the top of jobs/ are above all floors; nothing may import them."""
     found = {file.relative_to(REPOSITORY / top).parts[0].removesuffix(".py") for file in _files(top)} - {"__init__"}
     if top == "jobs":
         found = {name for name in found if (REPOSITORY / top / name).is_dir()}
@@ -104,7 +102,7 @@ def test_every_room_and_file_has_a_floor(top):
 
 
 def test_folders_import_each_other_in_no_circle():
-    """A folder here is a room with all that lies in it, or the files at the top of one of the top rooms, each alone."""
+    """A node is a room with all of its files, or a single file at the top of lte_model/, jobs/ and the others."""
     arrows: dict[str, set[str]] = {}
     for file in (file for top in FLOORS for file in _files(top)):
         here = _folder(_module(file))
@@ -123,7 +121,7 @@ def _folder(name: str) -> str:
     ids=lambda file: str(file.relative_to(REPOSITORY)),
 )
 def test_a_package_imports_nothing_for_those_who_import_from_it(file):
-    """`from lte_model.registry.in_force import …` would bring what the package's own file imports."""
+    """`from lte_model.registry.in_force import …` also runs the package's __init__.py."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), "no docstring"
     if str(file.relative_to(REPOSITORY)) not in HAS_A_SETTING:
@@ -132,7 +130,7 @@ def test_a_package_imports_nothing_for_those_who_import_from_it(file):
 
 @pytest.mark.parametrize("rooms", [LIGHT, WITH_MLFLOW], ids=["without MLflow", "with MLflow"])
 def test_what_jobs_need_brings_neither_torch_nor_spark(rooms):
-    """Transitively: a Spark image holds no torch, and a GPU image no Java."""
+    """Checks transitive imports: a Spark image has no torch, and a GPU image has no Java."""
     modules = [module for module in map(_module, _files("lte_model")) if _room(module) in rooms]
     assert {_room(module) for module in modules} == set(rooms)
     unwanted = {"torch", "airflow"} | (set() if rooms is WITH_MLFLOW else {"mlflow", "pyspark"})
@@ -142,7 +140,7 @@ def test_what_jobs_need_brings_neither_torch_nor_spark(rooms):
 
 
 def test_the_model_runs_where_spark_is_not_installed():
-    """A GPU image has neither; MLflow looks for PySpark by itself, and does without."""
+    """A GPU image has neither PySpark nor Java; MLflow looks for PySpark but works without it."""
     modules = ", ".join(map(_module, _files("lte_model")))
     program = f"import sys; sys.modules['pyspark'] = sys.modules['airflow'] = None; import {modules}"
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""What comes from outside is data: no call of the project's code unpickles, evaluates, or hands text to a shell."""
+"""Input is data, never code: no call in the project unpickles, evaluates, or passes text to a shell."""
 
 import ast
 
@@ -16,7 +16,7 @@ NEVER = {
 
 
 def unsafe(source: str) -> list[str]:
-    """The calls that would run what they read, by their line."""
+    """The calls that could execute data, with their lines."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):

@@ -1,4 +1,4 @@
-"""Every document holds what it promises: links lead somewhere, commands are taken, and the short ones are short."""
+"""Documents are correct: links have targets, commands exist with their options, and lengths keep to their limits."""
 
 import ast
 import json
@@ -19,7 +19,7 @@ LEAST_FILES = 3
 MOST_MODULES = 11
 
 REASON = "Longer than 350 lines, because"
-"""Begins the sentence of a module's docstring that says why the file is not two."""
+"""The start of the sentence in a module's docstring that gives the reason for its length."""
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)(?:\s[^)]*)?\)|(?:src|href)=\"([^\"]+)\"")
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
@@ -43,7 +43,7 @@ for words in json.load(sys.stdin):
 
 
 def _in_git(pattern: str) -> list[Path]:
-    """Files that are in git or will be, and are there."""
+    """Existing files that git tracks or doesn't ignore."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", pattern]
     listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.splitlines()
     return [REPOSITORY / name for name in sorted(set(listed)) if (REPOSITORY / name).is_file()]
@@ -58,13 +58,13 @@ ROOMS = [file.parent for top in ("lte_model", "jobs", "infra") for file in _in_g
 
 
 def _links(text: str) -> Iterator[str]:
-    """Targets of links and pictures outside code."""
+    """The targets of links and images outside code."""
     prose = re.sub(r"^ {4}.*$", "", CODE.sub("", text), flags=re.MULTILINE)
     yield from (markdown or html for markdown, html in LINK.findall(prose))
 
 
 def _anchors(file: Path) -> set[str]:
-    """The anchors that GitHub gives a document's headings; a title that is there twice gets a number."""
+    """The anchors that GitHub gives a document's headings; a repeated title gets a number."""
     anchors: set[str] = set()
     for title in re.findall(
         r"^#+ +(.+?) *#*$", re.sub(r"```.*?```", "", file.read_text(), flags=re.DOTALL), re.MULTILINE
@@ -76,14 +76,14 @@ def _anchors(file: Path) -> set[str]:
 
 
 def _code(text: str) -> list[str]:
-    """What stands in a document's code spans and blocks, fenced or indented, without its explanations to the right."""
+    """The text of a document's code spans and blocks, fenced or indented, without trailing comments."""
     indented = re.findall(r"^ {4,}(\S.*)$", text, re.MULTILINE)
     lines = [line for code in CODE.findall(text) for line in code.strip("`").splitlines()]
     return [re.split(r"\s{3,}|\s# ", line.strip())[0] for line in indented + lines]
 
 
 def _commands() -> dict[tuple[str, ...], set[tuple[str, str]]]:
-    """Per module and its subcommand: the options that documents give it, and where."""
+    """{(module, subcommand): {(option, document)}} over all documents."""
     found: dict[tuple[str, ...], set[tuple[str, str]]] = {}
     for document in DOCUMENTS:
         for line in _code(document.read_text(encoding="utf-8")):
@@ -110,7 +110,7 @@ def test_every_link_leads_somewhere(document):
 
 
 def test_every_command_of_a_document_is_taken():
-    """Its module answers `--help`, and has the options that the document gives it."""
+    """The command's module answers `--help`, and has the options that the document uses."""
     commands = _commands()
     assert len(commands) > 5
     done = subprocess.run(
@@ -161,7 +161,7 @@ def test_a_room_says_in_few_lines_what_lives_there(room):
 
 @pytest.mark.parametrize("room", ROOMS, ids=_name)
 def test_a_room_holds_a_handful_of_files(room):
-    """At least three, templates and the like included, so that a room is worth its door; at most eleven modules."""
+    """A room has at least three files (including templates) and at most eleven modules."""
     files = [file for file in _in_git(f"{_name(room)}/*") if file.parent == room and file.name != "__init__.py"]
     assert len([file.name for file in files if file.suffix != ".md"]) >= LEAST_FILES
     assert len([file.name for file in files if file.suffix == ".py"]) <= MOST_MODULES

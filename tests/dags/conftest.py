@@ -1,4 +1,4 @@
-"""Airflow's home, and every DAG of the repository."""
+"""Fixtures: a temporary AIRFLOW_HOME, and every DAG of the repository."""
 
 import os
 import tempfile
@@ -7,7 +7,7 @@ import pytest
 
 from tests.dags.context import DAGS
 
-# Airflow reads its home as it is imported, and makes it: not in the home of who runs the tests.
+# Airflow creates its home on import: keep it out of the user's home folder.
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-of-tests-"))
 os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
 

@@ -1,4 +1,4 @@
-"""What the tests of the DAGs share: the folder, the pools, what a run's templates are filled with."""
+"""Shared by the tests of the DAGs: the DAGs' folder, the pools, and the context that renders a run's templates."""
 
 import copy
 import datetime
@@ -39,11 +39,11 @@ CONTEXT = {
     ),
 }
 ENTRY = {"VARIANT": "prefix@20", "SEED": "1"}
-"""What a mapped task gets."""
+"""The environment of one mapped task."""
 
 
 def filled(dag, params):
-    """The params of a run that somebody starts with `params`."""
+    """The validated params of a run that is started with `params`."""
     given = copy.deepcopy(dag.params)
     given.update(params)
     return given.validate()

@@ -1,6 +1,4 @@
-"""A task that fails for good is told of by the notifier that airflow.cfg names, to the mail server of
-its connection.
-"""
+"""A task's final failure is reported by the notifier in airflow.cfg, through its connection's mail server."""
 
 import os
 import subprocess
@@ -25,7 +23,7 @@ for task in sorted(tasks, key=lambda task: task.task_id == "check_freshness")[-2
 
 
 def test_every_task_tells_of_its_failure_and_each_message_is_of_its_task():
-    """Both in one process, as a DAG processor tells of tasks whose workers were killed."""
+    """Reports two tasks in one process, as a DAG processor does for tasks whose workers were killed."""
     with mailbox() as box:
         environment = os.environ | box.environment
         done = subprocess.run(

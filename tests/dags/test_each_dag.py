@@ -1,4 +1,4 @@
-"""What one DAG has that the others haven't: its order, its form, what it refuses before it starts."""
+"""Tests specific to one DAG: its order of tasks, its form, and the params that it refuses."""
 
 import datetime
 import itertools
@@ -22,7 +22,7 @@ def test_what_is_live_is_scored_where_there_is_a_champion(dags):
 
 
 def test_a_new_basis_is_asked_for_by_name_from_its_fitting_on(dags):
-    """Nothing but its own rows is made, and nothing goes live past the gates and the measures."""
+    """Every later task works on the new basis only, and publishing waits for the gates and the monitoring."""
     change = dags["lte_basis_change"]
     fit, new, *others = change.topological_sort()
     make = ["--date", "2024-05-01", "--dimensions", "128", "--text-template", CONTEXT["params"]["text_template"]]
@@ -166,5 +166,5 @@ def test_promotion_waits_for_the_challenger_and_for_a_person(dags):
     assert approve.options == ["Approve", "Reject"] and approve.defaults == ["Reject"]
     assert approve.response_timeout == datetime.timedelta(days=1)
     assert approve.upstream_task_ids == {"gate"} and approve.downstream_task_ids == {"answer"}
-    # What was said is written down before anything moves.
+    # The answer is recorded before an alias moves.
     assert promotion.get_task("promote").upstream_task_ids == {"answer"}

@@ -1,4 +1,4 @@
-"""What every DAG of this repository must have, and what none may do."""
+"""House rules for every DAG of this repository."""
 
 import argparse
 import ast
@@ -28,11 +28,11 @@ GATES = (
     "quality.check", "promotion challenger", "promotion gate", "promotion watch", "audit_lte", "monitor_lte",
     "ablation list", "basis_change", "check_freshness",
 )  # fmt: skip
-"""The commands of tasks that read and decide."""
+"""Parts of the commands of gates and listings, which have no retries."""
 
 
 def _tasks(dags, kind=None):
-    """The tasks; in the place of one that is mapped, that of an entry."""
+    """All tasks; a mapped task is expanded for one entry."""
     tasks = [task for dag in dags.values() for task in dag.tasks if kind is None or task.task_type == kind]
     return [task.unmap({"env": ENTRY}) if isinstance(task, MappedOperator) else task for task in tasks]
 
@@ -82,7 +82,7 @@ def test_every_pool_is_used(dags):
 
 
 def test_a_table_has_one_pool(dags):
-    """Two DAGs that write the same table wait for each other."""
+    """Two DAGs that write the same table use the same pool, so that they wait for each other."""
     pools = {}
     for task in _tasks(dags, "BashOperator"):
         pools.setdefault(_written(task), set()).add(task.pool)
@@ -90,7 +90,7 @@ def test_a_table_has_one_pool(dags):
 
 
 def _written(task):
-    """The table or the files that a command names, else its module, which has one table."""
+    """The table or files that a command names; else its module, which writes one table."""
     words = shlex.split(task.bash_command)
     named = [after for word, after in itertools.pairwise(words) if word in ("--table", "--files")]
     if words[2] == "lte_model.studies.ablation":
@@ -129,7 +129,7 @@ def test_dates_can_be_run_in_any_order(dags):
 
 
 def test_gates_stand_between_a_table_and_the_next(dags):
-    """What a job wrote is read by the next job only past the gate that checks it."""
+    """A job reads another job's table only after the gate that checks it."""
     daily, training, ablation, online = (dags[f"lte_{name}"] for name in ("daily", "training", "ablation", "read_out"))
     for dag, before, gate, after in (
         (daily, "ingest_items", "check_items", "embed_items"),
@@ -167,7 +167,7 @@ def test_dag_files_import_airflow_alone(file):
 
 @pytest.mark.parametrize("file", sorted(DAGS.glob("lte_*.py")), ids=lambda file: file.name)
 def test_a_dag_parses_within_a_second(file, dags):
-    """Airflow itself is imported by now. The best of three: a busy machine is not the DAG's fault."""
+    """Airflow is imported already. Takes the best of three, because the machine may be busy."""
     seconds = []
     for _ in range(3):
         begin = time.perf_counter()
@@ -178,7 +178,7 @@ def test_a_dag_parses_within_a_second(file, dags):
 
 
 def test_every_command_line_is_accepted_by_its_module(dags, monkeypatch, tmp_path):
-    """Each module's own parser takes the rendered arguments: what stops it is the settings file, which isn't there."""
+    """Each module's own parser accepts the rendered arguments: it stops only at the missing settings file."""
     missing = tmp_path / "no-settings.toml"
     for task in _tasks(dags, "BashOperator"):
         where = f"{task.dag_id}.{task.task_id}"
@@ -199,7 +199,7 @@ def test_every_command_line_is_accepted_by_its_module(dags, monkeypatch, tmp_pat
 
 
 def quoted(environment):
-    """The values as they stand within the double quotes of a command, where a shell takes them as they are."""
+    """The variables as a shell would expand them within double quotes."""
     return {name: value.replace("\\", "\\\\").replace('"', '\\"') for name, value in environment.items()}
 
 

@@ -1,4 +1,4 @@
-"""The same DAGs under every runner: what runs where, and with what."""
+"""The same DAGs under every runner: each command's operator, environment and resources."""
 
 import ast
 import importlib.util
@@ -32,14 +32,14 @@ def dags_under(monkeypatch, runner, **lte):
 
 
 def tasks_of(dags):
-    """Every task that is a command; in the place of one that is mapped, that of an entry."""
+    """Every task that runs a command; a mapped task is expanded for one entry."""
     tasks = [task for dag in dags.values() for task in dag.tasks if task.task_type != "HITLOperator"]
     return [task.unmap({"env": ENTRY}) if isinstance(task, MappedOperator) else task for task in tasks]
 
 
 @pytest.fixture(scope="module")
 def commands():
-    """What each task runs, as `python -m` has it."""
+    """Each task's command, without `python -m`."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         tasks = tasks_of(dags_under(monkeypatch, "bash"))
     return {(task.dag_id, task.task_id): task.bash_command.removeprefix("python -m ") for task in tasks}
@@ -132,7 +132,7 @@ def test_spark_jobs_are_submitted_and_others_are_not(monkeypatch, commands):
 
 @pytest.fixture(scope="module")
 def pods():
-    """Each task of Kubernetes, and its pod as it goes to the API server, rendered."""
+    """Each Kubernetes task with its rendered pod, as sent to the API server."""
     images = {"jobs_image": "registry/jobs:1.2", "training_image": "registry/training:1.2", "namespace": "lte"}
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps({"conn_type": "kubernetes"}))
@@ -144,7 +144,7 @@ def pods():
 
 
 def read_back(pod):
-    """The pod as Kubernetes' own client reads it: a field that it doesn't know is gone, one that it needs is missed."""
+    """The pod as Kubernetes' client parses it: an unknown field is dropped, a missing required field is an error."""
     read = ApiClient()._ApiClient__deserialize(pod, V1Pod)
     return ApiClient().sanitize_for_serialization(read)
 
@@ -186,7 +186,7 @@ def test_a_pod_runs_its_command_from_its_image_with_what_its_kind_may_use(pods, 
 
 
 def test_pods_keep_to_the_policy_restricted(pods):
-    """Kubernetes' Pod Security Standard: no root, no capability, no way to become more."""
+    """Kubernetes' Pod Security Standard: no root, no capabilities, no privilege escalation."""
     for task, pod in pods:
         context = pod["spec"]["securityContext"]
         assert context["runAsNonRoot"] and context["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -211,9 +211,7 @@ def test_a_pod_of_a_mapped_task_has_its_entry(pods, monkeypatch):
 
 
 def test_only_pods_whose_output_is_read_have_a_second_container(pods):
-    """`challenger` and `gate` are read by lte_promotion, `list_trainings` by lte_ablation, `new_basis` by
-    lte_basis_change.
-    """
+    """lte_promotion reads `challenger` and `gate`, lte_ablation `list_trainings`, lte_basis_change `new_basis`."""
     with_output = {task.task_id for task, pod in pods if len(pod["spec"]["containers"]) > 1}
     assert with_output == {"challenger", "gate", "list_trainings", "new_basis"}
 
@@ -228,7 +226,7 @@ def test_only_pods_whose_output_is_read_have_a_second_container(pods):
     ],
 )  # fmt: skip
 def test_a_pod_gives_back_the_last_line_and_the_exit_code(pods, tmp_path, program, code, output):
-    """Its shell line, run by a shell."""
+    """Runs the pod's shell line in a shell."""
     ((task, pod),) = ((task, pod) for task, pod in pods if task.task_id == "list_trainings")
     line = pod["spec"]["containers"][0]["args"][0].replace("/airflow/xcom", str(tmp_path))
     command = line[line.index("python -m") : line.index(" | tee")]
@@ -241,7 +239,7 @@ def test_a_pod_gives_back_the_last_line_and_the_exit_code(pods, tmp_path, progra
 
 
 def test_a_pod_knows_of_which_run_it_is(monkeypatch):
-    """As a command of bash does: what a table's commits say of the run comes from there."""
+    """Commits of a table name their DAG run from these variables, which BashOperator sets too."""
     task = dags_under(monkeypatch, "kubernetes")["lte_daily"].get_task("snapshot_lte")
     monkeypatch.setattr(type(task), "_get_ti_pod_labels", staticmethod(lambda *_, **__: {}))
     ti = SimpleNamespace(dag_id="lte_daily", task_id="snapshot_lte", try_number=2, map_index=-1, owner="x")

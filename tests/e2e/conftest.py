@@ -1,4 +1,4 @@
-"""One stack on a tiny shop for the tests of a file: it is started once, and what a test makes the next one finds."""
+"""One stack on a tiny shop for all tests of a file: it starts once, and each test sees what earlier tests made."""
 
 import datetime
 import os
@@ -44,7 +44,7 @@ def home(tmp_path_factory) -> Path:
         home / "source", lag_days=30, window_days=365, test_days=30, anchors=2, model=demo_training(epochs=2)
     )
     text += INTERPRETED  # its last table is [spark.conf]
-    # Enough to run every step; the figures of this shop mean nothing.
+    # A model just large enough to run every step; its metrics mean nothing.
     text += "\n[model]\nwidth = 16\nblocks = 1\n\n[basis]\ndimensions = 16\n"
     (home / "settings.toml").write_text(text, encoding="utf-8")
     load_settings(home / "settings.toml")
@@ -55,7 +55,7 @@ def home(tmp_path_factory) -> Path:
 def installation(home: Path) -> Iterator[Installation]:
     feed = read_feed(home / "source" / "events.parquet")
     training_date = feed.last + ONE_DAY
-    # A test run that is told to end must take its stack with it.
+    # A test run that gets SIGTERM must stop its stack.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with mailbox() as box, pytest.MonkeyPatch.context() as environment:
         for name, value in box.environment.items():

@@ -1,6 +1,6 @@
-"""`lte_ablation` in a real Airflow, on a tiny shop: triggered for two variants, followed to its report.
+"""Triggers `lte_ablation` in a real Airflow for two variants of a tiny shop, and follows it to its report.
 
-The tables that it reads are those of `lte_training`'s jobs, run here one after another without Airflow.
+The jobs of `lte_training` make its tables first; they run one after another without Airflow.
 """
 
 from pathlib import Path

@@ -1,8 +1,7 @@
-"""One semantic basis takes the place of another in a real Airflow, on a tiny shop, as
-lte_model/registry/basis_change.py has it: each DAG is triggered, and each line of the settings written, that a person
-would; the tables and the registry say what became of it.
+"""Changes the semantic basis of a tiny shop in a real Airflow, by the steps of lte_model/registry/BASIS_CHANGE.md.
 
-The first champion is made without Airflow, by the same command lines, in one process.
+The test triggers each DAG and edits the settings as a person would, then checks the tables and the registry. The first
+champion is made without Airflow, by the same command lines, in one process.
 """
 
 import subprocess
@@ -46,11 +45,11 @@ IN_ONE_PROCESS = (
     "import sys\nfrom tests.production.every_table import run_command\nfor line in sys.argv[1:]: run_command(line)"
 )
 MAKE = {"dimensions": 12, "text_template": "{title} {category}"}
-"""What the new basis has otherwise than the settings, as a person types it into the form."""
+"""The options in which the new basis differs from the settings, as typed into the DAG's form."""
 
 
 class Shop:
-    """The installation, as the person sees it who changes its basis."""
+    """The installation, with the operations of a person who changes its basis."""
 
     def __init__(self, installation):
         self.api, self.progress = installation.stack.api, installation.progress
@@ -64,17 +63,17 @@ class Shop:
         self.settings = load_settings(self.file)
 
     def run(self, dag_id, date, conf=None):
-        """Runs the DAG for `date` to its good end; returns the run's id."""
+        """Runs the DAG for `date` until it succeeds; returns the run's id."""
         run_once(self.progress, dag_id, date, conf)
         return self.api.run_of(dag_id, date)["dag_run_id"]
 
     def approve(self):
-        """Follows the promotion that the training started by its asset, and approves; returns what it asked."""
+        """Follows and approves the promotion that the training's asset started; returns its question."""
         assert follow_promotion(self.progress, training_before=False) is None
         return self.api.question("lte_promotion", self.api.runs("lte_promotion")[0]["dag_run_id"], "approve")["body"]
 
     def refusal(self, date, basis_id):
-        """Why the retirement of the basis is refused, as its first task says; none of its other tasks ran."""
+        """The reason why the retirement's first task refuses the basis; asserts that no other task ran."""
         run_id = self.api.trigger("lte_basis_retirement", date, {"basis": basis_id})
         while self.api.run_of("lte_basis_retirement", date)["state"] not in FINISHED:
             time.sleep(0.5)
@@ -91,7 +90,7 @@ class Shop:
         return {*self.rows(table).select("basis_id").unique().collect()["basis_id"]}
 
     def live(self):
-        """{basis: the newest date that is live}."""
+        """{basis: newest live date}."""
         newest = {row["basis_id"]: row["snapshot_date"] for row in publications(self.settings)}
         assert self.bases_of("lte_live") == {*newest}
         return newest
@@ -103,7 +102,7 @@ class Shop:
         return str(number), basis_id
 
     def reads(self, alias):
-        """The bases whose live LTEs the served model of an alias takes; it refuses the others by name."""
+        """The bases whose live LTEs the alias' served model accepts; it refuses the others by name."""
         model, taken = versions.load(self.settings, alias), set()
         for (basis_id,), rows in self.rows("lte_live").collect().partition_by("basis_id", as_dict=True).items():
             users = rows.head(5).select(
@@ -123,7 +122,7 @@ class Shop:
 
 @pytest.fixture(scope="module")
 def first_champion(home):
-    """Of a training two days before the feed ends; made before Airflow starts, which would wait all the while."""
+    """The first champion, trained two days before the feed ends. Made before Airflow starts, which would only wait."""
     feed, file = read_feed(home / "source" / "events.parquet"), home / "settings.toml"
     lines = [line.format(first=feed.last - ONE_DAY, since=feed.first) for line in FIRST_CHAMPION]
     commands = [f"{line} --settings {file}" for line in lines]
@@ -140,7 +139,7 @@ def test_one_basis_takes_the_place_of_another(installation, shop):
     (old,) = shop.bases_of("semantic_bases")
     assert readers(shop.settings) == {CHAMPION: ("1", old), CHALLENGER: ("1", old)}
 
-    # Fitted beside the one in force, and published for the first time; nothing reads it.
+    # A new basis is fitted beside the one in force, and published for the first time; nothing reads it.
     shop.put_in_force(old)
     begun = shop.run("lte_basis_change", first, MAKE)
     (new,) = shop.bases_of("semantic_bases") - {old}
@@ -155,7 +154,7 @@ def test_one_basis_takes_the_place_of_another(installation, shop):
     (mapped,) = client.search_runs([experiment.experiment_id], f"tags.basis_to = '{new}'")
     assert mapped.data.tags["basis_from"] == old and 0 < mapped.data.metrics["users/uniform/cosine"] < 1
 
-    # Both are made every day, and the champion reads its own.
+    # Both bases are made every day, and the champion reads its own.
     shop.put_in_force(old, new)
     shop.run("lte_daily", second)
     assert shop.live() == {old: second, new: second}
@@ -163,7 +162,7 @@ def test_one_basis_takes_the_place_of_another(installation, shop):
     turned = f'basis_id = "{new}", beside = ["{old}"]'
     assert shop.state()[0] == "warming up" and shop.state()[1].endswith(f"turn the settings round: {turned}")
 
-    # Turned round: the next training is in the new basis, and the gate compares it with the champion of the old one.
+    # Swapped: the next training is in the new basis, and the gate compares it with the old basis' champion.
     shop.put_in_force(new, old)
     assert shop.state()[0] == "training"
     refused = shop.refusal(first, old)
@@ -176,7 +175,7 @@ def test_one_basis_takes_the_place_of_another(installation, shop):
     assert readers(shop.settings) == {CHAMPION: ("2", new), CHALLENGER: ("2", new), PREVIOUS: ("1", old)}
     assert shop.reads(CHAMPION) == {new} and shop.reads(PREVIOUS) == {old}
 
-    # The way back is held open until a person gives it up; then the old basis leaves the settings, and then the tables.
+    # A rollback stays possible until a person gives it up; then the old basis leaves the settings, then the tables.
     assert shop.state()[0] == "promoted"
     refused = shop.refusal(second, old)
     assert f"basis {old} can't be retired: version 1 is previous and reads it. A rollback would need it" in refused
@@ -195,7 +194,7 @@ def test_one_basis_takes_the_place_of_another(installation, shop):
         assert rows.sort(pl.all().exclude(pl.List)).equals(before[table].sort(pl.all().exclude(pl.List))), table
     assert shop.bases_of("semantic_bases") == {old, new} and shop.state()[0] == "settled"
 
-    # Nothing misses it the next day.
+    # The next daily run works without it.
     shop.run("lte_daily", last)
     assert shop.live() == {new: last}
     assert shop.recommended_by(last) == ("2", new) and shop.reads(CHAMPION) == {new}

@@ -1,4 +1,4 @@
-"""`make up` and Ctrl-C, as a person has them: one command in a terminal, and nothing left of it afterwards."""
+"""`make up` and Ctrl-C in a terminal: one command starts the stack, and no process is left afterwards."""
 
 import datetime
 import os
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.production, pytest.mark.timeout(400)]
 
 
 def _left_of(home):
-    """The processes that were started with this home as Airflow's."""
+    """The processes that were started with this AIRFLOW_HOME."""
     found = []
     for process in psutil.process_iter(["pid", "cmdline"]):
         try:
@@ -55,7 +55,7 @@ def test_ctrl_c_leaves_no_process_and_the_next_start_goes_on(tmp_path):
 
         api = AirflowAPI(address, "admin", password)
         run_id = api.trigger("lte_bootstrap", datetime.date(2024, 12, 1), {"since": "2024-11-01"})
-        # It is stopped in the middle of a Spark job: the JVM is the process that survives most easily.
+        # Stop it during a Spark job, because a JVM is the process most likely to survive.
         family = psutil.Process(first.pid)
         deadline = time.monotonic() + 120
         while not any(process.name() == "java" for process in family.children(recursive=True)):

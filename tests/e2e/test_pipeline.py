@@ -1,9 +1,9 @@
-"""The whole pipeline on a tiny shop through the real Airflow: bootstrap, a backfill, a training, an approval.
+"""Runs the whole pipeline on a tiny shop in a real Airflow: bootstrap, a backfill, a training, an approval.
 
-The steps are fixtures, so that each runs once, in its order, whichever test is chosen. Where there is a chromium, the
-backfill is started in it, as a person would, and what a person sees is kept as screenshots (SCREENSHOTS=folder).
+The steps are fixtures, so that each runs once and in order, whichever test is chosen. If chromium is installed, the
+test starts the backfill in it, as a person would, and keeps screenshots (SCREENSHOTS=folder).
 
-Longer than 350 lines, because each step goes on from the one before, in one Airflow.
+Longer than 350 lines, because each step continues from the one before, in one Airflow.
 """
 
 import json
@@ -36,7 +36,7 @@ NO_CHROMIUM = "no chromium on PATH: install it (Debian: apt-get install chromium
 
 @pytest.fixture(scope="module")
 def page(installation):
-    """A browser page that is logged in to Airflow; None where there is no chromium."""
+    """A browser page that is logged in to Airflow; None without chromium."""
     if CHROMIUM is None:
         yield None
         return
@@ -75,7 +75,7 @@ def _watched(installation, date):
 
 @pytest.fixture(scope="module")
 def watched_too_early(installation, bootstrapped):
-    """A look at what is live on a day of which nothing is yet: a day after the shop's feed has no run."""
+    """A run of `lte_watch` for a day on which nothing is live yet (a day after the feed's end would get no run)."""
     return _watched(installation, installation.training_date - ONE_DAY)
 
 
@@ -109,7 +109,7 @@ def _backfill_in_the_browser(page, stack, dates, screenshots):
     page.screenshot(path=screenshots / "backfill-form.png")
     page.get_by_role("button", name="Run Backfill").click()
     page.get_by_role("dialog").wait_for(state="hidden")
-    page.goto("about:blank")  # Airflow's pages ask for news all the time, which costs the runs a part of a core
+    page.goto("about:blank")  # Airflow's pages poll all the time, which takes CPU from the runs
 
 
 def _await_runs(api, dag_id, count):
@@ -131,7 +131,7 @@ def trained(installation, backfilled):
 
 @pytest.fixture(scope="module")
 def question(installation, trained, page, screenshots):
-    """What the promotion asks a person. The training started it by its asset."""
+    """The promotion's question to a person. The training's asset started the promotion."""
     api = installation.stack.api
     (promotion,) = _await_runs(api, "lte_promotion", 1)
     run_id = promotion["dag_run_id"]
@@ -145,7 +145,7 @@ def question(installation, trained, page, screenshots):
         page.goto(f"{installation.stack.airflow_url}/dags/lte_promotion/runs/{run_id}/tasks/approve/required_actions")
         page.get_by_role("button", name="Approve").wait_for()
         page.screenshot(path=screenshots / "approval.png")
-        # Without a reason: a form that asks for one would keep both buttons off.
+        # The reason is optional: a required field would disable both buttons.
         assert all(page.get_by_role("button", name=name).is_enabled() for name in ("Approve", "Reject"))
         page.goto("about:blank")
     return run_id, api.question("lte_promotion", run_id, "approve")
@@ -153,7 +153,7 @@ def question(installation, trained, page, screenshots):
 
 @pytest.fixture(scope="module")
 def rejected(installation, question):
-    """The aliases after a person said no, and what stays of it on the version."""
+    """The aliases after a rejection, and the tags that it leaves on the version."""
     run_id, _ = question
     time.sleep(ANSWER_AFTER)
     installation.stack.api.answer("lte_promotion", run_id, "approve", "Reject", REASON)
@@ -163,7 +163,7 @@ def rejected(installation, question):
 
 @pytest.fixture(scope="module")
 def promoted(installation, rejected):
-    """The same challenger is put before a person again, who says yes."""
+    """The result of a second promotion of the same challenger, which is approved."""
     run_id = installation.stack.api.trigger("lte_promotion", installation.training_date)
     installation.progress.follow("lte_promotion", {run_id: "lte_promotion"})
     return _aliases(installation)
@@ -171,9 +171,9 @@ def promoted(installation, rejected):
 
 @pytest.fixture(scope="module")
 def replaced(installation, promoted):
-    """A second version, of the same files, takes the place of the first."""
+    """The result of promoting a second version, made of the same files, over the first."""
     register_again(installation.settings, "1")
-    # A DAG has one run of a logical date, and that of the training's is taken.
+    # A DAG has one run per logical date, and the training's date is taken.
     run_id = installation.stack.api.trigger("lte_promotion", installation.training_date - ONE_DAY)
     installation.progress.follow("lte_promotion", {run_id: "lte_promotion again"})
     return _aliases(installation)
@@ -238,7 +238,7 @@ def test_a_person_starts_the_backfill_in_a_browser(installation, backfilled, pag
     page.screenshot(path=screenshots / "finished-run.png")
     page.get_by_role("button", name=re.compile("graph", re.IGNORECASE)).first.click()
     page.locator(".react-flow__node").get_by_text("publish_lte").wait_for()
-    page.wait_for_timeout(1500)  # the graph glides into place
+    page.wait_for_timeout(1500)  # the graph is animated
     page.screenshot(path=screenshots / "graph.png")
     page.goto("about:blank")
 

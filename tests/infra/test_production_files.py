@@ -1,6 +1,6 @@
-"""What holds in the files of a production: no part has rights or room that it doesn't need, and none holds a secret.
+"""Rules for the files of a production: no unneeded privileges, limits on resources, and no secrets.
 
-That each file is one of its kind at all, the kinds' own tools say: `make check-infra`, which the last test runs too.
+`make check-infra` validates each file against its schema; the last test runs it too.
 """
 
 import json
@@ -37,7 +37,7 @@ def services():
 
 
 def manifests():
-    """Every Kubernetes object of the files, and what the file is called."""
+    """Every Kubernetes object in the files, with its file's name."""
     return [
         (file.name, found)
         for file in MANIFESTS
@@ -47,7 +47,7 @@ def manifests():
 
 
 def pods():
-    """{name: the specification of the pods} of each pod and deployment."""
+    """{name: pod specification} of each pod and deployment."""
     found = {}
     for file, manifest in manifests():
         if manifest["kind"] == "Pod":
@@ -71,7 +71,7 @@ def test_a_service_has_no_rights_and_no_more_room_than_it_is_given(name):
     assert not any("docker.sock" in str(volume) for volume in service.get("volumes", ()))
     limits = service["deploy"]["resources"]["limits"]
     assert {"cpus", "memory", "pids"} <= set(limits)
-    if name != "airflow-init":  # it ends
+    if name != "airflow-init":  # it runs once and exits
         assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
         assert service["restart"] == "unless-stopped"
 
@@ -82,7 +82,7 @@ def test_a_service_takes_its_secrets_from_outside(name):
     for variable, value in service.get("environment", {}).items():
         if IS_SECRET.search(variable):
             assert re.search(rf"\$\{{({OUR_SECRETS}):[?-]", str(value)), variable
-    if name != "redis":  # asked for where its profile is up
+    if name != "redis":  # only starts with its profile
         assert not re.search(rf"\$\{{({OUR_SECRETS})(:-[^}}]*)?\}}", json.dumps(service).replace("$$", ""))
     assert not re.search(rf"[^$]\$\{{?({OUR_SECRETS})", json.dumps(service.get("command", "")))
 
@@ -107,7 +107,7 @@ IMAGES = {"airflow", "jobs", "training", "mlflow", "worker"}
 
 
 def stages():
-    """{stage: its lines, continued ones joined}, and {stage: what it is from}."""
+    """{stage: its lines, with continued lines joined}, and {stage: its base image}."""
     lines = re.sub(r"\\\n\s*", " ", re.sub(r"(?m)^\s*#.*\n", "", DOCKERFILE)).splitlines()
     found, parents, name = {}, {}, None
     for line in lines:
@@ -177,7 +177,7 @@ def test_mlflows_image_holds_the_files_that_the_pages_import():
 
 @pytest.mark.parametrize("name", pods())
 def test_a_pod_has_no_rights_and_no_more_room_than_it_is_given(name):
-    """The rules of the namespace's Pod Security level, `restricted`, which refuses the pod otherwise; and limits."""
+    """Checks the rules of the namespace's Pod Security level `restricted`, and that resources have limits."""
     pod = pods()[name]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -226,7 +226,7 @@ def test_the_gpus_of_the_pool_the_quota_and_the_queue_are_the_same():
 
 
 def test_a_training_finds_a_gpu():
-    """Its node selector and toleration are those of the queue's flavour, its queue is there, and it takes one GPU."""
+    """Its node selector and toleration match the queue's flavour, its queue exists, and it requests one GPU."""
     pod = yaml.safe_load((INFRA / "airflow" / "pods" / "training.yaml").read_text())
     by_kind = {manifest["kind"]: manifest for _, manifest in manifests()}
     flavour = by_kind["ResourceFlavor"]["spec"]

@@ -1,4 +1,4 @@
-"""The settings of each place: they load, Spark knows their keys, and Kubernetes the pods that they ask for."""
+"""Every settings file loads, uses keys that Spark declares, and asks for pods that Kubernetes accepts."""
 
 import os
 import subprocess
@@ -24,10 +24,10 @@ CONFIGURATIONS = (
     "org.apache.spark.sql.internal.SQLConf$",
     "org.apache.spark.sql.internal.StaticSQLConf$",
 )
-"""Where Spark declares its keys."""
+"""The Scala objects that declare Spark's keys."""
 
 UNDECLARED = {"spark.cores.max", "spark.yarn.dist.archives", "spark.yarn.queue", "spark.default.parallelism"}
-"""Keys that are declared elsewhere, or nowhere, and read: Spark's own documentation has them."""
+"""Documented keys that Spark reads but doesn't declare in these objects."""
 
 
 @pytest.mark.parametrize("place", CLUSTERS)
@@ -41,7 +41,7 @@ def test_the_settings_of_a_cluster_load(place):
 def test_spark_knows_the_keys(spark):  # noqa: F811
     jvm = spark.sparkContext._jvm
     for name in CONFIGURATIONS:
-        jvm.java.lang.Class.forName(name)  # which declares them
+        jvm.java.lang.Class.forName(name)  # loading the class declares its keys
     entries = jvm.org.apache.spark.internal.config.ConfigEntry
     keys = {key for place in CLUSTERS for key in load_settings(SETTINGS / f"{place}.toml").spark.conf}
     assert {key for key in keys - UNDECLARED if entries.findEntry(key) is None} == set()
@@ -67,7 +67,7 @@ def test_an_executor_is_what_kubernetes_knows():
 
 
 def test_an_executor_starts_as_the_driver_asks(tmp_path):
-    """Its shell line, run by a shell, with a `java` that says what it was given."""
+    """Runs the executor's shell line in a shell, with a `java` that prints its arguments."""
     (container,) = yaml.safe_load((SETTINGS / "executor.yaml").read_text())["spec"]["containers"]
     java = tmp_path / "java"
     java.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
@@ -77,7 +77,7 @@ def test_an_executor_starts_as_the_driver_asks(tmp_path):
     asked |= {"EXECUTOR_POD_NAME": "pod", "JAVA_OPT_0": "-Dfirst=a b", "JAVA_OPT_1": "--add-opens=x=y"}
     environment = {f"SPARK_{name}": value for name, value in asked.items()}
     environment["PATH"] = f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin"
-    # Spark adds the argument of its own images' entry point.
+    # Spark adds the argument that its own images' entry point expects.
     command = [*container["command"], "executor"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     options = done.stdout.splitlines()

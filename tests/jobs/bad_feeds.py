@@ -1,10 +1,10 @@
-r"""Feeds in which all goes wrong that can, and what must become of each row: an oracle in plain Python.
+r"""Random feeds with every kind of error, and an oracle in plain Python for each row's fate.
 
-A `Said` is what a feed says in one column, and what it means: the value that is kept, or the reason why the row isn't.
-`rows_of_events` and `rows_of_items` draw them at random. Every row has a number in a column of its own, so that two
-rows are exact duplicates where they were meant to be. Text is written as bytes: `\udce9` is a lone byte, no UTF-8.
+A `Said` is what a feed says in one column, and what it means: the value to keep, or the reason to refuse the row.
+`rows_of_events` and `rows_of_items` draw them at random. Every row has a number in an extra column, so that only
+intended duplicates are exact duplicates. Text is written as bytes: `\udce9` is a single byte that isn't UTF-8.
 
-Longer than 350 lines, because what a feed says and what must become of it are read side by side.
+Longer than 350 lines, because inputs and their expected outcomes stand side by side.
 """
 
 import csv
@@ -30,7 +30,7 @@ from lte_model.domain.windows import Interval
 DAYS = Interval(datetime.date(2024, 2, 20), datetime.date(2024, 3, 1))
 LAST = datetime.date(2024, 2, 29)
 NUMBER = "n.o. `1`"
-"""The column with the row's number. A dot and a backtick are no way into something else."""
+"""The column with the row's number. Its dot and backtick test that column names are quoted."""
 EVENTS = ("user_id", "item_id", "EVENT_TS", "event_type", "Price", "quantity", "known_date", NUMBER)
 ITEMS = ("Item_ID", "title", "description", "BRAND", "price", "known_date", NUMBER)
 FORMATS = ("parquet", "csv", "jsonl")
@@ -43,7 +43,7 @@ class Said:
     written: str | None
     means: Any = None
     reason: str = ""
-    """Why its row is not kept; {} is the column."""
+    """Why the row is refused; {} stands for the column. Empty if it is kept."""
 
 
 def _ids(kind: str) -> list[Said]:
@@ -94,7 +94,7 @@ ODD_IDS = (
     "a\u2028b",
     "=1+1",
 )
-"""Ids that look like paths, SQL, templates, markup, numbers and nothing: each is an id like any other."""
+"""Valid ids that look like paths, SQL, templates, markup, numbers or nulls."""
 
 
 def _utc(*parts: int) -> datetime.datetime:
@@ -158,7 +158,7 @@ TEXTS = [
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a feed by column, or a line that isn't one. `times` it stands there."""
+    """One row of a feed by column, or a malformed line; the feed contains it `times` times."""
 
     said: dict[str, Said]
     line: str | None = None
@@ -166,7 +166,7 @@ class Row:
 
 
 def rows_of_events(random: random.Random, count: int, mutated: float = 0.3) -> list[Row]:
-    """Rows that would be kept, but for the columns that are drawn anew from all that can be said there."""
+    """Valid rows, in which a share `mutated` of the columns is redrawn from all valid and invalid values."""
     everything = {
         "user_id": _ids("u"),
         "item_id": _ids("i"),
@@ -196,11 +196,11 @@ def rows_of_events(random: random.Random, count: int, mutated: float = 0.3) -> l
 
 def rows_of_items(random: random.Random, count: int) -> list[Row]:
     everything = {"title": TEXTS, "description": TEXTS, "BRAND": TEXTS, "price": NUMBERS, "known_date": KNOWN}
-    # An id that two rows share would be one item: the odd ones stand once.
+    # Two rows with one id would be one item: use each odd id once.
     ids = [*{said.written: said for said in _ids("i")}.values()]
 
     def row(number: int) -> Row:
-        # Two ids may be one when space around them is gone, or bytes that are no UTF-8.
+        # Two ids may become equal when spaces around them or bytes that aren't UTF-8 are removed.
         distinct = number < len(ids) and not (ids[number].written or "").startswith("  ")
         said = {"Item_ID": ids[number] if distinct else Said(f"item {number}", f"item {number}")}
         said |= {column: random.choice(values) for column, values in everything.items()}
@@ -210,19 +210,19 @@ def rows_of_items(random: random.Random, count: int) -> list[Row]:
 
 
 def broken_lines(form: str, width: int) -> list[Row]:
-    """Lines of which no row can be made, each in its form."""
+    """Malformed lines of the given file format."""
     lines = {
         "parquet": [],
         "csv": ["one field", "," * width + "one too many", '"a quote"," that',  "caf\udce9"],
         "jsonl": ['{"user_id": "u9", "item', "123", '"text"', "null", '{"user_id": "u\0"}', "{]", "caf\udce9",
                   "\ufeff{"],
     }  # fmt: skip
-    # The open quote runs to the end of the file.
+    # The open quote swallows the rest of the file, so its line comes last.
     return [Row({}, line) for line in sorted(lines[form], key=lambda line: line.startswith('"a quote'))]
 
 
 def write(path: Path, form: str, columns: Sequence[str], rows: Sequence[Row]) -> Path:
-    """The feed as a file of the form, each row with its number."""
+    """Writes the feed in format `form`, with each row's number; returns the path."""
     if form == "parquet":
         table = {column: _strings([row.said[column].written for row in rows for _ in range(row.times)])
                  for column in columns if column != NUMBER}  # fmt: skip
@@ -238,7 +238,7 @@ def write(path: Path, form: str, columns: Sequence[str], rows: Sequence[Row]) ->
 
 
 def _strings(values: Sequence[str | None]) -> pa.Array:
-    """Strings of Parquet, which nobody checks for being UTF-8."""
+    """A Parquet string column that may hold bytes that aren't UTF-8."""
     in_bytes = pa.array(
         [None if value is None else value.encode("utf-8", "surrogateescape") for value in values], pa.binary()
     )
@@ -253,24 +253,22 @@ def _line(form: str, columns: Sequence[str], row: Row, number: int) -> str:
     values = {column: said.written for column, said in row.said.items()} | {NUMBER: str(number)}
     if form == "csv":
         line = io.StringIO()
-        csv.writer(line).writerow([values[column] for column in columns])  # which quotes what ends a line
+        csv.writer(line).writerow([values[column] for column in columns])  # quotes values with line breaks
         return line.getvalue().removesuffix("\r\n")
-    # Some as JSON may write it, some in its bytes.
+    # Some text escaped as JSON allows, some as raw bytes.
     whole = any("\udc80" <= char <= "\udcff" for value in values.values() if value for char in value)
     return json.dumps(values, ensure_ascii=not whole and number % 2 == 0)
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What must become of a feed: of how many rows, which are kept, and the reasons that each of the
-    others may have.
-    """
+    """The expected outcome of a feed: its row count, the rows kept, and the possible reasons of the others."""
 
     read: int
     duplicates: int
     kept: Counter
     quarantined: Counter
-    """Sorted tuples of the reasons that hold of a row: one of them is given."""
+    """Counts rows by the sorted tuple of all reasons that apply; the ingest gives one of them."""
 
     @property
     def account(self) -> tuple[int, int, int, int]:
@@ -327,13 +325,13 @@ def _reasons(row: Row, names: dict[str, str]) -> list[str]:
 
 
 def _is_broken(row: Row, form: str) -> bool:
-    """A line of JSON is UTF-8, or no JSON."""
+    """Whether the line can't be parsed: JSON must be UTF-8."""
     written = [said.written for said in row.said.values() if said.written]
     return form == "jsonl" and any("\udc80" <= char <= "\udcff" for text in written for char in text)
 
 
 def values_of_events(frame: DataFrame) -> Counter:
-    """The rows that were kept, to compare with `in_micros` of the oracle's."""
+    """The rows that the ingest kept, in the form of `in_micros`."""
     rows = frame.select(
         "user_id", "item_id", F.unix_micros("event_ts"), "event_type", "price", "quantity", "known_date"
     )
@@ -341,13 +339,13 @@ def values_of_events(frame: DataFrame) -> Counter:
 
 
 def in_micros(kept: Counter) -> Counter:
-    """The oracle's rows, with their times as Spark counts them."""
+    """The oracle's rows, with times in microseconds since 1970, as in Spark."""
     epoch = _utc(1970, 1, 1)
     return Counter({(*row[:2], (row[2] - epoch) // epoch.resolution, *row[3:]): count for row, count in kept.items()})
 
 
 def require_reasons(found: Mapping[str, int], quarantined: Counter) -> None:
-    """As many rows as the oracle says are in quarantine, and as many for a reason as have no other."""
+    """Asserts the number of quarantined rows, and for each reason at least the rows with that reason only."""
     assert sum(found.values()) == quarantined.total()
     assert set(found) <= {reason for reasons in quarantined for reason in reasons}
     for reasons, count in quarantined.items():

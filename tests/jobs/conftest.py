@@ -1,4 +1,4 @@
-"""One Spark session for all tests of the jobs; each test has a warehouse of its own."""
+"""Fixtures: one Spark session for all tests of the jobs, and a warehouse for each test."""
 
 import datetime
 import logging
@@ -16,15 +16,13 @@ from tests.jobs import small_tables
 from tests.repository import REPOSITORY
 
 DAY = datetime.date(2024, 3, 1)
-"""The date of most tests. The small settings give it a window of ten days that ends three days before."""
+"""The date of most tests. In the small settings its window is ten days long and ends three days before it."""
 
 INTERPRETED = """\
 "spark.sql.codegen.wholeStage" = false
 "spark.sql.codegen.factoryMode" = "NO_CODEGEN"
 """
-"""Of [spark.conf]: to compile a query for a hundred rows takes longer than to interpret it. Real
-data's are compiled.
-"""
+"""Options of [spark.conf]: for a hundred rows, compiling a query takes longer than interpreting it."""
 
 
 def small_settings(home: Path) -> Settings:
@@ -58,10 +56,10 @@ class_data_archive = "{cache / "classes.jsa"}"
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    # It says goodbye at exit, when pytest has closed the stream that it would say it to.
+    # py4j logs at exit, when pytest has closed the stream.
     logging.getLogger("py4j").setLevel(logging.ERROR)
     settings = small_settings(tmp_path_factory.mktemp("session"))
-    # A session of many minutes earns the optimising compiler back, which a job's doesn't.
+    # The optimising compiler pays off in a session of many minutes, not in a single job's.
     del settings.spark.conf["spark.driver.defaultJavaOptions"]
     with spark_session(settings, "tests") as session:
         yield session
@@ -79,7 +77,7 @@ def warehouse(spark: SparkSession, settings: Settings) -> Warehouse:
 
 @pytest.fixture
 def new_warehouse(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Warehouse]:
-    """Makes an empty warehouse: for tests that compare several."""
+    """A function that makes an empty warehouse, for tests that compare several."""
 
     def make() -> Warehouse:
         return Warehouse(spark, small_settings(tmp_path_factory.mktemp("warehouse")))
@@ -89,7 +87,7 @@ def new_warehouse(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def template(spark, tmp_path_factory):
-    """The folder of a warehouse with one basis, five items and a month of events, some of which became known late."""
+    """The folder of a warehouse with one basis, five items and a month of events, some of them known late."""
     warehouse = Warehouse(spark, small_settings(tmp_path_factory.mktemp("template")))
     small_tables.fill(warehouse, small_tables.FEED)
     return warehouse.settings.warehouse
@@ -97,7 +95,7 @@ def template(spark, tmp_path_factory):
 
 @pytest.fixture
 def new_filled(template, new_warehouse):
-    """Makes a copy of the template: a Delta table can be copied, for its log names files by their place in it."""
+    """A function that copies the template. Delta tables can be copied, because their logs use relative paths."""
 
     def make():
         warehouse = new_warehouse()

@@ -1,4 +1,4 @@
-"""Small feeds and tables for tests of the jobs, and the oracle of a snapshot in plain integers."""
+"""Small feeds and tables for tests of the jobs, and an oracle for snapshots in plain integers."""
 
 import datetime
 from collections import defaultdict
@@ -64,9 +64,7 @@ def events_frame(spark: SparkSession, rows: Iterable[Event]) -> DataFrame:
 
 
 def item_vectors(dimensions: int = 3, known: dict[str, datetime.date] | None = None) -> ItemVectors:
-    """A vector on the grid for each of ITEMS, with the ends of its range among them; known from the start but for
-    those in `known`.
-    """
+    """A vector on the grid for each of ITEMS, including the extreme values. `known` gives dates of late items."""
     units = np.random.default_rng(0).integers(-(2**14), 2**14, (len(ITEMS), dimensions), endpoint=True, dtype=np.int32)
     units[0], units[1] = 2**14, -(2**14)
     known_day = [day_number((known or {}).get(item, EPOCH)) for item in ITEMS]
@@ -83,7 +81,7 @@ def oracle(
     lag_days: int,
     window_days: int,
 ) -> Rows:
-    """(vector sum, event count, newest event date) of each (snapshot date, user), one event at a time."""
+    """(vector sum, event count, newest event date) by (snapshot date, user), added up one event at a time."""
     index = {item: row for row, item in enumerate(vectors.index.item_ids.to_pylist())}
     known_day = dict(zip(index, vectors.index.known_day.tolist(), strict=True))
     rows = list(rows)
@@ -106,7 +104,7 @@ def oracle(
 
 
 def collected(frame: DataFrame) -> Rows:
-    """A frame of snapshot rows in the form of the oracle."""
+    """Snapshot rows in the oracle's form."""
     return in_oracles_form(row.asDict() for row in frame.collect())
 
 

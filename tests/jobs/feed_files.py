@@ -1,4 +1,4 @@
-"""Writing small feeds as a shop would deliver them."""
+"""Writes small feeds as a shop would deliver them."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ EVENT_COLUMNS = ("user_id", "item_id", "event_ts", "event_type", "price", "known
 
 
 def event(user="u1", item="i1", ts="2024-02-29T12:00:00Z", known="2024-02-29", kind="view", price=None) -> dict:
-    """A row of an events feed, all text as in CSV."""
+    """A row of an events feed; every value is text, as in CSV."""
     return dict(zip(EVENT_COLUMNS, (user, item, ts, kind, price, known), strict=True))
 
 

@@ -1,15 +1,14 @@
-"""Kill tests: SIGKILL of a job at a random instant, then the job again. The tables must equal those of an undisturbed
-run.
+"""Kills jobs with SIGKILL at random instants and reruns them; the tables must equal those of an undisturbed run.
 
     python -m tests.jobs.kills --kills 30 --seed 7 --json kills.json
 
-1. Every job of two dates runs undisturbed, and the warehouse is kept as it was before and after each.
-2. A victim, a process with a JVM of its own, rehearses its job on a copy, says READY, and runs it on another copy. The
+1. Every job of two dates runs undisturbed; a copy of the warehouse is kept before and after each.
+2. A victim, a process with its own JVM, rehearses its job on a copy, prints READY, and runs it on another copy. The
    rehearsal loads the JVM's classes: without it most kills would come before the first write.
-3. After a random part of the time that the job took undisturbed, all processes of the victim get SIGKILL at once.
-4. The job runs again, in a session of ours, on what the victim left behind; and every row of every table is compared.
+3. After a random share of the job's undisturbed duration, all processes of the victim get SIGKILL at once.
+4. The job runs again in this process, on the files that the victim left. Every row of every table is compared.
 
-The next victim gets ready while the last one's tables are compared.
+The next victim starts while the last one's tables are compared.
 
 Longer than 350 lines, because the victim, its killer and their report are one program.
 """
@@ -67,17 +66,15 @@ SHOP = ShopSpec(users=150, items=400, events_per_user=120, bot_weight=5)
 
 READY, DONE = "READY", "DONE"
 START_SECONDS = 180
-"""How long a victim may take until it is ready."""
+"""Seconds that a victim may take to become ready."""
 
 NOT_COMPARED = ("written_users",)
-"""What may differ: how many rows the last run of `publish_lte` had to write, which is none where it
-was done already.
-"""
+"""Columns that may differ: a rerun of `publish_lte` writes no rows if the first run had finished."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A job for one date. `kind` is what kills are counted by."""
+    """A job for one date. Kills are counted by `kind`."""
 
     kind: str
     date: datetime.date
@@ -123,7 +120,7 @@ KINDS = tuple(dict.fromkeys(step.kind for step in STEPS if step.kind != "fit_bas
 
 
 class Outcome(StrEnum):
-    """When a kill hit, by what the victim left behind."""
+    """When a kill hit, judged by the files that the victim left."""
 
     BEFORE = "before any write"
     FILES = "files without a commit"
@@ -133,7 +130,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill, and what was wrong with the tables after the job had run again: nothing, if all is well."""
+    """One kill, and what was wrong with the tables after the rerun; None if nothing."""
 
     step: Step
     after_seconds: float
@@ -147,14 +144,14 @@ class Kill:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """The undisturbed run: `states[n]` is the warehouse before step n, and `seconds[n]` what step n took."""
+    """The undisturbed run: `states[n]` is the warehouse before step n, `seconds[n]` is the duration of step n."""
 
     settings: Path
     states: tuple[Path, ...]
     seconds: tuple[float, ...]
 
     def copy(self, number: int, home: Path) -> Path:
-        """An installation in `home` with the warehouse as it was before the step; returns its settings file."""
+        """Makes an installation in `home` with the warehouse from before the step; returns its settings file."""
         home.mkdir(parents=True)
         shutil.copytree(self.states[number], home / "warehouse")
         return Path(shutil.copy(self.settings, home / "settings.toml"))
@@ -182,7 +179,7 @@ def run_undisturbed(spark: SparkSession, folder: Path) -> Undisturbed:
 
 
 def plan(kills: int, seed: int) -> list[tuple[int, float]]:
-    """(number of the step, share of its time) of each kill. No kind comes again before all others have."""
+    """(number of the step, share of its duration) of each kill. The kinds take turns."""
     generator = random.Random(seed)
     chosen: list[tuple[int, float]] = []
     while len(chosen) < kills:
@@ -193,7 +190,7 @@ def plan(kills: int, seed: int) -> list[tuple[int, float]]:
 
 
 class Victim:
-    """A process that is about to run a step, and will not live to see its end, or not for long."""
+    """A process that runs a step in order to be killed."""
 
     def __init__(self, undisturbed: Undisturbed, number: int, home: Path, environment: Mapping[str, str] | None = None):
         self.home = home
@@ -215,7 +212,7 @@ class Victim:
         )
 
     def wait_until_ready(self) -> None:
-        """Raises `LTEError` for a victim that dies of itself."""
+        """Raises `LTEError` if the victim ends by itself."""
         watchdog = threading.Timer(START_SECONDS, self.kill)
         watchdog.start()
         ready = any(line.startswith(READY) for line in self.process.stdout)
@@ -225,7 +222,7 @@ class Victim:
             raise LTEError(f"a victim died before it was killed: {self.errors.read()[-2000:]}")
 
     def kill(self) -> None:
-        """SIGKILL to the victim's process group, Python and JVM, and to Python's workers, which have one of their own.
+        """Sends SIGKILL to the victim's process group (Python and JVM), and to Python's workers, which have their own.
 
         Returns when all of them are gone.
         """
@@ -239,7 +236,7 @@ class Victim:
         self.process.wait()
 
     def wait_until_done(self) -> bool:
-        """Whether the step came to its end by itself."""
+        """Whether the step finished without a kill."""
         watchdog = threading.Timer(START_SECONDS, self.kill)
         watchdog.start()
         done = any(line.startswith(DONE) for line in self.process.stdout)
@@ -247,7 +244,7 @@ class Victim:
         return done
 
     def outcome(self) -> Outcome:
-        """When the kill hit."""
+        """When the kill hit: before, during or after the step's writes."""
         if DONE in self.process.stdout.read().split():
             return Outcome.AFTER
         new = files_of(self.settings.parent / "warehouse") - self.before
@@ -266,13 +263,13 @@ def files_of(folder: Path) -> set[str]:
 
 
 def is_commit(file: str) -> bool:
-    """Whether a file is a version of a Delta table: 20 digits in its log."""
+    """Whether a file is a commit in a Delta log: its name is 20 digits."""
     path = Path(file)
     return path.parent.name == "_delta_log" and path.suffix == ".json" and path.stem.isdigit() and len(path.stem) == 20
 
 
 def rows_of(warehouse: Path) -> dict[str, list[str]]:
-    """All rows of every table, as text, in an order of their own. Read without Spark, whose caches know the past."""
+    """{table: its rows as sorted text}. Reads without Spark, whose caches may be stale."""
     return {
         folder.name: sorted(
             repr(row) for row in pl.scan_delta(str(folder)).collect().drop(NOT_COMPARED, strict=False).rows()
@@ -283,7 +280,7 @@ def rows_of(warehouse: Path) -> dict[str, list[str]]:
 
 
 def difference(found: dict[str, list[str]], expected: dict[str, list[str]]) -> str | None:
-    """Where the tables first differ, in words; None where they don't."""
+    """Describes the first difference between the tables; None if they are equal."""
     if found.keys() != expected.keys():
         return f"the tables are {', '.join(found)}, not {', '.join(expected)}"
     for table, rows in expected.items():
@@ -295,7 +292,7 @@ def difference(found: dict[str, list[str]], expected: dict[str, list[str]]) -> s
 
 
 def kill_jobs(spark: SparkSession, undisturbed: Undisturbed, kills: int, seed: int, folder: Path) -> Iterator[Kill]:
-    """Kills that many jobs, one after the other, and tells of each."""
+    """Kills that many jobs, one after the other, and yields each result."""
     planned = plan(kills, seed)
 
     def victim_of(number: int) -> Victim:
@@ -319,7 +316,7 @@ def kill_jobs(spark: SparkSession, undisturbed: Undisturbed, kills: int, seed: i
 
 @contextmanager
 def the_victims() -> Iterator[list[Victim]]:
-    """The victims that are alive; none is, afterwards."""
+    """A list of live victims; all are killed when the block ends."""
     alive: list[Victim] = []
     try:
         yield alive
@@ -329,7 +326,7 @@ def the_victims() -> Iterator[list[Victim]]:
 
 
 def run_again(spark: SparkSession, step: Step, settings: Settings, expected: Path) -> str | None:
-    """What is wrong after the step has run again; None where nothing is."""
+    """Runs the step again; returns what is wrong afterwards, or None."""
     try:
         run_quietly(step, Warehouse(spark, settings))
     except (LTEError, PySparkException, Py4JError) as error:
@@ -338,7 +335,7 @@ def run_again(spark: SparkSession, step: Step, settings: Settings, expected: Pat
 
 
 def run_quietly(step: Step, warehouse: Warehouse) -> None:
-    """Runs the step without what it has to say: the report is of kills."""
+    """Runs the step without its output, which would clutter the report."""
     with redirect_stdout(io.StringIO()):
         step.run(warehouse, step.date)
 
@@ -355,7 +352,7 @@ def be_victim(number: int, rehearsal: str, settings: str) -> None:
 
 
 def counts_of(kills: Sequence[Kill]) -> dict[str, dict[Outcome, int]]:
-    """How many kills of each kind of job, and of all, hit when."""
+    """{kind of job, or all: {outcome: number of kills}}."""
     counts = {kind: dict.fromkeys(Outcome, 0) for kind in (*KINDS, "all")}
     for kill in kills:
         counts[kill.step.kind][kill.outcome] += 1

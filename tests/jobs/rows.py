@@ -1,4 +1,4 @@
-"""Small rows of any table, as dicts: what a test doesn't say is null, or some valid value."""
+"""Rows of any table from dicts: columns that a test leaves out are null or get a valid default."""
 
 import datetime
 from decimal import Decimal
@@ -13,7 +13,7 @@ DAY = datetime.date(2024, 3, 1)
 
 
 def frame(warehouse, table, rows):
-    """Rows of a table from dicts; what they don't say is null."""
+    """A table's rows from dicts; missing columns are null."""
     schema = to_arrow_schema(StructType.fromDDL(table.columns.replace(" NOT NULL", "")), timezone="UTC")
     return warehouse.spark.createDataFrame(pa.Table.from_pylist(rows, schema))
 

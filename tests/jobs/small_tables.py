@@ -1,6 +1,4 @@
-"""Tables for tests of the jobs that read the warehouse: one basis, five items, and the events of fifty
-ingested days.
-"""
+"""Tables for tests of jobs that read the warehouse: one basis, five items, and events of fifty ingested days."""
 
 import datetime
 import random
@@ -13,7 +11,7 @@ from tests.jobs import events as made
 from tests.jobs.events import Event, events_frame, item_vectors
 
 LAG, WINDOW = 3, 10
-"""Those of the small settings."""
+"""Lag and window of the small settings, in days."""
 
 DATE = made.FIRST_DAY + datetime.timedelta(days=25)
 VECTORS = item_vectors(dimensions=4)
@@ -21,7 +19,7 @@ RARE_USERS = tuple(f"rare{number}" for number in range(12))
 
 
 def fill(warehouse, feed):
-    """Tables with one basis, five items and the events of `feed`, every day of it ingested."""
+    """Writes tables with one basis, five items and the events of `feed`, all days ingested."""
     spark = warehouse.spark
     warehouse.replace(
         SEMANTIC_BASES,
@@ -55,7 +53,7 @@ def fill(warehouse, feed):
 
 
 def ingest(warehouse, feed, first, end):
-    """Writes the events of `feed` that became known in [first, end), and the accounts of these days."""
+    """Writes the events of `feed` that became known in [first, end), and their days' accounts."""
     measures = [f"CAST(NULL AS DOUBLE) AS {name}" for name in ("price", "quantity", "rating")]
     days = f"known_date >= DATE'{first}' AND known_date < DATE'{end}'"
     known = events_frame(warehouse.spark, feed).where(days)
@@ -81,7 +79,7 @@ def ingest(warehouse, feed, first, end):
 
 
 def random_feed(seed, size=200):
-    """Events of forty days, some of which became known late, of a few users with many and many with few."""
+    """Events of forty days, some known late; a few users have many events and many have few."""
     generator = random.Random(seed)
     feed = []
     for _ in range(size):

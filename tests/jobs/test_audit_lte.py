@@ -1,4 +1,4 @@
-"""The audit: nothing to find in a clean warehouse, and every planted fault found and called by its name."""
+"""The audit finds nothing in a clean warehouse, and reports every planted fault by name."""
 
 import datetime
 import shutil
@@ -31,7 +31,7 @@ DATE = datetime.date(2024, 7, 1)
 
 @pytest.fixture(scope="module")
 def clean(spark, tmp_path_factory) -> Warehouse:
-    """The demo shop's snapshots of DATE and the day before, the later one live."""
+    """A warehouse with the demo shop's snapshots of DATE and the day before; DATE is live."""
     home = tmp_path_factory.mktemp("clean")
     write_demo_shop(ShopSpec(users=150, items=60, events_per_user=120, bot_weight=5), home / "shop")
     warehouse = Warehouse(spark, small_settings(home))
@@ -68,7 +68,7 @@ def rows(warehouse):
 
 
 def plant(warehouse, table, change):
-    """Changes a table behind the jobs' backs; `table` stands in the SQL for its place."""
+    """Changes a table by SQL, without a job; `table` in the SQL stands for its path."""
     warehouse.spark.sql(change.replace(" table ", f" delta.`{warehouse.path(table)}` "))
 
 
@@ -84,7 +84,7 @@ FAULTS = {
     "removed": "DELETE FROM table",
     "doubled": "INSERT INTO table SELECT * FROM table",
 }
-"""What is planted, one user each; a mismatch by the columns that differ then."""
+"""The planted faults, one user each; a mismatch names the columns that differ."""
 
 
 def test_a_clean_warehouse_has_nothing_to_find_and_that_is_kept(warehouse):
@@ -131,7 +131,7 @@ def test_a_fault_in_what_is_live_is_found_there(warehouse):
 
 
 def test_events_that_slip_into_the_past_are_found(warehouse):
-    """One for a user who has a row, one for a user who has none: both say that they were known in time."""
+    """Adds backdated events for a user with a row and for a user without one."""
     user, day = users(warehouse)[0], F.lit(lte_window(DATE, 3, 10).start)
     event = warehouse.read(EVENTS).where(F.col("user_id") == user).where(F.col("event_date") < DATE).limit(1)
     late = event.withColumns({"event_date": day, "known_date": day})
@@ -170,7 +170,7 @@ def test_what_cannot_be_audited_is_said(warehouse):
 
 
 def test_only_what_the_date_may_see_is_recomputed(spark):
-    """The plain SQL against sums by hand."""
+    """Compares the audit's plain SQL with sums by hand."""
     day = DATE - 5 * ONE_DAY
     feed = [
         Event("u", "a", day, day),

@@ -50,7 +50,7 @@ def shop(template, warehouse):
 
 
 def deliver(warehouse, *more, date=DATE):
-    """Brings the sixteen items, and more."""
+    """Ingests the sixteen items, and `more`."""
     feed = Path(warehouse.settings.home, "items.parquet")
     write_parquet(feed, [*rows(), *more], COLUMNS)
     reads(warehouse, items=feed)

@@ -1,5 +1,6 @@
-"""One basis takes the place of another: both are made and live, each model reads its own, and nothing is lost on the
-way there, back, and there again; the old basis goes when nobody reads it.
+"""A change of basis: both bases are made and live, each model reads its own, and the old one is retired at the end.
+
+Nothing is lost on the way to the new basis, back, and to it again.
 """
 
 import dataclasses
@@ -39,7 +40,7 @@ from tests.lte_model.registered import evaluated, random_ranker
 
 OLD, NEW = "basis", "0123456789abcdef"
 TRAINING = DATE + 4 * ONE_DAY
-"""Whose test cut is DATE."""
+"""The training date whose test cut is DATE."""
 
 NEW_VECTORS = dataclasses.replace(
     VECTORS, basis_id=NEW, units=np.random.default_rng(9).integers(-(2**14), 2**14, (len(made.ITEMS), 3))
@@ -48,14 +49,14 @@ OF_BASIS = {OLD: VECTORS, NEW: NEW_VECTORS}
 
 
 def in_force(warehouse, *bases):
-    """Names the bases in the settings, that of the trainings first."""
+    """Sets the bases in force; trainings use the first."""
     basis = Basis(basis_id=bases[0], beside=bases[1:], dimensions=4)
     warehouse.settings = warehouse.settings.model_copy(update={"basis": basis})
 
 
 @pytest.fixture
 def shop(filled):
-    """The small tables with a second basis of other dimensions registered, its items embedded."""
+    """The small tables, plus a registered second basis with other dimensions and its item embeddings."""
     spark = filled.spark
     known = spark.createDataFrame(filled.read(SEMANTIC_BASES).collect(), filled.read(SEMANTIC_BASES).schema)
     new = known.selectExpr(f"'{NEW}' AS basis_id", "encoder", "3 AS dimensions", "text_template", "fitted_on",
@@ -69,7 +70,7 @@ def shop(filled):
 
 
 def make(warehouse, dates=(DATE,)):
-    """What `lte_daily` does of the dates in each basis in force."""
+    """Runs the jobs of `lte_daily` for the dates, in each basis in force."""
     for basis_id in warehouse.settings.basis.in_force:
         snapshot_lte(warehouse, dates, basis_id=basis_id)
         publish_lte(warehouse, max(dates), basis_id=basis_id)
@@ -85,7 +86,7 @@ def expected(basis_id, dates=(DATE,)):
 
 @pytest.mark.production  # two minutes
 def test_both_bases_are_made_published_and_measured_as_either_is_alone(shop):
-    """Also when the settings were turned round between two dates; and a second run writes the same again."""
+    """Also if the bases were swapped in the settings between two dates; a second run writes the same rows."""
     first, second = DATE, DATE + ONE_DAY
     make(shop, [first])
     in_force(shop, NEW, OLD)
@@ -100,7 +101,7 @@ def test_both_bases_are_made_published_and_measured_as_either_is_alone(shop):
     for table in ("lte_snapshots", "lte_live"):
         options = {"anchors": False} if table == "lte_snapshots" else {}
         batches = SUITES[table](shop.settings, second, **options)
-        # The small tables' vectors are of any length.
+        # The small tables' vectors aren't unit vectors, so skip the rule on their length.
         check(shop.settings, table, [batch for batch in batches if batch.name.endswith("representations")], second)
     readings = monitor(shop.settings, second, shop.settings.basis.in_force)
     assert {reading.representation for reading in readings} == {"uniform", f"uniform in basis {OLD}"}
@@ -140,7 +141,10 @@ def test_a_second_basis_waits_until_the_first_is_named(filled):
 
 
 def register(settings, basis_id, scale, seed):
-    """The number of a new version of a basis that ranks by what sold (scale 1), or against it (−1), and by the LTE."""
+    """Registers a version of a basis that ranks by popularity (scale 1) or against it (−1), and by the LTE.
+
+    Returns its number.
+    """
     vectors = OF_BASIS[basis_id]
     ranker = random_ranker(
         kind=LTEKind(basis_id, "uniform", LAG, WINDOW),
@@ -156,7 +160,7 @@ def register(settings, basis_id, scale, seed):
 
 
 def scored(warehouse, folder):
-    """(basis, {user: list and scores}) of the champion's recommendations for DATE."""
+    """The champion's recommendations for DATE: (basis, {user: (item ids, scores)})."""
     version = version_with(warehouse.settings, CHAMPION)
     score_users(warehouse, DATE, read_champion(warehouse.settings, version, Path(folder, str(version.version))))
     rows = warehouse.read(RECOMMENDATIONS).where(f"date = DATE'{DATE}'").collect()
@@ -166,7 +170,7 @@ def scored(warehouse, folder):
 
 
 def test_a_basis_beside_that_nobody_reads_stops_no_training(shop):
-    """It may lack what the settings read: with the autoencoder, an encoder of a day before it was fitted."""
+    """The other basis may lack what the settings need, such as an encoder for days before its first one."""
     both = shop.settings.model.model_copy(update={"representations": ("uniform", "autoencoder")})
     dates = shop.settings.training_set.dates(TRAINING)
     names = both.representations
@@ -182,7 +186,7 @@ def test_a_basis_beside_that_nobody_reads_stops_no_training(shop):
     _, per_basis = SUITES["lte_snapshots"](shop.settings, TRAINING, anchors=True)
     check(shop.settings, "lte_snapshots", [per_basis], TRAINING)
 
-    # Turned round, what the old model reads of the test users is there to compare the new one with.
+    # After the swap, the old model's LTEs of the test users still exist for the comparison.
     register(shop.settings, OLD, 1, 0)
     in_force(shop, NEW, OLD)
     assert due_of_training(shop.settings, TRAINING, names) == [
@@ -196,7 +200,7 @@ def test_the_whole_change_there_back_and_there_again(shop, tmp_path):
     def state():
         return change(shop.settings).state
 
-    # Old only.
+    # Only the old basis.
     in_force(shop, OLD)
     make(shop)
     first = register(shop.settings, OLD, -1, 0)
@@ -206,7 +210,7 @@ def test_the_whole_change_there_back_and_there_again(shop, tmp_path):
     by_old = scored(shop, tmp_path)
     assert by_old[0] == OLD
 
-    # The new one is fitted, and published for the first time.
+    # The new basis is fitted and published for the first time.
     dates = shop.settings.training_set.dates(TRAINING)
     snapshot_lte(shop, dates.snapshot_dates, basis_id=NEW)
     publish_lte(shop, DATE, basis_id=NEW)
@@ -216,7 +220,7 @@ def test_the_whole_change_there_back_and_there_again(shop, tmp_path):
     in_force(shop, NEW, OLD)
     assert state() == "training" and scored(shop, tmp_path) == by_old
 
-    # A challenger of the new basis, compared on the same test users, each model with its own LTEs.
+    # A challenger of the new basis is compared on the same test users, each model with its own LTEs.
     build_training_set(shop, TRAINING)
     count_popularity(shop, dates.snapshot_dates)
     second = register(shop.settings, NEW, 1, 1)
@@ -238,7 +242,7 @@ def test_the_whole_change_there_back_and_there_again(shop, tmp_path):
     by_new = scored(shop, tmp_path)
     assert by_new[0] == NEW and by_new != by_old
 
-    # The way back is open as long as the old basis is published, and held open.
+    # A rollback is possible as long as the old basis is published, so it can't be retired.
     with pytest.raises(LTEError, match=f"basis {OLD} can't be retired: version 1 is previous and reads it. A rollback"):
         require_released(shop.settings, OLD)
     promotion.rollback(shop.settings, "clicks fell")
@@ -248,7 +252,7 @@ def test_the_whole_change_there_back_and_there_again(shop, tmp_path):
     promotion.rollback(shop.settings, "it was the season")
     assert state() == "promoted"
 
-    # Another promotion, and nobody reads the old basis any more.
+    # After another promotion no alias reads the old basis.
     third = register(shop.settings, NEW, 1, 2)
     gate(shop.settings, third).require()
     promotion.promote(shop.settings, third, second)

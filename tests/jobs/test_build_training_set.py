@@ -1,4 +1,4 @@
-"""The training set against an oracle in plain Python, and invariant 1 as it sees it."""
+"""The training set against an oracle in plain Python, and invariant 1 (no leak) in its rows."""
 
 import datetime
 from collections import defaultdict
@@ -25,7 +25,7 @@ KNOWN = {"e": DATES.test.start}
 
 
 def built(spark, rows):
-    """Rows of the training set by (split, snapshot date, user)."""
+    """The training set's rows by (split, snapshot date, user)."""
     events = events_frame(spark, rows).where(f"known_date < DATE'{DATE}'")
     known = [(item, KNOWN.get(item, datetime.date(1970, 1, 1))) for item in made.ITEMS]
     items = spark.createDataFrame(known, "item_id STRING, item_known_date DATE")
@@ -34,7 +34,7 @@ def built(spark, rows):
 
 
 def ties(spark, rows):
-    """What decides between events of one instant, by event."""
+    """{event: its tie-breaker among events with the same time}."""
     frame = in_order(events_frame(spark, rows)).select("user_id", "item_id", F.unix_seconds("event_ts"), TIE)
     return {tuple(row[:3]): row[3] for row in frame.collect()}
 
@@ -44,9 +44,7 @@ def day_of(step):
 
 
 def expected(rows, tie):
-    """(item ids, target count, target item, history count) by (split, snapshot date, user), one user and date at a
-    time.
-    """
+    """(item ids, target count, target item, history count) by (split, snapshot date, user), in plain Python."""
 
     def place(event):
         seconds = int(event.event_ts.timestamp())

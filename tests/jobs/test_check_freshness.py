@@ -1,4 +1,4 @@
-"""What is live is stale after its days, a day without a snapshot is missed, and each is told in one line."""
+"""Live LTEs that are too old, and days without a snapshot, are each reported in one line."""
 
 import polars as pl
 import pytest
@@ -55,7 +55,7 @@ def test_what_is_live_today_is_fresh_and_tomorrow_stale(settings):
 
 
 def test_a_basis_beside_the_one_of_the_trainings_is_looked_at_too(settings):
-    """The champion may read it."""
+    """The champion may read a basis in `basis.beside`."""
     for table in (PUBLICATIONS, SNAPSHOT_ACCOUNTS):
         made(settings, table, DAY - ONE_DAY, DAY)
     basis = settings.basis.model_copy(update={"basis_id": "b", "beside": ("a",)})

@@ -1,4 +1,4 @@
-"""Each job as its user runs it: bad input is one line on stderr, exit code 2, and no table."""
+"""Each job's command line: bad input gives one line on stderr, exit code 2, and no table."""
 
 import importlib
 import os
@@ -50,7 +50,7 @@ def run(command: str, home: Path, **environment: str) -> subprocess.CompletedPro
 
 
 def error_of(done: subprocess.CompletedProcess) -> str:
-    """The one line of an error that is meant for a person."""
+    """The single line of an error message."""
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if "incubator" not in line]
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
@@ -59,7 +59,7 @@ def error_of(done: subprocess.CompletedProcess) -> str:
 
 @pytest.fixture
 def refusal(tmp_path, capsys, monkeypatch) -> Callable[[str], str]:
-    """Calls the `main` of a command in this process, which spares a Python that imports all of it again."""
+    """Calls a command's `main` in this process, which saves the imports of a new Python."""
 
     def of(command: str) -> str:
         module, *options = command.split()
@@ -179,7 +179,7 @@ def test_a_job_runs_by_spark_submit(tmp_path):
     if not jars:
         pytest.skip("no prepared jars: run make setup")
     submit = Path(sys.executable).with_name("spark-submit")
-    # Delta's defaults, Spark's and the JVM's are for a cluster: hundreds of tasks for one row, code compiled twice.
+    # The defaults of Delta, Spark and the JVM suit a cluster: hundreds of tasks for one row, code compiled twice.
     small = (
         "spark.sql.shuffle.partitions=2",
         "spark.databricks.delta.snapshotPartitions=2",

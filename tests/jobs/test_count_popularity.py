@@ -1,4 +1,4 @@
-"""The counts against an oracle of one event at a time, and that no later knowledge changes them."""
+"""The counts against an oracle that adds one event at a time; events known later don't change them."""
 
 from collections import Counter
 

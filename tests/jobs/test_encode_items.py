@@ -1,4 +1,4 @@
-"""`encode_items`, and the autoencoder's snapshots: each date by its own encoder, incremental as in full."""
+"""`encode_items`, and the autoencoder's snapshots: each date uses its own encoder; incremental equals full."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from tests.jobs.small_tables import DATE, FEED, LAG, VECTORS, WINDOW
 
 
 def write_encoder(settings, fitted_on, seed=0, items=made.ITEMS, dated="", **described):
-    """The files of an encoder with random vectors; returns them as units (items, dimensions)."""
+    """Writes an encoder with random vectors; returns its unit vectors (items, dimensions)."""
     units = np.random.default_rng(seed).integers(-(2**14), 2**14, (len(items), 4), endpoint=True)
     directory = encoder_directory(settings, "basis", fitted_on)
     directory.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def write_encoder(settings, fitted_on, seed=0, items=made.ITEMS, dated="", **des
 
 
 def encoded(units, items=made.ITEMS):
-    """The item vectors of the small tables, with an encoder's in the place of those of `items`."""
+    """The small tables' item vectors, with the encoder's `units` for `items`."""
     mixed = VECTORS.units.copy()
     mixed[[made.ITEMS.index(item) for item in items]] = units
     return dataclasses.replace(VECTORS, units=mixed)
@@ -71,7 +71,7 @@ def test_each_date_uses_its_own_encoder_and_a_new_item_its_content(new_filled, n
         (after[0], "encoder 2", None),
         (after[1], "encoder 2", None),
     ]
-    # An encoder that is fitted later for an earlier day: what was served is made again as it was.
+    # An encoder fitted later for an earlier day doesn't change a snapshot, even if it is made again.
     write_encoder(warehouse.settings, before[1], 3)
     encode_items(warehouse, [before[1]])
     snapshot_lte(warehouse, before[1:], full=True, representations=["autoencoder"])

@@ -1,4 +1,4 @@
-"""Erasure is physical: afterwards no file holds the user, the accounts add up, and other users' rows are as before."""
+"""Erasure is physical: no file holds the user afterwards, the accounts add up, and other users' rows are unchanged."""
 
 import json
 import re
@@ -35,20 +35,20 @@ from tests.jobs.conftest import small_settings
 from tests.jobs.rows import DAY, account, case, event, frame, lte, recommendation
 
 GONE = """o'Neil "the 2nd", gäst-4711"""
-"""An id with all that JSON, CSV and SQL write in their own way."""
+"""An id with characters that JSON, CSV and SQL escape."""
 
 OTHERS = (
     *(f"user-{number}" for number in range(34)),
     *("%", "_", "'; DROP TABLE events; --", "../../etc/passwd", GONE[6:], GONE.upper()),
 )
-"""With some that a pattern, or a part of the id, would take along."""
+"""Includes ids that a pattern match or a substring match would erase too."""
 
 ERASED = frozenset({GONE, "nobody"})
 
 
 @pytest.fixture(scope="module")
 def template(spark, tmp_path_factory):
-    """Every table that can name a user, written more than once, with GONE among the rows of now or of before."""
+    """Every table that can name a user, written more than once, with GONE in the newest or an earlier version."""
     warehouse = Warehouse(spark, small_settings(tmp_path_factory.mktemp("template")))
     everyone = (GONE, *OTHERS)
     days = [DAY - ONE_DAY * back for back in (3, 2, 1)]
@@ -72,7 +72,7 @@ def template(spark, tmp_path_factory):
     warehouse.replace(LTE_LIVE, frame(warehouse, LTE_LIVE, [lte(user, days[0]) for user in everyone]), "true")
     rows = frame(warehouse, RECOMMENDATIONS, [recommendation(user, days[0]) for user in everyone])
     warehouse.replace(RECOMMENDATIONS, rows, f"date = DATE'{days[0]}'")
-    # In table training_set the user is history: only files of an old version name GONE.
+    # In table training_set only files of an old version name GONE.
     for users in (everyone, OTHERS):
         rows = [case(user, split) for split in ("train", "test") for user in users]
         warehouse.replace(TRAINING_SET, frame(warehouse, TRAINING_SET, rows), "true")
@@ -81,7 +81,7 @@ def template(spark, tmp_path_factory):
 
 @pytest.fixture
 def filled(template, warehouse):
-    """A copy of the template: the log of a Delta table names files by their place in it."""
+    """A copy of the template; Delta tables can be copied, because their logs use relative paths."""
     shutil.copytree(template, warehouse.settings.warehouse)
     return warehouse
 
@@ -91,7 +91,7 @@ def erase(warehouse, users=ERASED):
 
 
 def traces(folder, user_id):
-    """The files under `folder` that hold the id: as bytes, as JSON writes it, or as a value of a Parquet column."""
+    """The files under `folder` that hold the id as bytes, as a JSON string, or as a value in a Parquet column."""
     written = {
         user_id.encode(),
         json.dumps(user_id)[1:-1].encode(),
@@ -110,7 +110,7 @@ def traces(folder, user_id):
 
 
 def rows_of_others(warehouse):
-    """All rows but those of GONE, table by table."""
+    """{table: all rows except those of GONE}."""
     others = {}
     for name, table in TABLES_WITH_USERS.items():
         rows = [row.asDict() for row in warehouse.read(table).collect()]
@@ -119,7 +119,7 @@ def rows_of_others(warehouse):
 
 
 def accounts_add_up(warehouse):
-    """In every known day: rows in `events` = rows_kept − rows_erased."""
+    """Asserts for every known day that rows in `events` = rows_kept − rows_erased."""
     held = {row.known_date: row["count"] for row in warehouse.read(EVENTS).groupBy("known_date").count().collect()}
     accounts = warehouse.read(INGESTED_DAYS).where("feed = 'events'").collect()
     return held == {row.known_date: row.rows_kept - row.rows_erased for row in accounts}
@@ -151,7 +151,7 @@ def test_no_file_of_the_warehouse_names_an_erased_user(filled):
 
 
 def test_models_that_were_trained_on_the_user_are_found_by_the_version_that_they_name(filled, monkeypatch):
-    """Only version 1 of the training set held GONE. A purge makes it unreadable, and both tags say what happened."""
+    """Only version 1 of the training set held GONE. A purge makes it unreadable, and two tags record that."""
     on_user, on_others, unknown = (
         RegisteredVersion("ranker", number, date, {"training_set": (version,)}, {})
         for number, date, version in ((1, DAY, 1), (2, DAY, 2), (3, DAY - ONE_DAY, 99))
@@ -206,7 +206,7 @@ def test_a_day_whose_account_is_wrong_is_named_and_nothing_is_erased(filled):
 
 
 def test_a_file_covers_no_more_days_after_an_erasure(filled):
-    """A snapshot finds the files of its days by their ranges; an erasure that mixed the days would undo that."""
+    """A snapshot finds files by their ranges of days, so an erasure must not mix days in one file."""
 
     def ranges():
         rows = filled.read(EVENTS).groupBy(F.col("_metadata.file_path"))

@@ -1,4 +1,4 @@
-"""Invariants 5 and 6 of the ingest: idempotent, and nothing lost silently; and what it says of a bad feed."""
+"""Invariants 5 and 6 of the ingest (idempotent, no row lost silently), and its errors for a bad feed."""
 
 import datetime
 import json
@@ -34,7 +34,7 @@ feed_rows = st.builds(
 
 
 def tables(warehouse):
-    """All rows that ingesting wrote, in an order of their own; without the run that brought a day last."""
+    """All rows that the ingest wrote, sorted, without the columns that name the last run."""
     return {
         table.name: sorted(map(str, warehouse.read(table).drop("ingested_for").collect()))
         for table in (EVENTS, QUARANTINE, INGESTED_DAYS)
@@ -69,7 +69,7 @@ def test_every_row_is_kept_or_quarantined_or_an_exact_duplicate(spark, rows):
 
 
 def good(row):
-    """Whether a row can be kept, by the rules in words."""
+    """Whether a row is valid, in plain Python."""
     ids = [row.get(name) or "" for name in ("user_id", "item_id")]
     dated = (row.get("event_ts") or "").startswith("2024")
     return (

@@ -1,4 +1,4 @@
-"""The catalogue: first content stays, known dates, quarantine, any order of days."""
+"""The catalogue: an item's first content stays, known dates, quarantine, and days in any order."""
 
 import datetime
 from itertools import permutations

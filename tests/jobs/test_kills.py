@@ -1,7 +1,6 @@
-"""Invariant 5 under SIGKILL: a job that was killed at a random instant and ran again leaves the tables of any other
-run.
+"""Invariant 5 under SIGKILL: a job killed at a random instant and run again leaves the same tables as any other run.
 
-Two kills here; `make test-kills` does as many as it is told, and `make test-production` kills each job.
+This file does two kills; `make test-kills` does KILLS of them, and `make test-production` kills each job.
 """
 
 import random
@@ -17,7 +16,7 @@ KILLS = 2
 
 @pytest.mark.spark
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # a kill takes a quarter of a minute, and four times that on a machine that others use
+@pytest.mark.timeout(1800)  # a kill takes 15 seconds, and a minute on a busy machine
 def test_a_killed_job_that_runs_again_leaves_the_tables_of_an_undisturbed_one(spark, tmp_path):
     seed = random.randrange(10_000)
     kills = list(kill_jobs(spark, run_undisturbed(spark, tmp_path), KILLS, seed, tmp_path))

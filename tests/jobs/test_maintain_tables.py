@@ -1,4 +1,4 @@
-"""Maintenance: fewer files, the same rows; what a registered model names stays readable; a second run does nothing."""
+"""Maintenance: fewer files with the same rows, versions that a model names stay readable, a second run does nothing."""
 
 import polars as pl
 import pytest
@@ -35,7 +35,7 @@ def test_a_partition_is_crowded_by_small_files_alone():
 
 @pytest.fixture
 def used(warehouse):
-    """Table events after seven ingests, one of them a second time: versions 1 to 8. Retention is over at once."""
+    """Table events after seven ingests, one of which repeats a day: versions 1 to 8. Retention is zero."""
     ingested = [DAY + ONE_DAY * day for day in (0, 1, 2, 0, 3, 4, 5)]
     for number, day in enumerate(ingested):
         rows = frame(warehouse, EVENTS, [event(f"user-{number}", day, second) for second in range(3)])
@@ -51,7 +51,7 @@ def model(table, *versions, training_date=None):
 
 
 def rows_at(warehouse, version):
-    """The rows of table events at a version, read without a JVM, as trainings read them."""
+    """The rows of table events at a version, read without a JVM, like a training does."""
     return pl.scan_delta(warehouse.path(EVENTS), version=version).collect().sort("user_id", "event_ts")
 
 
@@ -60,7 +60,7 @@ NAMED, UNNAMED = 3, 4
 
 @pytest.mark.parametrize("log_knows", [True, False])
 def test_a_version_that_a_model_names_is_read_as_before(used, monkeypatch, log_knows):
-    """Also where the log no longer knows that its files were removed, and when."""
+    """Also if the log no longer records when its files were removed."""
     if not log_knows:
         monkeypatch.setattr(job, "_days_needed", lambda *_: 0)
     # Version 3 holds the first ingest of DAY, which version 4 replaced. Version 0 is the empty table.

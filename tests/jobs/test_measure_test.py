@@ -1,4 +1,4 @@
-"""The sums of an online test against an oracle of one user at a time, and what becomes of rows that are none of it."""
+"""An online test's sums against an oracle that goes user by user, and the fates of rows outside the test."""
 
 import datetime
 from collections import Counter
@@ -71,7 +71,7 @@ def day_of(at):
 
 
 def whole_units(text):
-    """In 1/10,000; None for what is no number that can be kept."""
+    """A number in units of 1/10,000; None if it is invalid."""
     try:
         value = float(text or 0)
     except ValueError:
@@ -80,7 +80,7 @@ def whole_units(text):
 
 
 def oracle_of_exposures(rows):
-    """({user: (variant, first exposure)}, fates of the rows)."""
+    """({user: (variant, first exposure)}, {fate: rows})."""
     fates, of_user = Counter(), {}
     for test, user, variant, ts in rows:
         at, user = moment(ts), (user or "").strip() or None
@@ -109,7 +109,7 @@ def oracle_of_exposures(rows):
 
 
 def oracle(exposure_rows, outcome_rows):
-    """({(variant, metric): sums up to each day}, fates of the exposures, fates of the outcomes)."""
+    """({(variant, metric): cumulative sums by day}, fates of the exposures, fates of the outcomes)."""
     exposed, fates_of_exposures = oracle_of_exposures(exposure_rows)
     fates, mine = Counter(), []
     for (user, ts, *values), copies in Counter(outcome_rows).items():
@@ -159,7 +159,7 @@ def oracle(exposure_rows, outcome_rows):
 
 
 def summed(frame):
-    """The frame's rows added up to each day of the period."""
+    """The frame's sums, cumulated to each day of the period."""
     rows = frame.collect()
     return {
         (variant, metric, day): tuple(
@@ -195,7 +195,7 @@ def test_sums_and_fates_are_those_of_the_oracle(spark, seen, done, again):
 
 
 def write_feeds(warehouse, seed=0, effect=0.5):
-    """A test of 240 users a side; returns {variant: (y, x)} of engagement per user."""
+    """Writes the feeds of a test with 240 users per variant; returns {variant: (y, x)} of engagement per user."""
     random = np.random.default_rng(seed)
     seen, done, truth = [], [], {}
     start = datetime.datetime.combine(PERIOD.start, datetime.time(), datetime.UTC)
@@ -226,7 +226,7 @@ def write(warehouse, name, table):
 
 
 def write_past_rows(warehouse, test):
-    """What another run of the job may have left of the test."""
+    """Writes rows that an earlier run of the job may have left."""
     key = {"test_name": test, "measured_for": DATE}
     sums = {name: 7 if name == "users" else Decimal(7) for name in SUMS}
     period = {"test_start": PERIOD.start - ONE_DAY, "test_end": PERIOD.end, "day": PERIOD.start}
@@ -257,7 +257,7 @@ def test_what_is_measured_is_read_out_as_the_users_were(warehouse):
     assert engagement["cuped"].low < 0.5 < engagement["cuped"].high and engagement["outcome"] == "better"
     assert revenue["plain"].value is None and revenue["outcome"] == "undecided", "revenue of returns alone"
 
-    # The past rows of the test gave way, those of another are there.
+    # The test's earlier rows were replaced; another test's rows are still there.
     for table, past in ((TEST_MEASUREMENTS, "variant"), (TEST_ACCOUNTS, "fate")):
         rows = pl.read_delta(warehouse.path(table))
         assert rows.filter(pl.col(past) == "past")["test_name"].to_list() == ["other"]

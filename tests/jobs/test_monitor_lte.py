@@ -1,6 +1,6 @@
-"""The measures of a snapshot against plain Python, planted faults that must stop it, and the same rows again.
+"""A snapshot's measures against plain Python, planted faults that must stop it, and identical rows on a rerun.
 
-Longer than 350 lines, because every test measures the same made-up snapshots.
+Longer than 350 lines, because every test measures the same synthetic snapshots.
 """
 
 import datetime
@@ -55,7 +55,7 @@ NEEDS_ANOTHER = {
 
 
 def snapshot(date=DATE, seed=0, users=USERS):
-    """Rows of `lte_snapshots`: users with a taste of their own that moves a little from seed to seed."""
+    """Rows of `lte_snapshots`: each user's vector is stable, with small changes between seeds."""
     taste, noise = np.random.default_rng(7), np.random.default_rng(seed)
     vectors = taste.normal(size=(len(users), 4)) + 0.05 * noise.normal(size=(len(users), 4))
     vectors *= 0.9 / np.linalg.norm(vectors, axis=1, keepdims=True) * taste.uniform(0.3, 1, (len(users), 1))
@@ -79,14 +79,14 @@ def snapshot(date=DATE, seed=0, users=USERS):
 
 
 def write(settings, table, frame, **options):
-    """As Spark writes: Arrow can't filter the string views of Polars' own files."""
+    """Writes a table with Spark's types: Arrow can't filter the string views in Polars' files."""
     if isinstance(frame, pl.DataFrame):
         frame = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
     write_deltalake(settings.table_path(table.name), frame, mode="append", **options)
 
 
 def write_shop(settings, *snapshots, seen=None):
-    """The tables that are read: snapshots, and an event in the window and one after it for each of the users `seen`."""
+    """Writes the snapshots, and two events for each user in `seen`: one in the window and one after it."""
     bases = pl.DataFrame({"basis_id": ["b"], "dimensions": [4]})
     write(settings, SEMANTIC_BASES, bases)
     for frame in snapshots:
@@ -116,7 +116,7 @@ def test_a_good_snapshot_passes(settings):
 
 
 def lists(frame, change):
-    """The snapshot with the sums of half of the users changed."""
+    """The snapshot with changed sums for half of the users."""
     half = pl.int_range(pl.len()) % 2 == 0
     return frame.with_columns(pl.when(half).then(change).otherwise(pl.col("vector_sum")).alias("vector_sum"))
 
@@ -162,7 +162,7 @@ def test_a_planted_fault_stops_the_snapshot_and_is_named(settings, fault):
 
 
 def test_rows_in_another_order_and_in_other_files_have_the_same_bits():
-    """A cluster cuts its files otherwise than one machine."""
+    """A cluster splits its files differently from one machine."""
     random = np.random.default_rng(0)
     ids, ages = pa.array(USERS), random.integers(0, 30, len(USERS))
     now, before = random.normal(size=(2, len(USERS), 4)).astype(np.float32)
@@ -207,7 +207,7 @@ def cosine(one, other):
 
 @pytest.mark.parametrize("sampled", [len(USERS), 100])
 def test_the_figures_are_those_of_plain_python(settings, monkeypatch, sampled):
-    """In blocks of a few rows, over users that came and went, of all users or of some."""
+    """Computes in small blocks, with users that appear and disappear, for all users or a sample."""
     monkeypatch.setattr(snapshots, "ROWS_AT_ONCE", 7)
     rules = settings.monitoring.model_copy(update={"sampled_users": sampled})
     settings = settings.model_copy(update={"monitoring": rules})
@@ -300,7 +300,7 @@ def test_a_date_that_is_measured_again_leaves_the_same_rows_and_no_others(record
     (run_of,) = client.search_runs([runs.configure(recorded).experiment_id])
     history = client.get_metric_history(run_of.info.run_id, "uniform/inertia")
     assert sorted(metric.step for metric in history) == [day_number(DATE - WEEK), day_number(DATE)]
-    # A figure that is no longer there is no longer a row.
+    # A figure that can't be computed any more has no row.
     write(recorded, LTE_SNAPSHOTS, snapshot(DATE - WEEK - ONE_DAY * 30, users=USERS[:9]))
     monitor(recorded, DATE - WEEK)
     measures = [{row[3] for row in rows if row[0] == DATE - WEEK} for rows in (both, kept(recorded))]

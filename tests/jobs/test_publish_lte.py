@@ -1,6 +1,4 @@
-"""`publish_lte`: exactly the newest published snapshot is live, in any order of dates, and no more is written than
-that.
-"""
+"""`publish_lte`: the newest published snapshot is live, in any order of dates, and only changed rows are written."""
 
 import random
 

@@ -1,5 +1,4 @@
-"""`push_lte` and the reader: the store holds what is live, in any order of pushes, after kills and erasures, bit for
-bit.
+"""`push_lte` and the reader: the store equals `lte_live` bit for bit, in any order of pushes, kills and erasures.
 
 Longer than 350 lines, because every test shares the shop, the stores and the process in which Feast runs.
 """
@@ -44,7 +43,7 @@ pytestmark = pytest.mark.skipif(not PYTHON.is_file(), reason="no environment wit
 
 @pytest.fixture(scope="module")
 def in_feast():
-    """Calls a function of tests/feast_side.py in Feast's environment."""
+    """A function that calls tests/feast_side.py in Feast's environment."""
     group = execnet.Group()
     channel = group.makegateway(f"popen//python={PYTHON}//chdir={REPOSITORY}").remote_exec(feast_side)
 
@@ -76,7 +75,7 @@ def redis():
 
 
 def section(kind, connection=""):
-    """The table [online_store] of a settings file."""
+    """The section [online_store] of a settings file."""
     return f'[online_store]\ntype = "{kind}"\nconnection = "{connection}"\npython = "{PYTHON}"\n'
 
 
@@ -86,7 +85,7 @@ def online_store(request):
 
 
 class Shop:
-    """The tables that a push reads, written as `publish_lte` would, and what the store should hold."""
+    """The tables that a push reads, written like `publish_lte` does, and the expected content of the store."""
 
     def __init__(self, folder, online_store):
         folder.mkdir()
@@ -103,9 +102,7 @@ class Shop:
         return max(self.published, default=None)
 
     def publish(self, date, rows):
-        """`rows`: {user: (vector sum, event count)}. An older date is left alone; a row that is the same keeps its
-        date.
-        """
+        """Publishes {user: (vector sum, event count)}. Ignores an older date; an unchanged row keeps its date."""
         self.snapshots[date] = {user: (*row, date) for user, row in rows.items()}
         if not self.published or self.live_date <= date:
             new = date not in self.published
@@ -166,7 +163,7 @@ def lte_rows(rows):
 
 
 def read(in_feast, file, users=USERS):
-    """{user: (vector sum, event count, snapshot date)} of those who have an LTE."""
+    """{user: (vector sum, event count, snapshot date)} of the users with an LTE."""
     found = zip(users, in_feast("read", file, list(users)), strict=True)
     return {
         user: (
@@ -200,8 +197,9 @@ FOLDERS = itertools.count()
 @hypothesis_settings(max_examples=20)
 @given(steps=STEPS)
 def test_the_store_holds_the_newest_date_that_was_pushed(in_feast, online_store, tmp_path_factory, steps):
-    """Whatever is pushed, in any order and repeatedly; an older date only where it is told to go back. A step with the
-    name of a method of the store publishes, and kills the push there.
+    """Pushes happen in any order and repeatedly; an older date is pushed only with `allow_older`.
+
+    A step that names a method of the store publishes, and kills the push at that method.
     """
     shop = Shop(tmp_path_factory.getbasetemp() / f"{'redis' in online_store}{next(FOLDERS)}", online_store)
     if "redis" in online_store:
@@ -252,7 +250,7 @@ def test_only_what_changed_is_written(in_feast, shop):
 
 
 def test_what_is_live_of_an_older_date_than_the_store_is_refused(in_feast, shop, tmp_path):
-    """As after a table was restored by hand."""
+    """This happens after a table was restored by hand."""
     shop.publish(DATES[2], {USERS[0]: ([1, 2], 1)})
     in_feast("push", shop.file, DATES[2])
     older = Shop(tmp_path / "older", shop.file.read_text() + f'path = "{shop.settings.online_store.path}"\n'
@@ -285,7 +283,7 @@ def test_what_can_not_be_read_is_named(in_feast, shop):
 
 
 def test_two_bases_have_rows_of_their_own_and_a_reader_says_which_it_reads(in_feast, online_store, tmp_path):
-    """In the order of a change: the new one is pushed beside the old, and the old one goes."""
+    """Follows a change of basis: the new one is pushed beside the old one, which is then removed."""
     shop = Shop(tmp_path / "shop", online_store)
     if "redis" in online_store:
         in_feast("forget", shop.file)
@@ -314,14 +312,14 @@ def test_two_bases_have_rows_of_their_own_and_a_reader_says_which_it_reads(in_fe
 
     assert in_feast("retire", both, "basis") == ["lte_uniform_basis"]
     assert in_feast("retire", both, "basis") == []
-    assert in_feast("traces", both, USERS[1]) == []  # who had an LTE of the old basis alone
+    assert in_feast("traces", both, USERS[1]) == []  # this user had an LTE only in the old basis
     assert in_feast("read", both, [USERS[0]], basis_id="new")[0]["basis_id"] == "new"
-    # Taken back, it is pushed whole.
+    # When the old basis is in force again, all of its rows are pushed.
     assert in_feast("push", both, DATES[0], basis_id="basis") == (str(DATES[0]), 2, 0)
 
 
 def test_commands_go_on_where_feast_is(in_feast, shop):
-    """A push, and an erasure, from the environment of the tests, which has no Feast."""
+    """Runs a push and an erasure from the tests' environment, which has no Feast."""
     shop.publish(DATES[0], {user: ([1, 2], 1) for user in USERS})
     command = [sys.executable, "-m", "jobs.push_lte", "--date", str(DATES[0]), "--settings", shop.file]
     done = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True)
@@ -341,7 +339,7 @@ def test_users_who_left_are_found_in_any_number_of_groups():
 
 @pytest.mark.spark
 def test_a_reader_gets_the_bits_of_the_rows_that_are_live(filled, in_feast, redis, tmp_path):
-    """Through real publications, the second of which merges and leaves deletion vectors."""
+    """Uses real publications; the second one merges and leaves deletion vectors."""
     dates = [DATE, DATE + ONE_DAY]
     snapshot_lte(filled, dates)
     files = [tmp_path / f"{kind}.toml" for kind in ("sqlite", "redis")]

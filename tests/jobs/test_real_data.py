@@ -1,4 +1,4 @@
-"""A public data set through the ordinary path: ingested whole, and every snapshot equal to plain integer sums."""
+"""A public data set through the normal jobs: it is ingested whole, and every snapshot equals plain integer sums."""
 
 import datetime
 import os
@@ -34,7 +34,7 @@ DATA = Path(os.environ.get("REAL_DATA", REPOSITORY.parent / "shared" / "data"), 
 FIRST_EVENT, LAST = datetime.date(2010, 12, 1), datetime.date(2011, 12, 10)
 WINDOW = Window(lag_days=30, window_days=300)
 DATES = every(1, FIRST_EVENT + 31 * ONE_DAY, LAST)
-"""Every day that has a snapshot; the window is short of the year, so that events leave it too."""
+"""Every day with a snapshot. The window is shorter than the year, so that events also leave it."""
 
 pytestmark = pytest.mark.skipif(
     not DATA.is_dir(), reason=f"the data set online_retail is not at {DATA}; name its folder's parent in REAL_DATA"
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.skipif(
 
 
 COMPILED = {"spark.sql.codegen.wholeStage": "true", "spark.sql.codegen.factoryMode": "FALLBACK"}
-"""Small tables are read by interpreted queries; for hundreds of thousands of rows it pays to compile them."""
+"""Compiling queries pays off for hundreds of thousands of rows; the other tests interpret them."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def compiling(spark):
 
 @pytest.fixture(scope="module")
 def shop(compiling, tmp_path_factory):
-    """The warehouse of the shop: its year ingested, its items embedded."""
+    """The shop's warehouse, with its year of events ingested and its items embedded."""
     warehouse = Warehouse(compiling, small_settings(tmp_path_factory.mktemp("real")))
     reads(warehouse, events=DATA / "events.parquet", items=DATA / "items.parquet")
     warehouse.settings = warehouse.settings.model_copy(update={"window": WINDOW})
@@ -69,7 +69,7 @@ def shop(compiling, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sums_by_day(shop):
-    """(user ids, sums) of a date by plain arithmetic: running totals over the days, then differences.
+    """A function that gives a date's (user ids, sums) from running totals over the days and their differences.
 
     The last column of the sums is the count.
     """
@@ -119,7 +119,7 @@ def test_one_sweep_makes_the_exact_snapshot_of_every_day_of_the_year(shop, sums_
 
 
 def test_going_on_from_day_to_day_makes_the_same(shop, sums_by_day):
-    """Every day from the day before, forth through the year and back, by the engine without its Spark."""
+    """Makes every day from its neighbour, forwards through the year and back, with the engine but without Spark."""
     vectors = load_vectors(shop, basis_in_force(shop))
     events = list_files(shop.path(EVENTS))
 

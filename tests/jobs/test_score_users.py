@@ -1,4 +1,4 @@
-"""`score_users`: the lists are those of the ranker for the cases of the evaluation, whatever the partitions."""
+"""`score_users`: its lists equal the ranker's for the evaluation's cases, whatever the partitions."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ NEWEST = {"sequence": "newest", "time_features": True, "long_memory": "linear_at
 
 
 def new_champion(folder, kind=KIND, item_ids=made.ITEMS, content=None, **options):
-    """A model with random weights as version 7, and its files in `folder`."""
+    """Makes a model with random weights, as version 7, with its files in `folder`."""
     torch.manual_seed(0)
     content = torch.from_numpy((VECTORS.units / 2**14).astype(np.float32)) if content is None else content
     sizes = {"representations": len(kind.representations), "max_tokens": 4, "width": 16} | options
@@ -47,14 +47,14 @@ def new_champion(folder, kind=KIND, item_ids=made.ITEMS, content=None, **options
 
 
 def lists(warehouse, date=DATE):
-    """{user: (item ids, scores)} of a date."""
+    """{user: (item ids, scores)} for a date."""
     rows = warehouse.read(RECOMMENDATIONS).where(f"date = DATE'{date}'").collect()
     assert len(rows) == len({row.user_id for row in rows})
     return {row.user_id: (row.item_ids, row.scores) for row in rows}
 
 
 def test_lists_are_those_of_the_ranker_for_the_cases_of_the_evaluation(filled, tmp_path):
-    """The test cut of a training is scored twice: from its training set, and from the events of the day itself."""
+    """Scores a training's test cut twice: from its training set, and from the day's events."""
     settings = filled.settings
     snapshot_lte(filled, [DATE], representations=["uniform", "recency"])
     training_date = DATE + settings.training_set.test_days * ONE_DAY
@@ -82,7 +82,7 @@ def test_lists_are_those_of_the_ranker_for_the_cases_of_the_evaluation(filled, t
 
 
 def test_the_same_users_get_the_same_bits_whatever_the_partitions(spark, tmp_path):
-    """Each list is that of the recommender for the users of its group, in the order of their ids."""
+    """Each list equals the recommender's for the users of its group, sorted by id."""
     random = np.random.default_rng(0)
     names = [f"i{row:02}" for row in range(40)]
     content = torch.nn.functional.normalize(torch.randn(40, 4, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -115,7 +115,7 @@ def test_the_same_users_get_the_same_bits_whatever_the_partitions(spark, tmp_pat
 
     nothing_known = [not user["event_count"] and not {*user["item_ids"]} & {*names} for user in users]
     assert 0 < sum(nothing_known) == len(users) - len(one)
-    recommender = open_recommender(str(champion.directory))  # with one thread, as in Spark: two can give other bits
+    recommender = open_recommender(str(champion.directory))  # one thread, as in Spark: two can give different bits
     in_order = rows.sort_by("user_id").combine_chunks().to_batches()[0]
     best = recommender.best(recommender.read(in_order), 10)
     whole = pl.DataFrame({"user_id": pl.from_arrow(in_order["user_id"]), "item_ids": pl.from_arrow(best.item_ids),
@@ -127,7 +127,7 @@ def test_seen_items_are_dropped_where_the_settings_say_so_and_what_came_later_ch
     snapshot_lte(filled, [DATE])
     before = frame(filled, RECOMMENDATIONS, [recommendation("u", DATE - ONE_DAY)])
     filled.replace(RECOMMENDATIONS, before, "true")
-    # The model ranks an item that the shop didn't know on the date.
+    # The model knows an item that the shop didn't know on the date.
     content = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), dim=1)
     champion = new_champion(tmp_path, item_ids=[*made.ITEMS, "later"], content=content, **NEWEST)
     score_users(filled, DATE, champion)

@@ -1,4 +1,4 @@
-"""`snapshot_lte` on Delta tables: every way to a date gives the oracle's rows, and nothing is averaged over a gap."""
+"""`snapshot_lte` on Delta tables: every path to a date gives the oracle's rows, and a missing day is refused."""
 
 import datetime
 import random

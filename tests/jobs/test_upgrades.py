@@ -1,6 +1,4 @@
-"""A release adds a column, another goes back, somebody changes lag, window or dimensions: what is there
-stays as it is.
-"""
+"""Existing rows survive a release that adds a column, a downgrade, and changes of lag, window or dimensions."""
 
 import dataclasses
 from pathlib import Path
@@ -24,7 +22,7 @@ from tests.jobs.small_tables import DATE, LAG
 pytestmark = pytest.mark.spark
 
 COLUMN = "quality"
-"""What a later release adds."""
+"""The column that a later release adds."""
 
 
 def later(table):
@@ -37,12 +35,12 @@ def rows(warehouse, table, **where):
 
 
 def files(warehouse, table):
-    """The contents of the files that the newest version names."""
+    """The contents of the files in the newest version."""
     return {path: Path(path).read_bytes() for path in DeltaTable(warehouse.path(table)).file_uris()}
 
 
 def test_a_column_more_leaves_old_rows_as_they_are_and_either_release_goes_on(filled, new_filled):
-    """The later release is one whose tables have a column more; ours is then the one that somebody goes back to."""
+    """Simulates a later release whose tables have one more column, and a downgrade to the current one."""
     days = [DATE + ONE_DAY * n for n in range(2)]
     undisturbed = new_filled()
     for date in days:
@@ -66,7 +64,7 @@ def test_a_column_more_leaves_old_rows_as_they_are_and_either_release_goes_on(fi
     qualities = pl.scan_delta(filled.path(LTE_SNAPSHOTS)).filter(snapshot_date=days[1]).collect()[COLUMN]
     assert set(qualities) == {0.5}
 
-    # Back to a release without it: it goes on from what is there, and knows nothing of the column.
+    # Downgraded to a release without the column, the job continues from the existing rows and ignores it.
     (account,) = snapshot_lte(filled, [days[1]])
     assert account.made_from == days[0]
     publish_lte(filled, days[1])
@@ -97,7 +95,7 @@ def test_another_lag_or_window_makes_new_dates_anew_and_leaves_old_ones(filled, 
     old = rows(filled, LTE_SNAPSHOTS)
     changed, tomorrow = _with(filled, window=change), DATE + ONE_DAY
     (account,) = snapshot_lte(changed, [tomorrow])
-    assert account.made_from is None  # a sum over another window leads nowhere
+    assert account.made_from is None  # sums over another window can't be continued
     live = publish_lte(changed, tomorrow)
     assert live.written_users == live.users == account.users
     assert rows(changed, LTE_SNAPSHOTS, snapshot_date=DATE).equals(old)
@@ -105,7 +103,7 @@ def test_another_lag_or_window_makes_new_dates_anew_and_leaves_old_ones(filled, 
     for table in (LTE_LIVE, LTE_SNAPSHOTS):
         assert set(rows(changed, table, snapshot_date=tomorrow)[name]) == {value}, table.name
 
-    # A date of before that is made again is made by the new settings, as if the old ones had never been.
+    # An earlier date that is made again uses the new settings only.
     snapshot_lte(changed, [DATE])
     fresh = _with(new_filled(), window=change)
     snapshot_lte(fresh, [DATE])
@@ -131,7 +129,7 @@ def test_other_dimensions_are_another_basis_and_the_old_one_lives_until_the_sett
 
 
 def _with(warehouse, **sections):
-    """The same tables, seen by an installation with other settings."""
+    """The same tables, opened with other settings."""
     settings = warehouse.settings
     changed = {name: getattr(settings, name).model_copy(update=options) for name, options in sections.items()}
     return Warehouse(warehouse.spark, settings.model_copy(update=changed))

@@ -1,4 +1,4 @@
-"""The configuration of a small ranker: what a test doesn't say is as the settings have it."""
+"""The configuration of a small ranker, with the settings' defaults for all other options."""
 
 from typing import Any
 
@@ -7,6 +7,6 @@ from lte_model.settings import Model
 
 
 def ranker_config(items: int, dimensions: int, **options: Any) -> RankerConfig:
-    """Without `id_dropout`, which would have a small ranker learn from chance, unless it is given."""
+    """The configuration with these sizes. `id_dropout` is 0 unless given: a small ranker would learn noise."""
     sizes = Model().model_dump() | {"representations": 1, "id_dropout": 0.0, "popularity_counts": 3}
     return RankerConfig(items=items, dimensions=dimensions, **sizes | options)

@@ -1,4 +1,4 @@
-"""What every page with charts must keep."""
+"""Checks for every page with charts."""
 
 import re
 from xml.etree import ElementTree
@@ -7,7 +7,7 @@ from lte_model.pages import drawing
 
 
 def require_charts(page: str, number: int) -> None:
-    """The page has so many charts, well-formed, with ids of their own, in the colours of the page."""
+    """Asserts that the page has `number` charts, well-formed, with unique ids and the page's colours."""
     charts = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
     assert len(charts) == number
     ids = [identifier for chart in charts for identifier in re.findall(r'\bid="([^"]+)"', chart)]

@@ -1,4 +1,4 @@
-"""Models with random weights, with what their training and evaluation leave: enough to register them."""
+"""Makes models with random weights, plus the files that training and evaluation leave, so that they can register."""
 
 import dataclasses
 import datetime
@@ -30,7 +30,7 @@ def figure(value, spread):
 
 
 def random_ranker(kind=KIND, seed=0, item_ids=None, content=None, **options):
-    """A prefix model over twenty items, or those that are given."""
+    """A prefix model over `item_ids`, by default twenty items."""
     torch.manual_seed(seed)
     if content is None:
         item_ids = [f"item {row}" for row in range(ITEMS)]
@@ -45,7 +45,7 @@ def random_ranker(kind=KIND, seed=0, item_ids=None, content=None, **options):
 
 
 def evaluated(settings, date, ranker, over_none=0.2, over_popularity=0.3, with_lte=900):
-    """The ranker as the prefix model of a training, and an evaluation with these figures."""
+    """Saves the ranker as a training's prefix model, and an evaluation with these figures."""
     save_ranker(ranker, side_directory(settings, date, "prefix") / MODEL_DIRECTORY)
     metrics = {name: figure(0.15, 0.02) for name in ("ndcg@10", "ndcg@500", "recall@500")}
     evaluation = {
@@ -76,13 +76,16 @@ FIGURES = ("over_none", "over_popularity", "with_lte")
 
 
 def trained(settings, date, **options):
-    """A model with random weights and its evaluation, as training and evaluation leave them."""
+    """Writes a model with random weights and its evaluation, like a training and an evaluation do."""
     figures = {name: options.pop(name) for name in FIGURES if name in options}
     return evaluated(settings, date, random_ranker(**options), **figures)
 
 
 def registered_of_shop(settings, scale, seed=0, **options):
-    """The number of a version that ranks the small shop's items by what sold (scale 1), or against it (−1)."""
+    """Registers a version that ranks the small shop's items by popularity (scale 1), or against it (−1).
+
+    Returns its number.
+    """
     figures = {name: options.pop(name) for name in FIGURES if name in options}
     training_set = open_training_set(settings, TRAINING_DATE)
     catalogue = training_set.catalogue
@@ -95,7 +98,7 @@ def registered_of_shop(settings, scale, seed=0, **options):
         **options,
     )
     with torch.no_grad():
-        ranker.popularity_scale.fill_(50.0 * scale)  # what the random weights say is little beside it
+        ranker.popularity_scale.fill_(50.0 * scale)  # outweighs the random weights
     evaluated(settings, TRAINING_DATE, ranker, **figures)
     return str(versions.register(settings, TRAINING_DATE).version)
 
@@ -106,7 +109,7 @@ def promoted(settings, number, over=None):
 
 
 def publish(settings, kind, date=FEBRUARY, users=("u",)):
-    """A row of `lte_live` for each user, and their publication, of 1 February unless `date` says otherwise."""
+    """Writes a row of `lte_live` for each user and their publication, by default of 1 February."""
     of_date = {"snapshot_date": date} | dataclasses.asdict(kind)
     rows = pl.DataFrame([{"user_id": user} | of_date for user in users])
     rows.write_delta(settings.table_path("lte_live"), mode="append")
@@ -120,7 +123,7 @@ def aliases(settings):
 
 
 def settings_file(settings, folder):
-    """A file with what the registry's commands read of the settings."""
+    """A settings file with the keys that the registry's commands read."""
     options, file = settings.mlflow, folder / "lte.toml"
     file.write_text(
         f'[mlflow]\ntracking_uri = "{options.tracking_uri}"\nexperiment = "{options.experiment}"\n'
@@ -130,7 +133,7 @@ def settings_file(settings, folder):
 
 
 def register_again(settings, number):
-    """The files and figures of a version as a new one, which is made challenger."""
+    """Registers a version's files and figures as a new version, which becomes challenger."""
     runs.configure(settings)
     client, name = MlflowClient(), settings.mlflow.model_name
     first = client.get_model_version(name, number)

@@ -1,7 +1,7 @@
 """A small shop as Delta tables, written without Spark.
 
-`write_warehouse` is the jobs' oracle in miniature: it goes through users and events one by one where the jobs join
-and shuffle, and writes the same tables.
+`write_warehouse` is a small oracle for the jobs: it loops over users and events where the jobs join and shuffle, and
+writes the same tables.
 """
 
 import datetime
@@ -14,6 +14,15 @@ import polars as pl
 from lte_model.domain.basis import GRID, SemanticBasis
 from lte_model.domain.windows import Interval, TrainingDates, lte_window, target_window
 from lte_model.settings import Settings, TrainingSetSettings, Window
+from tests.lte_model.small_shop import (
+    OTHER_REPRESENTATION,
+    REPRESENTATION,
+    SETTINGS,
+    TRAINING_DATE,
+    make_shop,
+    write_table,
+    write_warehouse,
+)
 
 TRAINING_DATE = datetime.date(2024, 12, 1)
 REPRESENTATION = "uniform"
@@ -47,10 +56,10 @@ bootstrap_samples = 200
 
 
 def make_shop(users: int, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Events and items: every user likes one colour and, for some weeks at a time, one kind of thing.
+    """Events and items of a shop: every user likes one colour and, for some weeks at a time, one kind of thing.
 
-    A third of them comes every few days, and a third so rarely that the short sequence is mostly empty. Some come
-    for the first time after an anchor; the newest items arrive near the end.
+    A third of the users come every few days; a third come so rarely that their short sequence is mostly empty. Some
+    users come for the first time after an anchor. The newest items arrive near the end.
     """
     random = np.random.default_rng(seed)
     items = pl.DataFrame(
@@ -82,7 +91,7 @@ def make_shop(users: int, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
 def write_warehouse(
     settings: Settings, events: pl.DataFrame, items: pl.DataFrame, training_date: datetime.date
 ) -> None:
-    """The tables that training and evaluation read, for the training of `training_date`."""
+    """Writes the tables that the training and evaluation of `training_date` read."""
     basis = SemanticBasis.fit(items.to_dicts(), settings.basis.text_template, settings.basis.dimensions)
     vectors, known = basis.encode(items.to_dicts())
     write_table(settings, "items", items)
@@ -133,7 +142,7 @@ def write_warehouse(
         pl.concat(
             pl.DataFrame(lte, schema=LTE_COLUMNS)
             .with_columns(representation=pl.lit(name), **same_in_all)
-            # Another representation, of the same history: what it holds is its maker's affair.
+            # The second representation of the same history only has to differ from the first.
             .with_columns(pl.col("vector_sum").list.eval(sign * pl.element()))
             for name, sign in ((REPRESENTATION, 1), (OTHER_REPRESENTATION, -1))
         ),
@@ -167,7 +176,7 @@ History = list[tuple[str, datetime.datetime, datetime.date]]
 
 
 def histories(events: pl.DataFrame) -> dict[str, History]:
-    """(item, time, day) of every event of each user, oldest first."""
+    """{user: (item, time, day) of every event, oldest first}."""
     by_user = defaultdict(list)
     for user, item, moment, day in events.select("user_id", "item_id", "event_ts", "event_date").sort(
         "user_id", "event_ts", "item_id"
@@ -200,7 +209,7 @@ def lte_rows(
 
 
 def popularity_rows(events: pl.DataFrame, window: Window, dates: TrainingDates) -> list[dict]:
-    """What was counted of each item before each date."""
+    """The rows of `item_popularity`: each item's counts before each date."""
     spans = {"events_7d": 7, "events_30d": 30, "events_180d": 180, "events_window": window.window_days}
     counts = defaultdict(lambda: dict.fromkeys(spans, 0))
     for date in dates.snapshot_dates:
@@ -218,7 +227,7 @@ def training_rows(
     options: TrainingSetSettings,
     training_date: datetime.date,
 ) -> list[dict]:
-    """The rows of the training set, user by user."""
+    """The rows of `training_set`, user by user."""
     dates = options.dates(training_date)
     rows = []
     for split, cut, targets in (
@@ -268,3 +277,7 @@ def write_table(
         mode=mode,
         delta_write_options={"partition_by": list(partition_by)} if partition_by else {},
     )
+
+
+def with_model(shop, **options):
+    return shop.model_copy(update={"model": shop.model.model_copy(update=options)})

@@ -1,4 +1,4 @@
-"""Figures as text and as JSON: the file says what it said when figures were dicts."""
+"""Figures as text and as JSON; the JSON has the same form as when figures were dicts."""
 
 import json
 import math
@@ -41,7 +41,7 @@ def test_a_figure_without_an_end_is_undefined_and_undecided(ends):
 
 def test_the_outcome_is_that_of_the_whole_interval():
     assert [Figure(v, v - 0.1, v + 0.1).outcome for v in (0.2, -0.2, 0.05)] == list(Outcome)
-    assert Figure(0.1, 0.0, 0.2).outcome is Outcome.UNDECIDED  # it touches 0
+    assert Figure(0.1, 0.0, 0.2).outcome is Outcome.UNDECIDED  # the interval touches 0
 
 
 def test_a_figure_is_written_as_a_metric_or_as_a_difference():

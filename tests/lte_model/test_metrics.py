@@ -14,7 +14,7 @@ few_scores = st.lists(st.integers(-2, 2), min_size=1, max_size=12)
 
 
 def oracle_rank(scores: list[int], target: int) -> float:
-    """The mean of the target's place over every order of the items that agrees with the scores."""
+    """The target's mean rank over all orders of the items that agree with the scores."""
     higher = [item for item, score in enumerate(scores) if score > scores[target]]
     alike = [item for item, score in enumerate(scores) if score == scores[target]]
     places = range(len(higher) + 1, len(higher) + len(alike) + 1)
@@ -74,7 +74,7 @@ def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
 
 
 def test_pairing_narrows_the_interval_of_a_difference():
-    """The noise that two sides share by user is no part of their difference."""
+    """The per-user noise that two sides share cancels in their difference."""
     random = np.random.default_rng(0)
     noise = random.exponential(size=500)
     values = np.column_stack((noise + 0.1 + random.normal(0, 0.01, 500), noise))

@@ -1,6 +1,4 @@
-"""One spelling of an S3 URL serves every reader, and what each must know comes from the settings and
-AWS's variables.
-"""
+"""One S3 URL works for every reader; each reader's options come from the settings and AWS's variables."""
 
 import os
 
@@ -16,7 +14,7 @@ AWS = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ALLOW_HTTP")
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """Loads settings with nothing of AWS in the environment, which is afterwards as it was."""
+    """A function that loads settings without AWS's variables; the environment is restored afterwards."""
     for name in AWS:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""Settings: one file, then the environment; an unknown key is an error in one line that names it."""
+"""Settings come from one file, then the environment; an unknown key gives a one-line error that names it."""
 
 import dataclasses
 from pathlib import Path
@@ -90,9 +90,7 @@ def test_a_secret_in_the_wrong_place_is_not_shown(tmp_path, monkeypatch):
     ],
 )
 def test_settings_are_never_evaluated(tmp_path, monkeypatch, place, form):
-    """A value is a text, a number, a list or a table. What would be code to a shell, a template, YAML or Python is
-    text.
-    """
+    """Values are plain data: text that would be code to a shell, a template, YAML or Python stays text."""
     proof = tmp_path / "proof"
     code = form.format(proof=proof)
     if place == "environment":

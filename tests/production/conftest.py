@@ -1,5 +1,4 @@
-"""What a production test broke, how often, and what was lost: each says so, and `make test-production` ends in the
-table.
+"""Each production test reports what it broke, how often, and what was lost; `make test-production` prints a table.
 
 def test_a_killed_driver_loses_nothing(outcome):
     …
@@ -15,7 +14,7 @@ from tests.production.outcomes import Outcome
 
 @pytest.fixture
 def outcome(record_property) -> Callable[..., None]:
-    """Notes one row of the table: what was broken, how often, and how many `of` were lost by it."""
+    """A function that records one row of the table: what was broken, how often, and how many `of` were lost."""
 
     def note(broken: str, *, times: int, lost: int, of: str) -> None:
         record_property(Outcome.PROPERTY, Outcome(broken, times, lost, of).as_property())

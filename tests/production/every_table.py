@@ -1,10 +1,10 @@
-"""Every job of the pipeline over two dates of a small shop, by its command line, in one process: all tables come of it.
+"""Runs every job of the pipeline for two dates of a small shop, by its command line, in one process.
 
     python -m tests.production.every_table SETTINGS [SETTINGS_OF_SCORING | --dags]
 
-The JVM outlives a job's session, so that a job costs seconds. Trainings and the registry are no matter of Spark: with
-settings of their own for the job that scores, nothing is trained, and the models are those that `checkpoints` and
-`[mlflow]` of the settings name. With `--dags` only the jobs of lte_bootstrap and lte_daily run.
+It makes every table. The JVM outlives a job's session, so that a job costs seconds. With SETTINGS_OF_SCORING nothing is
+trained: the scoring job uses those settings, and the models are those in `checkpoints` and `[mlflow]`. With `--dags`
+only the jobs of lte_bootstrap and lte_daily run.
 """
 
 import datetime
@@ -70,7 +70,7 @@ COMMANDS = (
 
 
 def write_feeds(folder: Path) -> None:
-    """The shop's feeds, and of its events what an online test would count as outcomes."""
+    """Writes the shop's feeds, plus an online test's outcomes derived from its events."""
     write_demo_shop(SHOP, folder)
     events = pl.read_parquet(folder / "events.parquet").drop_nulls(["user_id", "event_ts"])
     engagement, revenue = pl.lit(1.0).alias("engagement"), pl.col("price").fill_null(0.0).alias("revenue")
@@ -79,14 +79,14 @@ def write_feeds(folder: Path) -> None:
 
 
 def run_command(line: str) -> None:
-    """As `python -m` does. Raises `SystemExit` where the command refuses."""
+    """Runs a command line like `python -m`. Raises `SystemExit` if the command fails."""
     module, *arguments = shlex.split(line)
     with mock.patch.object(sys, "argv", [module, *arguments]), mock.patch.dict(os.environ):
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def make_champion(settings_file: str) -> None:
-    """Gives the alias to the version that was registered. Not by the gate: two tiny trainings needn't pass it."""
+    """Makes the registered version champion without the gate, which two tiny trainings might not pass."""
     settings = load_settings(settings_file)
     client = MlflowClient(settings.mlflow.tracking_uri, settings.mlflow.tracking_uri)
     client.set_registered_model_alias(settings.mlflow.model_name, CHAMPION, "1")

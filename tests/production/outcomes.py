@@ -1,6 +1,4 @@
-"""The table that `make test-production` ends in. Pytest carries its rows from the tests' processes as
-user properties.
-"""
+"""The table that `make test-production` prints. Pytest carries its rows between processes as user properties."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -9,7 +7,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Outcome:
-    """`broken` `times` times; `lost` says how many `of` were gone, doubled or changed afterwards."""
+    """`broken` was broken `times` times; afterwards `lost` of the `of` were missing, doubled or changed."""
 
     PROPERTY: ClassVar[str] = "production_outcome"
 
@@ -22,7 +20,7 @@ class Outcome:
         return asdict(self)
 
     def figures(self) -> list[dict[str, Any]]:
-        """The row as every measuring command writes it."""
+        """The row as measures, in the format of every `--json` option."""
         return [
             {"measure": "times_broken", "side": self.broken, "value": self.times, "unit": "times"},
             {"measure": "lost", "side": self.broken, "value": self.lost, "unit": self.of},
@@ -30,7 +28,7 @@ class Outcome:
 
 
 def outcomes_of(reports: Iterable[Any]) -> list[Outcome]:
-    """The rows that the tests of these reports noted, in their order."""
+    """The rows that the tests recorded in these reports, in order."""
     return [
         Outcome(**value)
         for report in reports
@@ -40,7 +38,7 @@ def outcomes_of(reports: Iterable[Any]) -> list[Outcome]:
 
 
 def table_of(outcomes: Iterable[Outcome]) -> list[str]:
-    """Its lines."""
+    """The table's lines."""
     rows = [("what was broken", "times", "lost"), *((o.broken, str(o.times), f"{o.lost} {o.of}") for o in outcomes)]
     width = max(len(broken) for broken, _, _ in rows)
     return [f"{broken:<{width}}  {times:>5}  {lost}" for broken, times, lost in rows]

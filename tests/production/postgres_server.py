@@ -1,4 +1,4 @@
-"""A PostgreSQL of one's own, for as long as it is needed: Debian's, on a free port of loopback, in a temporary folder.
+"""Runs a temporary PostgreSQL: Debian's programs, on a free port of loopback, in a temporary folder.
 
     with PostgresServer("airflow", "mlflow") as server:
         server.url("airflow")     # postgresql+psycopg://lte:…@127.0.0.1:…/airflow, with a password made for this server
@@ -29,7 +29,7 @@ USER = "lte"
 
 
 def binaries() -> Path | None:
-    """The folder of PostgreSQL's programs, of the newest version of Debian's packages; None where there is none."""
+    """The folder with the programs of the newest PostgreSQL among Debian's packages; None if there is none."""
     versions = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if (path / "initdb").exists()]
     return max(versions, key=lambda path: float(path.parent.name), default=None)
 
@@ -39,7 +39,7 @@ def installed() -> bool:
 
 
 class PostgresServer:
-    """A server with these empty databases, all of user `lte`; a context manager."""
+    """A context manager: a server with these empty databases, all owned by user `lte`."""
 
     def __init__(self, *databases: str):
         self.databases = databases
@@ -49,7 +49,7 @@ class PostgresServer:
         self._server: subprocess.Popen | None = None
 
     def url(self, database: str, driver: str = "psycopg") -> str:
-        """SQLAlchemy's address of a database; `driver` may be empty."""
+        """A database's SQLAlchemy URL; `driver` may be empty."""
         scheme = f"postgresql+{driver}" if driver else "postgresql"
         return f"{scheme}://{USER}:{self.password}@127.0.0.1:{self.port}/{database}"
 
@@ -75,7 +75,7 @@ class PostgresServer:
         self._remove()
 
     def start(self) -> None:
-        """Starts it and returns once it takes connections; after a `kill` it recovers first."""
+        """Starts the server and waits until it accepts connections; after a `kill` it recovers first."""
         with self.log.open("ab") as log:
             self._server = self._own(["postgres", "-D", str(self._data)], stdout=log, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 60
@@ -85,7 +85,7 @@ class PostgresServer:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Shuts it down: connections are cut, transactions rolled back, everything written."""
+        """Shuts the server down: closes connections, rolls transactions back, writes everything to disk."""
         if self._server:
             self._server.send_signal(signal.SIGINT)
             self._server.wait(timeout=60)
@@ -97,9 +97,9 @@ class PostgresServer:
         self.start()
 
     def kill(self) -> None:
-        """SIGKILL of every process of it at once; returns when none is left."""
+        """Sends SIGKILL to all of the server's processes at once; returns when none is left."""
         if self._server:
-            # Backends are sessions of their own, and a new server refuses to start beside one of the old.
+            # Backends run in their own sessions, and a new server refuses to start beside an old backend.
             family = psutil.Process(self._server.pid)
             for process in (family, *(children := family.children(recursive=True))):
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -109,11 +109,11 @@ class PostgresServer:
             self._server = None
 
     def sql(self, database: str, statement: str) -> str:
-        """What `psql` prints of a statement: a line for each row, its columns divided by |."""
+        """The output of `psql` for a statement: a line per row, columns separated by |."""
         return self._client("psql", "-XAtq", "-v", "ON_ERROR_STOP=1", "-c", statement, database)
 
     def dump(self, database: str) -> str:
-        """All that the database holds, as SQL."""
+        """The whole database, as SQL."""
         return self._client("pg_dump", database)
 
     @property
@@ -125,7 +125,7 @@ class PostgresServer:
             os.chown(self.folder, user.pw_uid, user.pw_gid)
         password = self.folder / "password"
         password.write_text(self.password)
-        password.chmod(0o644)  # the folder is closed to all but its owner
+        password.chmod(0o644)  # only the owner can enter the folder
         made = self._own(
             [
                 "initdb",
@@ -152,12 +152,12 @@ class PostgresServer:
         with (self._data / "postgresql.conf").open("a") as configuration:
             configuration.write(
                 f"listen_addresses = '127.0.0.1'\nport = {self.port}\nunix_socket_directories = ''\n"
-                # What a killed process wrote is safe with the kernel; only a machine that dies loses it.
+                # The kernel keeps a killed process' writes; only a crash of the machine loses them.
                 "fsync = off\n"
             )
 
     def _own(self, command: list[str], **options) -> subprocess.Popen:
-        """Starts one of PostgreSQL's programs as a user whom they accept: they refuse root."""
+        """Starts one of PostgreSQL's programs as a user other than root, which they refuse."""
         user = _owner()
         identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if user else {}
         return subprocess.Popen(
@@ -189,7 +189,7 @@ class PostgresServer:
 
 
 def _owner() -> pwd.struct_passwd | None:
-    """Whom the server runs as: oneself; where that is root, the user of Debian's package, or nobody."""
+    """The server's user: None for the current one; if that is root, the Debian package's user or nobody."""
     if os.geteuid() != 0:
         return None
     names = {user.pw_name: user for user in pwd.getpwall()}

@@ -1,10 +1,10 @@
-"""An S3 of one's own, for as long as it is needed: versitygw over a folder, on a free port of loopback.
+"""Runs a temporary S3 server: versitygw over a folder, on a free port of loopback.
 
     with s3_server() as s3:                     # s3.environment is what a process needs to reach it
         s3.make_bucket("lte")
         s3.stop(); s3.start()                   # gone, and there again: the same port, the same objects
 
-How it refuses requests and is slow: s3_weather.py.
+s3_weather.py makes it refuse requests or answer slowly.
 """
 
 import os
@@ -31,9 +31,7 @@ def installed() -> bool:
 
 
 class S3Server:
-    """A server over `folder`, where a bucket is a folder and an object a file. The port stays when it is
-    started again.
-    """
+    """A server over `folder`: a bucket is a folder, an object is a file. The port stays the same after a restart."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -46,7 +44,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process has to have to reach the server, in AWS's own variables."""
+        """The environment variables (AWS's own) with which a process reaches the server."""
         return environment_of(self.endpoint)
 
     def start(self) -> None:
@@ -56,7 +54,7 @@ class S3Server:
             folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                # Not every file system has extended attributes.
+                # Metadata goes into files, because not every file system has extended attributes.
                 [VERSITYGW, "--quiet", "--port", f"127.0.0.1:{self.port}", "--region", REGION,
                  "posix", "--sidecar", attributes, objects],
                 env={**os.environ, "ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY},
@@ -65,7 +63,7 @@ class S3Server:
         wait_until_it_listens(self._process, self.port)
 
     def stop(self) -> None:
-        """Ends it at once, as a power cut would. Does nothing where it doesn't run."""
+        """Kills the server, like a power cut. Does nothing if it doesn't run."""
         if self._process:
             self._process.kill()
             self._process.wait()
@@ -87,7 +85,7 @@ class S3Server:
         self._client.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
 
     def objects(self, bucket: str, prefix: str = "") -> dict[str, int]:
-        """Key → bytes of every object whose key begins with `prefix`, in the order of the keys."""
+        """{key: size in bytes} of every object whose key begins with `prefix`, sorted by key."""
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return {found["Key"]: found["Size"] for page in pages for found in page.get("Contents", ())}
 
@@ -97,7 +95,7 @@ class S3Server:
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
-    """A server that runs; it and its objects are gone after the block."""
+    """A running server; the server and its objects are deleted after the block."""
     with tempfile.TemporaryDirectory() as folder:
         server = S3Server(Path(folder))
         try:
@@ -114,8 +112,8 @@ def environment_of(endpoint: str) -> dict[str, str]:
         "AWS_REGION": REGION,
         "AWS_DEFAULT_REGION": REGION,
         "AWS_ENDPOINT_URL": endpoint,
-        # Only object_store, of polars and deltalake, asks whether it may do without TLS.
+        # Only object_store (in polars and deltalake) requires this to work without TLS.
         "AWS_ALLOW_HTTP": "true",
-        # Nobody asks the cloud's own address for credentials here.
+        # Clients must not ask the EC2 metadata service for credentials.
         "AWS_EC2_METADATA_DISABLED": "true",
     }

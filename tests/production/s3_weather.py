@@ -1,16 +1,16 @@
-"""An S3 that refuses requests, or is slow: a process that hands each to a server, or answers 503 itself.
+"""An unreliable S3: a proxy process that forwards each request to a server, delays it, or answers 503 itself.
 
     with s3_weather(server) as weather:                  # the server's objects, by weather.environment
         with weather.failing(share=0.3):                 # three of ten requests are answered 503 SlowDown
             …
-        with weather.failing(share=0.3, after=True):     # the same when S3 has done what they ask
+        with weather.failing(share=0.3, after=True):     # S3 handles these requests before the 503
             …
-        with weather.slow(seconds=0.5):                  # each is half a second late
+        with weather.slow(seconds=0.5):                  # each request takes half a second longer
             …
         weather.counts()                                 # {"asked": …, "refused": …}
 
-Signatures hold, for the address that a client signed is passed on. It is a process, not a thread: a client such as
-deltalake waits without letting another thread of its own process run.
+Signatures stay valid, because the proxy passes on the address that the client signed. It is a process, not a thread,
+because a client such as deltalake blocks the other threads of its process while it waits.
 """
 
 import http.client
@@ -28,7 +28,7 @@ from tests.production.s3_server import S3Server, environment_of
 from tests.repository import REPOSITORY
 
 CONTROL = "/-/weather"
-"""No bucket can be called so."""
+"""The proxy's control path; no bucket can have this name."""
 
 SLOW_DOWN = (
     b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code><Message>Reduce your rate.</Message></Error>'
@@ -36,7 +36,7 @@ SLOW_DOWN = (
 
 
 class S3Weather:
-    """The client's side: where the process listens, and what it does to requests."""
+    """The client's side: the proxy's address, and control of its faults."""
 
     def __init__(self, port: int):
         self.port = port
@@ -47,12 +47,12 @@ class S3Weather:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process has to have to reach S3 this way."""
+        """The environment variables with which a process reaches S3 through the proxy."""
         return environment_of(self.endpoint)
 
     @contextmanager
     def failing(self, share: float = 1.0, after: bool = False) -> Iterator[None]:
-        """503 SlowDown for so many of the requests; with `after`, when S3 has done what they ask."""
+        """Answers a `share` of the requests with 503 SlowDown; with `after`, S3 handles them first."""
         self._set(share=share, after=after)
         try:
             yield
@@ -61,7 +61,7 @@ class S3Weather:
 
     @contextmanager
     def slow(self, seconds: float) -> Iterator[None]:
-        """Every request waits so long."""
+        """Delays every request."""
         self._set(seconds=seconds)
         try:
             yield
@@ -69,7 +69,7 @@ class S3Weather:
             self._set(seconds=0.0)
 
     def counts(self) -> dict[str, int]:
-        """How many requests were asked and refused so far."""
+        """The numbers of requests received and refused so far."""
         return self._set()
 
     def _set(self, **changes: float | bool) -> dict[str, int]:
@@ -83,7 +83,7 @@ class S3Weather:
 
 @contextmanager
 def s3_weather(server: S3Server) -> Iterator[S3Weather]:
-    """The server's objects by another address, fair at first; the process ends with the block."""
+    """Runs the proxy until the block ends; at first it forwards everything."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.production.s3_weather", str(server.port)],
         cwd=REPOSITORY,
@@ -111,7 +111,7 @@ class _Sky(http.server.ThreadingHTTPServer):
         self.random, self.lock = random.Random(0), threading.Lock()
 
     def fate(self) -> tuple[bool, bool]:
-        """Of the next request: whether it is passed on, and whether it is refused."""
+        """For the next request: (whether to forward it, whether to refuse it)."""
         with self.lock:
             refused = self.random.random() < self.weather["share"]
             self.counts["asked"] += 1
@@ -138,7 +138,7 @@ class _Request(http.server.BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any
 
     def _asked(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes] | None:
-        """What S3 answers; None where it is down."""
+        """S3's answer; None if it is down."""
         connection = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=60)
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)

@@ -1,4 +1,4 @@
-"""The pipeline whole on a small feed, in one process: every table, a training, its model registered, users scored.
+"""Runs the whole pipeline on a small feed in one process: every table, a training, a registered model, scored users.
 
 python -m tests.production.small_pipeline --date 2024-12-31 --since 2023-01-02 --settings FILE
 """

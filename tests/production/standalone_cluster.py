@@ -1,11 +1,11 @@
-"""A standalone cluster of Spark: a master and two workers, processes on loopback, from the PySpark that is installed.
+"""A standalone Spark cluster: a master and two workers as processes on loopback, from the installed PySpark.
 
     with StandaloneCluster(folder, hidden=[REPOSITORY]) as cluster:
         …  # spark.master = cluster.master
 
-Each worker is what another machine would be. It starts with an empty environment, in a folder of its own, as its
-work's. Where this machine lets us (root on Linux), it also has a view of the disk of its own, in which `hidden` folders
-are empty: what an executor reads from the driver's disk by accident isn't there.
+Each worker stands for another machine: it starts with an empty environment, in its own folder. If this process may
+(root on Linux), each worker also gets its own mount namespace, in which `hidden` folders are empty: an executor that
+reads the driver's disk by accident finds nothing.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ CLEANUP = {"enabled": "true", "interval": 30, "appDataTtl": 300}
 
 
 class StandaloneCluster:
-    """A running cluster with `workers` of one core each; a context manager. Its files, and logs, are in `folder`."""
+    """A context manager: a cluster with `workers` of one core each; its files and logs are in `folder`."""
 
     def __init__(self, folder: Path, hidden: Sequence[Path] = (), workers: int = 2, worker_memory: str = "1500m"):
         self.folder = folder
@@ -43,7 +43,7 @@ class StandaloneCluster:
         self.port, self._page = free_ports(2)
         self.master = f"spark://{LOOPBACK}:{self.port}"
         self._processes: dict[str, subprocess.Popen] = {}
-        # Installed on every machine: Spark, and a Python. Both lie elsewhere than on the driver's.
+        # Every node has Spark and a Python, at other paths than the driver's.
         self._nodes = {folder / "spark": Path(pyspark.__file__).parent, folder / "python": Path(sys.prefix)}
         self._hides = bool(hidden) and can_hide()
         self.python = folder / "python/bin/python"
@@ -69,7 +69,7 @@ class StandaloneCluster:
         self.stop()
 
     def state(self) -> dict:
-        """What the master says of its workers and applications."""
+        """The master's state: its workers and applications."""
         with urllib.request.urlopen(f"http://{LOOPBACK}:{self._page}/json/", timeout=10) as answer:
             return json.load(answer)
 
@@ -83,14 +83,14 @@ class StandaloneCluster:
         ]
 
     def sees(self, folder: Path) -> list[str]:
-        """What is in `folder` to the first worker."""
+        """The names that the first worker sees in `folder`."""
         worker = self._processes["worker-0"].pid
         within = ["nsenter", "--mount", "--target", str(worker)] if self._hides else []
         done = subprocess.run([*within, "ls", str(folder)], check=True, capture_output=True, text=True)
         return done.stdout.splitlines()
 
     def stop(self) -> None:
-        """Ends every process of the cluster, executors too, and returns when they are gone."""
+        """Stops every process of the cluster, including executors, and returns when they are gone."""
         family = [psutil.Process(process.pid) for process in self._processes.values() if process.poll() is None]
         family += [child for process in family for child in process.children(recursive=True)]
         for process in family:
@@ -149,7 +149,7 @@ class StandaloneCluster:
             try:
                 if is_so(self.state()):
                     return
-            except (OSError, ValueError):  # it listens before it has anything to say
+            except (OSError, ValueError):  # it listens before it can answer
                 pass
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the cluster in {self.folder} isn't up after {START_SECONDS} s")
@@ -157,7 +157,7 @@ class StandaloneCluster:
 
 
 def can_hide() -> bool:
-    """Whether a process of ours may have a view of the disk of its own."""
+    """Whether this process may create a mount namespace."""
     if sys.platform != "linux" or shutil.which("unshare") is None:
         return False
     trial = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "mount -t tmpfs none /mnt"]

@@ -1,6 +1,4 @@
-"""A hundred thousand broken rows are accounted for, and ids that look like paths, SQL and markup go all
-the way as ids.
-"""
+"""A hundred thousand broken rows are accounted for; ids that look like paths, SQL and markup work in every job."""
 
 import datetime
 import random
@@ -76,7 +74,7 @@ def test_a_hundred_thousand_rows_of_which_a_third_is_broken_add_up(warehouse, tm
     assert found == expected_items.account
     columns = ("item_id", "title", "description", "brand", "price", "known_date")
     assert Counter(map(tuple, warehouse.read(ITEMS).select(*columns).collect())) == expected_items.kept
-    # All that was kept can be read without a JVM; the gate stops the day for its negative prices.
+    # The kept rows can be read without a JVM; the gate fails on their negative prices.
     suite = SUITES["events"](warehouse.settings, DATE, since=bad.DAYS.start)
     with pytest.raises(LTEError, match=r"rules are broken, the first: events: .*price"):
         check(warehouse.settings, "events", suite, DATE)
@@ -84,7 +82,7 @@ def test_a_hundred_thousand_rows_of_which_a_third_is_broken_add_up(warehouse, tm
 
 
 def test_an_id_that_looks_like_sql_or_a_path_is_an_id_and_is_erased_alone(warehouse, tmp_path, outcome):  # noqa: F811
-    """Through ingest, embedding, snapshot, publication, training set, recommendations, gates and erasure."""
+    """Goes through ingest, embedding, snapshot, publication, training set, recommendations, gates and erasure."""
     items = [{"item_id": item, "title": f"linen shirt {item} {number}"} for number, item in enumerate(bad.ODD_IDS)]
     chance = random.Random(0)
     first = DATE - 40 * ONE_DAY
@@ -118,7 +116,7 @@ def test_an_id_that_looks_like_sql_or_a_path_is_an_id_and_is_erased_alone(wareho
     kind = LTEKind(basis.basis_id, "uniform", settings.window.lag_days, settings.window.window_days)
     content = torch.from_numpy((vectors.units / 2**14).astype("float32"))
     champion = new_champion(tmp_path, kind, vectors.index.item_ids.to_pylist(), content)
-    # SQL with a space behind it is SQL: as in the feed, space around an id is no part of it.
+    # SQL with a trailing space is the same id: the ingest strips spaces around ids.
     assert score_users(warehouse, DATE, champion) == len(set(users)) - 1
     check(settings, "lte_live", SUITES["lte_live"](settings, DATE), DATE)
 
@@ -134,14 +132,14 @@ def test_an_id_that_looks_like_sql_or_a_path_is_an_id_and_is_erased_alone(wareho
 
 
 def of_others(warehouse):  # noqa: F811
-    """(user, rows) of all but SQL, over the tables that name users."""
+    """(user, rows) for all users but SQL, over the tables that name users."""
     rows = [warehouse.read(table).select("user_id") for table in (EVENTS, LTE_SNAPSHOTS, LTE_LIVE)]
     union = rows[0].unionAll(rows[1]).unionAll(rows[2]).where(F.col("user_id") != SQL)
     return {tuple(row) for row in union.groupBy("user_id").count().collect()}
 
 
 def files_with(warehouse, user):  # noqa: F811
-    """The data files of the warehouse in which a row is of the user."""
+    """The warehouse's data files that contain a row of the user."""
     files = [pq.ParquetFile(file) for file in Path(warehouse.settings.warehouse).rglob("*.parquet")]
     with_users = [file for file in files if "user_id" in file.schema_arrow.names]
     assert with_users

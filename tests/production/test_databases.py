@@ -1,8 +1,7 @@
-"""Airflow and MLflow on PostgreSQL, tasks by a Celery worker through Redis, and where the secrets of all that are
-found.
+"""Airflow and MLflow on PostgreSQL, with a Celery worker and Redis; no secret may leak.
 
-One installation for the file: a tiny shop, from its bootstrap to a rollback. Every secret comes from the environment;
-afterwards none of them is in a file, a log, a database or the command line of a process.
+All tests share one installation of a tiny shop, from its bootstrap to a rollback. Every secret comes from the
+environment; afterwards none of them is in a file, a log, a database or the command line of a process.
 """
 
 import base64
@@ -49,9 +48,9 @@ class Production:
     progress: FollowedRuns
     date: datetime.date
     secrets: dict[str, str]
-    """What may be found nowhere, by what it opens."""
+    """{what it opens: secret}."""
     shown: set[str]
-    """Every command line that a process of the stack had."""
+    """The command lines of all of the stack's processes."""
 
     def aliases(self):
         settings = self.stack.settings.mlflow
@@ -108,7 +107,7 @@ def production(tmp_path_factory):
 
 @contextlib.contextmanager
 def _watched(stack):
-    """The command lines of the stack's processes, for as long as it lasts."""
+    """Collects the command lines of the stack's processes until the block ends."""
     shown, ended = set(), threading.Event()
 
     def watch():
@@ -126,7 +125,7 @@ def _watched(stack):
 
 @pytest.fixture(scope="module")
 def day(production):
-    """The history and a day of the pipeline, as far as the store that services read."""
+    """Runs the bootstrap and a day of the pipeline, including the push to the online store."""
     progress, date = production.progress, production.date
     first = read_feed(production.stack.settings_file.parent / "source" / "events.parquet").first
     run_once(progress, "lte_bootstrap", date - ONE_DAY, {"since": first.isoformat()})
@@ -136,7 +135,7 @@ def day(production):
 
 @pytest.fixture(scope="module")
 def promoted(production, day):
-    """A training, and its model promoted."""
+    """Runs a training and promotes its model."""
     api, progress = production.stack.api, production.progress
     run_once(progress, "lte_training", day)
     api.unpause("lte_promotion")
@@ -146,7 +145,7 @@ def promoted(production, day):
 
 @pytest.fixture(scope="module")
 def replaced(production, promoted):
-    """The same files as a second version, which a person prefers to the first; and the way back."""
+    """Promotes a second version, made of the same files, over the first; then rolls back."""
     api = production.stack.api
     register_again(production.stack.settings, "1")
     run_id = api.trigger("lte_promotion", production.date)
@@ -197,7 +196,7 @@ def test_no_secret_is_in_a_file_a_log_a_database_or_a_command_line(production, d
 
 
 def test_an_error_shows_no_secret(production, day, monkeypatch):
-    """Where the store that it should write to is gone."""
+    """Triggers the error by a store that doesn't answer."""
     monkeypatch.setenv("LTE_ONLINE_STORE__CONNECTION", f"127.0.0.1:1,password={production.secrets['online store']}")
     command = [sys.executable, "-m", "jobs.push_lte", "--date", str(day), "--full"]
     command += ["--settings", str(production.stack.settings_file)]

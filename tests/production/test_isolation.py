@@ -1,8 +1,8 @@
-"""Airflow in an environment without PySpark or torch drives jobs and models in theirs; and jobs on a cluster.
+"""Airflow in an environment without PySpark or torch runs jobs and models in theirs, and jobs on a cluster.
 
-A real Airflow runs lte_bootstrap and a date of lte_daily twice. First its commands are processes in the environments of
-jobs and of models. Then its Spark jobs are submitted to a standalone cluster, whose machines have neither. The tables
-are those of the same commands without Airflow, on one machine, in the environment that has everything.
+A real Airflow runs lte_bootstrap and a date of lte_daily twice. First its commands run in the environments of jobs and
+models. Then its Spark jobs are submitted to a standalone cluster, whose machines have neither environment. The tables
+must equal those of the same commands without Airflow, on one machine, in an environment with all packages.
 """
 
 import subprocess
@@ -68,7 +68,7 @@ def test_an_environment_that_is_as_it_should_be_is_not_made_again(pythons):
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory, shop, scratch):  # noqa: F811
-    """The tables of the same commands, on this machine alone."""
+    """The tables of the same commands on one machine."""
     home = tmp_path_factory.mktemp("expected")
     run_every_job(scratch, write_settings(home, shop), "--dags")
     return rows_of(home / "warehouse")

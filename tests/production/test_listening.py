@@ -1,4 +1,4 @@
-"""Where the stack listens, and whom it lets in."""
+"""The addresses on which the stack listens, and its authentication."""
 
 import base64
 import http.client
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.production, pytest.mark.timeout(600)]
 
 PASSWORD = "correct horse battery"
 ELSEWHERE = "127.0.0.2"
-"""Stands for an address that others reach: it isn't the one that needs no password."""
+"""Stands for an address that others reach: it isn't 127.0.0.1, so it needs a password."""
 
 
 def basic(credentials):
@@ -33,7 +33,7 @@ def _answer(address, path, headers=None, method="GET", body=None):
 
 
 def _listening(stack):
-    """The addresses on which processes of the stack, and the pages, wait for somebody."""
+    """The addresses on which the stack's processes and the pages listen."""
     processes = [*stack._processes(), psutil.Process()]
     return {
         connection.laddr.ip
@@ -79,7 +79,7 @@ def test_on_another_address_each_of_the_three_asks_for_the_password(tmp_path, mo
         assert _answer(stack.mlflow_url, asked[3][1], right)[0] == 200
         assert len(stack.api.call("GET", "/dags")["dags"]) >= 11
 
-        # A person of MLflow's who isn't admin reads and writes nothing until told so.
+        # An MLflow user other than admin has no permissions until they are granted.
         made = json.dumps({"username": "guest", "password": "another long one"})
         created = _answer(
             stack.mlflow_url, "/api/2.0/mlflow/users/create", right | {"Content-Type": "application/json"}, "POST", made

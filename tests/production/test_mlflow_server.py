@@ -1,6 +1,4 @@
-"""MLflow's server as compose.yaml starts it, on a PostgreSQL: who may ask it, and a model that is
-promoted through it.
-"""
+"""MLflow's server as in compose.yaml, on a PostgreSQL: its authentication, and a promotion through it."""
 
 import contextlib
 import os
@@ -37,9 +35,7 @@ pytestmark = [
 
 @contextlib.contextmanager
 def mlflow_server(postgres, password, log):
-    """The address of the service `mlflow` of compose.yaml, run here: its command, and its environment
-    with our values.
-    """
+    """The address of compose.yaml's service `mlflow`: runs its command, with test values in its environment."""
     service = yaml.safe_load((REPOSITORY / COMPOSE).read_text(encoding="utf-8"))["services"]["mlflow"]
     values = {
         "POSTGRES_PASSWORD": postgres.password,

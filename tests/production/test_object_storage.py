@@ -1,6 +1,6 @@
-"""The same pipeline with its tables and model files on S3: the same rows as on a disk, and what it takes to break them.
+"""The pipeline with its tables and model files on S3: the same rows as on disk, even when S3 fails.
 
-The server is a real one, started here; `make object-storage` brings it, and Hadoop's client of S3.
+The tests start a real server; `make object-storage` installs it, and Hadoop's S3 client.
 """
 
 import datetime
@@ -44,14 +44,12 @@ pytestmark = [
 
 SHOP = ShopSpec(users=100, items=60, events_per_user=60)  # somebody buys on each of the last days
 DAYS_LEFT = 2
-"""Days of the feed that the pipeline leaves to those who follow."""
+"""Days of the feed that the pipeline leaves for later tests."""
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline that ran on `settings_file`, whose process had `environment`, up to `date`; `said` is what it
-    printed.
-    """
+    """A pipeline that ran on `settings_file` in `environment`, up to `date`; `said` is its output."""
 
     settings_file: Path
     environment: dict[str, str]
@@ -63,7 +61,7 @@ class Pipeline:
         return load_settings(self.settings_file)
 
     def command(self, *arguments: str) -> str:
-        """Runs `python -m …` with the pipeline's settings; returns what it printed."""
+        """Runs `python -m …` with the pipeline's settings; returns its output."""
         return command(self.settings_file, self.environment, *arguments)
 
 
@@ -117,7 +115,7 @@ class_data_archive = "{REPOSITORY / ".cache" / "classes-s3.jsa"}"
 
 @pytest.fixture(scope="module")
 def s3():
-    """A server with the bucket `lte`, which this process and those that it starts reach by their environment."""
+    """A server with bucket `lte`; environment variables make it reachable for this process and its children."""
     with s3_server.s3_server() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
@@ -158,13 +156,13 @@ def on_s3(run_pipeline, s3):
 
 
 def rows(settings: Settings, table: str) -> pl.DataFrame:
-    """All rows of a table, in an order that their values give."""
+    """All rows of a table, sorted by their values."""
     frame = pl.scan_delta(settings.table_path(table)).collect()
     return frame.select(sorted(frame.columns)).sort(pl.struct(pl.all()).map_elements(repr, pl.String))
 
 
 def commits(s3: s3_server.S3Server, table: str) -> list[dict]:
-    """What each commit of a table says of itself, from version 0 on; fails where a version is missing."""
+    """The commit info of each of a table's versions, from 0 on; fails if a version is missing."""
     log = f"warehouse/{table}/_delta_log/"
     names = sorted(key for key in s3.objects("lte", log) if key.removeprefix(log).removesuffix(".json").isdigit())
     assert names == [f"{log}{version:020}.json" for version in range(len(names))]
@@ -201,9 +199,7 @@ def test_the_registered_model_is_loaded_from_s3_and_ranks_as_the_one_on_a_disk(o
 
 
 def test_a_job_gets_through_where_s3_refuses_requests_and_is_slow(on_disk, on_s3, s3, outcome):
-    """Both ways of a refusal: before S3 did what it was asked, and after, so that a commit is there and its writer told
-    no.
-    """
+    """S3 refuses before or after it handles a request; after, a commit exists, but its writer gets an error."""
     dates = [on_s3.date - days * ONE_DAY for days in (3, 2)]
     job = "jobs.snapshot_lte"
     on_disk.command(job, "--from", str(dates[0]), "--to", str(dates[-1] + ONE_DAY))
@@ -258,7 +254,7 @@ def test_two_backfills_at_once_lose_no_commit_and_log_to_s3(on_s3, s3, monkeypat
     assert len(writers) == 3 and all(task["try_number"] == 1 for task in tasks)
     assert all(one[1] <= other[0] for one, other in itertools.pairwise(writers)), "the pool let two in"
 
-    # Each task is one commit: the ingest of a day, the snapshots of a date or a range, and their accounts.
+    # Each task makes one commit: the ingest of a day, the snapshots of a date or a range, and their accounts.
     new = {name: commits(s3, name)[count:] for name, count in before.items()}
     expected = {"events": len(daily), "lte_snapshots": 3, "snapshot_accounts": 3}
     lost = sum(abs(len(new[name]) - count) for name, count in expected.items())
@@ -289,7 +285,7 @@ def test_an_erased_user_is_in_no_file_of_the_bucket(on_s3, s3, tmp_path):
 
 
 def _columns_of_text(s3: s3_server.S3Server, table: str) -> set[str]:
-    """Every text in every Parquet file below a table's folder, of whatever version."""
+    """Every text value in every Parquet file of a table, including files of old versions."""
     found: set[str] = set()
     for key in s3.objects("lte", f"warehouse/{table}/"):
         if key.endswith(".parquet"):

@@ -1,4 +1,4 @@
-"""The PostgreSQL that other tests break: what was written stays, however it ends; and it leaves nothing behind."""
+"""The PostgreSQL that other tests break keeps its rows after any kind of end, and leaves no process or file behind."""
 
 import psutil
 import pytest

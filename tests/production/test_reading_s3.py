@@ -1,4 +1,4 @@
-"""What reads tables without a JVM reads them from S3: the rows of a disk, in the bits of a disk."""
+"""Readers without a JVM get the same rows from S3 as from disk, bit for bit."""
 
 import uuid
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not s3_server.installed(), reason=s3_server.MISS
 
 @pytest.fixture(scope="module")
 def server():
-    """An S3 which this process reaches by its environment."""
+    """An S3 server that environment variables make reachable for this process."""
     with s3_server.s3_server() as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
@@ -28,7 +28,7 @@ def server():
 
 @pytest.fixture
 def warehouses(server, tmp_path):
-    """One on S3, one on a disk."""
+    """One warehouse on S3, one on disk."""
     bucket = f"lte-{uuid.uuid4().hex}"
     server.make_bucket(bucket)
     return f"s3a://{bucket}/warehouse", str(tmp_path / "warehouse")
@@ -75,7 +75,7 @@ def test_a_training_and_a_served_model_read_the_same_bits(warehouses, tmp_path):
 
 
 def test_a_store_that_does_not_answer_is_not_an_empty_one(tmp_path, monkeypatch):
-    """Else a training would be told to make its tables, and a maintenance that no version needs a file."""
+    """Otherwise a training would report missing tables, and maintenance would delete files that a version needs."""
     with s3_server.s3_server() as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)

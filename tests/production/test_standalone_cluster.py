@@ -1,9 +1,8 @@
-"""Jobs on a standalone cluster make the same bits as on one machine, and need nothing of the driver's disk.
+"""Jobs on a standalone cluster make the same rows, bit for bit, as on one machine, without the driver's disk.
 
-The cluster's machines have a view of the disk of their own, without this checkout and without the driver's scratch
-folder; where this machine can't do that, they still start elsewhere, with an empty environment. What they share with
-the driver is the warehouse and the feed, as a store would be. Executors run in a packed environment that came with the
-job, on code that came with it too.
+The cluster's workers see neither this checkout nor the driver's scratch folder. If this machine can't hide folders, the
+workers still start elsewhere, with an empty environment. They share the warehouse and the feed with the driver, as a
+store would be shared. Executors use a packed environment and code that came with the job.
 """
 
 import json
@@ -36,7 +35,7 @@ SMALL_MODEL = {
 
 @pytest.fixture(scope="module")
 def environment() -> Path:
-    """What executors run in, packed."""
+    """The executors' packed environment."""
     return pack("executors", FOLDER / "executors.tar.gz")
 
 
@@ -49,7 +48,7 @@ def shop(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory) -> Path:
-    """The driver's folder for what it doesn't mean to share."""
+    """The driver's private folder."""
     return tmp_path_factory.mktemp("scratch")
 
 
@@ -62,7 +61,7 @@ def cluster(tmp_path_factory, scratch):
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory, shop, scratch) -> Path:
-    """The home of an installation whose every job ran on this machine alone."""
+    """The home of an installation whose jobs all ran on one machine."""
     home = tmp_path_factory.mktemp("local")
     run_every_job(scratch, write_settings(home, shop))
     return home
@@ -70,14 +69,14 @@ def local(tmp_path_factory, shop, scratch) -> Path:
 
 @pytest.fixture(scope="module")
 def on_cluster(tmp_path_factory, local, shop, scratch, cluster, environment) -> Path:
-    """The home of another one, whose every job ran on the cluster. Its models are those of the first."""
+    """The home of an installation whose jobs all ran on the cluster. It uses the models of `local`."""
     home = tmp_path_factory.mktemp("on-cluster")
     models = {
         "checkpoints": f"{local}/checkpoints",
         "mlflow": {"tracking_uri": f"sqlite:///{local}/mlflow.db", "artifacts": f"{local}/mlartifacts"},
     }
     spark = cluster_spark(cluster, environment)
-    # The packed environment has no torch: 5 GB with CUDA's libraries. Scoring takes the Python of the machines.
+    # The packed environment has no torch (5 GB with CUDA's libraries), so scoring uses the nodes' Python.
     conf = {key: value for key, value in spark["conf"].items() if key != "spark.archives"}
     of_nodes = spark | {"conf": conf | {"spark.pyspark.python": str(cluster.python)}}
     scoring = write_settings(home, shop, models | {"spark": of_nodes})
@@ -87,7 +86,7 @@ def on_cluster(tmp_path_factory, local, shop, scratch, cluster, environment) -> 
 
 
 def cluster_spark(cluster: StandaloneCluster, environment: Path) -> dict:
-    """`[spark]` of infra/settings/standalone.toml, for a small cluster on loopback."""
+    """Section `[spark]` of infra/settings/standalone.toml, adapted to a small cluster on loopback."""
     spark = tomllib.loads((REPOSITORY / "infra/settings/standalone.toml").read_text())["spark"]
     small = {
         "spark.archives": f"{environment}#environment",
@@ -101,14 +100,14 @@ def cluster_spark(cluster: StandaloneCluster, environment: Path) -> dict:
     }
     assert small.keys() <= spark["conf"].keys()
     here = {"spark.driver.host": LOOPBACK, "spark.driver.bindAddress": LOOPBACK, "spark.ui.enabled": "false"}
-    small |= {"spark.databricks.delta.snapshotPartitions": 2}  # a table of some files, not of thousands
+    small |= {"spark.databricks.delta.snapshotPartitions": 2}  # the tables have few files
     small |= {"spark.sql.sources.parallelPartitionDiscovery.parallelism": 4}
     jars = str(REPOSITORY / ".cache/jars")
     return {"master": cluster.master, "jars": jars, "conf": spark["conf"] | small | here}
 
 
 def write_settings(home: Path, shop: Path, more: dict | None = None) -> Path:
-    """The settings file of a small installation that reads the shop's feeds."""
+    """Writes the settings of a small installation that reads the shop's feeds; returns their path."""
     small_settings(home)
     file = home / "settings.toml"
     values = tomllib.loads(file.read_text()) | SMALL_MODEL | (more or {})
@@ -121,7 +120,7 @@ def write_settings(home: Path, shop: Path, more: dict | None = None) -> Path:
 
 
 def toml_of(values: dict, table: str = "") -> str:
-    """TOML of nested dicts: of text, numbers and lists, what JSON has is TOML."""
+    """Nested dicts as TOML. Text, numbers and lists are written as JSON, which is valid TOML for them."""
     lines = [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
     for key, value in values.items():
         if isinstance(value, dict):
@@ -149,7 +148,7 @@ def test_every_table_is_the_same_bits_on_a_cluster(local, on_cluster, outcome):
 
 
 def test_the_cluster_did_it_on_what_came_with_the_job(on_cluster, cluster, scratch):
-    """Both workers ran executors, on code and in an environment that were sent to them."""
+    """Both workers ran executors with the code and the environment that the driver sent."""
     started = list(cluster.folder.glob("worker-*/work/app-*/*"))
     assert {executor.relative_to(cluster.folder).parts[0] for executor in started} == {"worker-0", "worker-1"}
     with_tasks = [executor for executor in started if (executor / "lte-code.zip").is_file()]

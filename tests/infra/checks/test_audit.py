@@ -1,4 +1,4 @@
-"""What an audit finds, and that one which saw nothing does not say that nothing is there."""
+"""What an audit finds, and that an audit which could not run doesn't report success."""
 
 import shutil
 import sys
@@ -62,7 +62,7 @@ FOUND_AND_PASSED_OVER = """{"dependencies": [
     ],
 )
 def test_only_what_was_audited_is_well(tmp_path, monkeypatch, capsys, answer, code):
-    """pip-audit itself ends with 0 where the service answers for no package."""
+    """pip-audit itself exits with 0 if the service answers for no package."""
     program = tmp_path / "bin" / "pip-audit"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\n")

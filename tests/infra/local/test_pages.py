@@ -1,4 +1,4 @@
-"""Who may read the pages, and that nobody reads more than the pages."""
+"""Who may read the pages, and that the server shows nothing but the pages."""
 
 import base64
 import http.client
@@ -19,7 +19,7 @@ PASSWORD = "correct horse battery"
 
 @contextmanager
 def pages(tmp_path, password):
-    """Answers of the pages' server: (path, credentials) → status, body."""
+    """Asks the pages' server: (path, credentials) → (status, body)."""
     settings = Settings(home=str(tmp_path), reports=str(tmp_path / "reports"), data_docs=str(tmp_path / "docs"))
     with pages_server(settings, "127.0.0.1", 0, password) as server:
         (tmp_path / "reports" / "report.html").write_text("the report")

@@ -1,4 +1,4 @@
-"""What the processes of a stack find around them; the stack itself is run end to end elsewhere."""
+"""The environment and files of a stack's processes. tests/e2e runs the stack itself."""
 
 import socket
 import subprocess
@@ -10,7 +10,7 @@ from lte_model.errors import LTEError
 
 
 def test_no_shell_of_a_task_reads_the_rc_file_of_its_user(tmp_path, monkeypatch):
-    """Bash reads it where it is the first shell and its input is a socket, as that of Airflow's workers is."""
+    """Bash reads ~/.bashrc if it is the first shell and its input is a socket, as with Airflow's workers."""
     (tmp_path / "settings.toml").write_text("")
     (tmp_path / ".bashrc").write_text("echo read the rc file")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -40,7 +40,7 @@ def test_no_stack_on_another_address_without_a_password(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("source", ["", "_CMD", "_SECRET"])
 def test_what_the_environment_gives_is_written_nowhere(tmp_path, monkeypatch, source):
-    """And what is made here is for the eyes of its owner."""
+    """The keys and passwords that the stack generates are readable by their owner only."""
     (tmp_path / "settings.toml").write_text("")
     stack = LocalStack(tmp_path / "settings.toml")
     stack.logs.mkdir(parents=True)

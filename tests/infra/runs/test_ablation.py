@@ -1,4 +1,4 @@
-"""The command lines of an ablation, that each runs once, and the figures at its end."""
+"""An ablation's command lines, that each runs once, and its printed results."""
 
 import datetime
 import tomllib

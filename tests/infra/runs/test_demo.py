@@ -1,4 +1,4 @@
-"""What the demo reads off a feed, and what it refuses; the demo itself is run end to end elsewhere."""
+"""The settings that the demo derives from a feed, and what it refuses. tests/e2e runs the demo's steps."""
 
 import argparse
 import datetime

@@ -1,4 +1,4 @@
-"""The command lines of a drill, the feed that it makes of one without dates, and the figures at its end."""
+"""A drill's command lines, its completion of a feed without `known_date`, and its printed results."""
 
 import datetime
 

@@ -1,4 +1,4 @@
-"""The demo shop keeps its promises: same bytes, countable dirt, and a planted truth that can be found again.
+"""The demo shop is reproducible byte by byte, has a known amount of dirt, and a planted truth that can be recovered.
 
 Longer than 350 lines, because every test looks at the same shop, which takes seconds to make.
 """
@@ -26,7 +26,7 @@ SPEC = ShopSpec(users=400, items=300, seed=7)
 
 
 class Shop:
-    """A written shop, read back without any of its code."""
+    """A generated shop, read without the demo shop's code."""
 
     def __init__(self, spec: ShopSpec, folder: Path, **how: int):
         self.spec, self.folder = spec, folder
@@ -42,7 +42,7 @@ class Shop:
 
     @property
     def intact(self) -> pl.DataFrame:
-        """The users' rows with nothing missing or broken, each once, beside their items and their user's truth."""
+        """Valid event rows without duplicates, joined with their items and their user's planted truth."""
         return (
             self.events.drop_nulls("time")
             .unique(maintain_order=True)
@@ -105,7 +105,7 @@ def test_an_unfinished_shop_is_made_again(tmp_path):
     small = ShopSpec(users=20, items=10)
     whole = Shop(small, tmp_path).bytes()
     record = json.loads(whole["planted.json"])
-    del record["planted"]  # as a kill before the end leaves it
+    del record["planted"]  # as after a kill before the end
     (tmp_path / "planted.json").write_text(json.dumps(record))
     (tmp_path / "events.parquet").write_bytes(b"PAR1")
     again = Shop(small, tmp_path)
@@ -239,7 +239,7 @@ FAVOURITES = {"category": "categories", "style": "styles", "colour": "colours", 
 
 
 def test_a_stable_taste_shows_in_the_history(shop):
-    """What a user's events share with the user's taste, against what they share with another user's taste."""
+    """A user's events match the user's own taste better than another user's taste."""
     stable = shop.intact.filter(pl.col("taste") == "stable", pl.col("events") >= 50)
     tastes = stable.select("user_id", *FAVOURITES.values()).unique("user_id", maintain_order=True)
     others = tastes.select(

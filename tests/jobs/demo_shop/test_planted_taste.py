@@ -1,4 +1,4 @@
-"""The demo shop's planted truth: a year's average finds a stable user's taste, and none where none was planted."""
+"""The demo shop's planted truth: a year's average recovers a stable user's taste, and none if none was planted."""
 
 import numpy as np
 import polars as pl
@@ -14,7 +14,7 @@ FEWEST_EVENTS = 20
 
 @pytest.fixture(scope="module")
 def recovered(tmp_path_factory):
-    """The share of other users' tastes that each user's own taste beats in cosine with the user's LTE, by kind."""
+    """By kind of user: the share of other users' tastes less similar (cosine) to the user's LTE than the own taste."""
     folder = tmp_path_factory.mktemp("shop")
     write_demo_shop(ShopSpec(users=300, items=300, seed=3), folder)
     items = pl.read_parquet(folder / "items.parquet")

@@ -1,6 +1,4 @@
-"""A day that is missing or partial is found from the ranges of the files; and inputs have one hash as long as they
-last.
-"""
+"""File ranges reveal missing and partial days, and unchanged inputs keep the same hash."""
 
 import datetime
 import itertools
@@ -34,7 +32,7 @@ def inputs_of(rows, known=(0, 0)):
 
 
 def files_of(rows, cuts):
-    """Files that hold the days up to each cut; a file begins and ends at a day that has rows."""
+    """One file for the days up to each cut; its range begins and ends at a day with rows."""
     files = []
     bounds = sorted({0, *cuts, len(rows)})
     for start, end in itertools.pairwise(bounds):

@@ -1,4 +1,4 @@
-"""What a task of the second stage opens of the snapshot that a run goes on from."""
+"""Which files of the base snapshot a task of the second stage opens."""
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -9,7 +9,7 @@ from jobs.engine.run import _rows_of_base
 
 
 def test_a_task_opens_only_the_files_that_may_hold_its_users(tmp_path):
-    """A file of other users isn't even there; one without statistics may hold any."""
+    """The file of other users doesn't exist, so opening it would fail; one without statistics may hold any user."""
     for name in ("mine", "unknown"):
         rows = {
             "user_id": [name],

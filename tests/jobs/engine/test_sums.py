@@ -1,4 +1,4 @@
-"""Invariants 1, 3 and 4 of the arithmetic: exact by every way to a date, without a leak, point in time."""
+"""Invariants 1, 3 and 4 of the sums: no leak, exact on every path to a date, and correct at each point in time."""
 
 import datetime
 import random
@@ -35,7 +35,7 @@ dates_near = st.lists(st.dates(DATE - 20 * ONE_DAY, DATE + 12 * ONE_DAY), min_si
 
 
 def listing_of(tables):
-    """The parts as a table's log would list them as files."""
+    """The parts, as a table's log lists files."""
     ranges = [
         {
             f"{end}.{column}": function(table[column]).as_py()
@@ -51,7 +51,7 @@ def listing_of(tables):
 
 
 def rows_made(rows, calendar, vectors, base=None, parts=1, groups=1):
-    """The rows, as a table, that the engine makes of `rows` in so many parts and groups."""
+    """The table that the engine makes from `rows`, split into that many parts and groups."""
     tables = [events_table(rows[part::parts]).select(COLUMNS) for part in range(parts)]
     files, condition = needed(listing_of(tables), calendar, vectors.index)
     blobs = [[] for _ in range(groups)]

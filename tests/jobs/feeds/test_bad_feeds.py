@@ -1,7 +1,6 @@
-"""Invariant 6 against all that a feed can say: each row is kept as it was meant, or in quarantine for a reason that
-holds.
+"""Invariant 6 on random bad feeds: each row is kept with its meaning, or quarantined for a reason that applies.
 
-The oracle and the feeds: bad_feeds.py.
+bad_feeds.py has the oracle and the feeds.
 """
 
 import json
@@ -58,7 +57,7 @@ def write(path, text):
 
 
 def test_a_file_a_day_may_have_its_columns_in_another_order_and_late_rows_count_on_its_day(warehouse, tmp_path):
-    """Events that came late, and say no known date, are of the day of their file; one that says a later day is none."""
+    """A late event counts on its file's day; an event that became known after that day is refused."""
     write(tmp_path / "in 2024-02-28, out.csv", ",user_id,item_id,event_ts\n0,u1,i1,2024-02-28\n")
     write(
         tmp_path / "in 2024-02-29, out.csv",

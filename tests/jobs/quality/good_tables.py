@@ -13,7 +13,7 @@ UNIT = 2**14
 
 
 def good_tables(settings: Settings, date: datetime.date) -> dict[str, pl.DataFrame]:
-    """Rows of every table that a gate of `date` checks or reads, by the table's name."""
+    """{table: rows} for every table that a gate of `date` checks or reads."""
     dates = settings.training_set.dates(date)
     lag = ONE_DAY * settings.window.lag_days
 

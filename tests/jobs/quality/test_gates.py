@@ -1,4 +1,4 @@
-"""The gates: a good table passes, and each planted fault is found, with its rule and its rows."""
+"""The gates: good tables pass, and each planted fault is reported with its rule and its rows."""
 
 import datetime
 import re
@@ -24,7 +24,7 @@ DATE = datetime.date(2024, 3, 1)
 
 @pytest.fixture
 def tables(settings: Settings) -> dict[str, pl.DataFrame]:
-    """Good rows of every checked table; a test spoils some, and `gate` writes them all."""
+    """Good rows for every checked table; a test spoils some, and `gate` writes them all."""
     return good_tables(settings, DATE)
 
 
@@ -189,7 +189,7 @@ def test_a_planted_fault_stops_the_gate_and_is_named(settings, tables, fault, ca
 
 
 def check_range(monkeypatch, settings, tables, options):
-    """The command line of the gate, in this process."""
+    """Runs the gate's command line in this process."""
     for name, frame in tables.items():
         frame.write_delta(settings.table_path(name))
     arguments = [*options.split(), "--settings", str(Path(settings.home, "settings.toml"))]
@@ -281,7 +281,7 @@ def test_a_snapshot_that_was_not_made_is_named(settings, tables):
 
 
 def test_a_page_shows_an_id_that_is_markup_as_text(settings):
-    """The rows that broke a rule stand on Great Expectations' pages and on ours."""
+    """Rows that broke a rule appear on Great Expectations' pages and on the project's own."""
     hostile = "<script>alert(1)</script><img src=x onerror=alert(2)>"
     rows = pl.LazyFrame({"user_id": [hostile], "price": [-1.0]})
     rules = (gxe.ExpectColumnValuesToBeBetween(column="price", min_value=0),)

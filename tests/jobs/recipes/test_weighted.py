@@ -1,4 +1,4 @@
-"""The LTEs whose events have weights, against an oracle of plain integers and fractions."""
+"""LTEs with weighted events, against an oracle in plain integers and fractions."""
 
 import math
 from collections import Counter, defaultdict
@@ -31,7 +31,7 @@ LAGGED_END = DATE - LAG * ONE_DAY
 
 
 def weighted_oracle(name, feed, vectors, dates, half_life=HALF_LIFE):
-    """(vector sum, event count, newest event date) of each (snapshot date, user), one event at a time."""
+    """(vector sum, event count, newest event date) by (snapshot date, user), added up one event at a time."""
     index = {item: row for row, item in enumerate(vectors.index.item_ids.to_pylist())}
     known_day = vectors.index.known_day
     found = {}
@@ -99,7 +99,7 @@ def test_every_weight_is_the_oracles_and_none_is_of_what_came_later(spark, feed,
 
 
 def pairs_table(pairs):
-    """A table of pairs from (user, item, weight of an event, events), all of DATE."""
+    """A table of pairs for DATE, from tuples (user, item, weight per event, events)."""
     return pa.table(
         {
             "snapshot_date": pa.array([DATE] * len(pairs), pa.date32()),

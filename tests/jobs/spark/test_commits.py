@@ -1,4 +1,4 @@
-"""Every commit says which job made it, for which dates, in which run and by which code; and never whom it is about."""
+"""Every commit records its job, dates, DAG run and code version, and never names a user."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What executors get from the driver: the code, as it is here, and Delta's jars."""
+"""What the driver sends to executors: the repository's code, and Delta's jars."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ def test_the_archive_holds_every_file_of_both_packages(tmp_path):
     ],
 )
 def test_a_cluster_gets_the_jars_from_the_driver_and_a_local_session_reads_them(settings, tmp_path, master, local):
-    """A path of the driver's means nothing on another machine."""
+    """The driver's local paths don't exist on other machines."""
     for name in ("a.jar", "b.jar"):
         (tmp_path / name).touch()
     spark = Spark(master=master, jars=str(tmp_path))

@@ -1,4 +1,4 @@
-"""A table that is not there yet, or only half."""
+"""Tables that don't exist yet, or whose creation was interrupted."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.spark
     "left", [[], [".00000000000000000000.json.1a2b.tmp", "..00000000000000000000.json.1a2b.tmp.crc"]]
 )
 def test_a_creation_that_ended_before_its_commit_is_done_anew(warehouse, left):
-    """By a kill, or on a full disk: Spark's catalog takes the folder of the log for a table."""
+    """After a kill or on a full disk: Spark's catalog treats a folder with a log as a table."""
     log = Path(warehouse.path(LTE_LIVE), "_delta_log")
     log.mkdir(parents=True)
     for name in left:

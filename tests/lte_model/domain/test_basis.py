@@ -1,4 +1,4 @@
-"""Invariant 2 and the grid: a frozen map, the same for an item whatever stands beside it."""
+"""Invariant 2 and the grid: a basis is a frozen map that gives an item the same vector beside any other items."""
 
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ items = st.builds(
 
 
 def catalogue():
-    """Every pair of words, so that each word and pair is shared."""
+    """Items with texts of word pairs, so that items share words and pairs."""
     return [
         {"title": f"{a} {b} {c}", "brand": brand, "category": None, "description": None}
         for a, b in pairwise(WORDS)

@@ -1,4 +1,4 @@
-"""The calendar: the windows never meet, and a training's dates never reach into its targets' future."""
+"""The windows of LTE and sequence never overlap, and a training's inputs never reach into its targets' future."""
 
 import datetime
 

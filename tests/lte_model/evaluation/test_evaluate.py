@@ -25,7 +25,7 @@ from tests.lte_model.small_shop import TRAINING_DATE, write_table
 
 @pytest.fixture(scope="module")
 def evaluated(shop, tmp_path_factory):
-    """Settings whose two models are trained, and the evaluation of them."""
+    """Settings with two trained models, and their evaluation."""
     folder = tmp_path_factory.mktemp("evaluated")
     settings = shop.model_copy(
         update={
@@ -60,7 +60,7 @@ def test_the_file_holds_what_was_found(evaluated):
 
 
 def test_the_figures_are_those_of_one_user_at_a_time(evaluated, training_set):
-    """Scores every user alone, without batches and padding, and takes NDCG by its definition."""
+    """Scores every user alone, without batches and padding, and computes NDCG by its definition."""
     settings, evaluation = evaluated
     cases = training_set.cases("test")
     for side in SIDES:

@@ -18,7 +18,7 @@ from lte_model.metrics import recall
 from lte_model.ranker.model import Batch, CausalAttention, Ranker
 from lte_model.training.train import new_ranker, ranker_config
 from lte_model.training.training_set import open_training_set
-from tests.lte_model.ranker.test_model import EVERYTHING, integrations, make_ranker, users
+from tests.lte_model.ranker.small_rankers import EVERYTHING, integrations, make_ranker, users
 from tests.lte_model.small_shop import TRAINING_DATE
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def ranker_of(shop, integration="prefix") -> Ranker:
 
 
 def test_the_weights_are_those_of_the_fused_kernel():
-    """Weights times values, through the output layer, are what `forward` gives at every token."""
+    """Weights times values, through the output layer, equal the output of `forward` at every token."""
     attention = make_ranker().blocks[0].attention
     x = torch.randn(5, 7, 16)
     with torch.inference_mode():
@@ -68,7 +68,7 @@ def test_attention_is_taken_in_a_pass_that_it_leaves_as_it_was(integration):
 
 
 def test_the_ratio_is_its_definition(shop, cases):
-    """One user, block and head at a time; the states that a block reads are those after the block before it."""
+    """Computes one user, block and head at a time; a block's input is the previous block's output."""
     ranker = ranker_of(shop)
     ratios = attention_ratios(ranker, cases, CPU)
     read = np.minimum(cases.lengths, ranker.config.max_events)
@@ -86,7 +86,7 @@ def test_the_ratio_is_its_definition(shop, cases):
 
 
 def block_inputs(ranker: Ranker, batch: Batch) -> list[torch.Tensor]:
-    """What each block reads, (B, C + T, width)."""
+    """The input of each block, (B, C + T, width)."""
     inputs = []
     hooks = [block.register_forward_pre_hook(lambda _, given: inputs.append(given[0])) for block in ranker.blocks]
     ranker(batch, ranker.item_table())
@@ -96,7 +96,7 @@ def block_inputs(ranker: Ranker, batch: Batch) -> list[torch.Tensor]:
 
 
 def weights_of_last(attention: CausalAttention, x: torch.Tensor, head: int) -> torch.Tensor:
-    """The weights (T,) of the last of T tokens, by the formula."""
+    """The attention weights (T,) of the last of T tokens, by the formula."""
     width = x.shape[1] // attention.heads
     q, k, _ = attention.query_key_value(x).split(x.shape[1], dim=1)
     columns = slice(head * width, (head + 1) * width)

@@ -1,4 +1,4 @@
-"""The report: what it says about an evaluation, and that the page needs nothing but itself."""
+"""The report: its text about an evaluation, and that the page is self-contained."""
 
 import copy
 import datetime
@@ -50,7 +50,7 @@ def figure(value, spread):
 
 
 def metrics_of(strength):
-    """Metrics as they fall in practice: MRR below NDCG below Recall, all of them rising with the cutoff."""
+    """Plausible metrics: MRR < NDCG < Recall, all growing with the cutoff."""
     return {
         f"{family}@{cutoff}": figure(strength * share * math.log10(cutoff), 0.07 * strength * math.log10(cutoff))
         for family, share in (("ndcg", 0.5), ("recall", 1.1), ("mrr", 0.33))
@@ -145,7 +145,7 @@ def evaluation():
 
 @pytest.fixture(scope="session")
 def warehouse(tmp_path_factory):
-    """Delta tables with the rows that the report counts: two years of events, the cases of the training's cuts."""
+    """Delta tables with the rows that the report counts: two years of events, and the training's cases."""
     folder = tmp_path_factory.mktemp("warehouse")
     first = lte_window(DATES.anchors[0], LAG, WINDOW).start - datetime.timedelta(days=45)
     events = []
@@ -186,7 +186,7 @@ def written(settings, evaluation):
 
 
 def text_of(page):
-    """What a person reads: the page without tags, with single spaces."""
+    """The page's visible text: without tags, with single spaces."""
 
     class Reader(HTMLParser):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""The measures of a snapshot: their formulas against plain Python, their bounds, their page and their record."""
+"""A snapshot's measures: formulas against plain Python, bounds, page and MLflow record."""
 
 import datetime
 import math
@@ -30,7 +30,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 def stability_of(reference, now):
-    """The index in plain Python, user by user."""
+    """The population stability index in plain Python, user by user."""
     cuts = sorted(set(statistics.quantiles(reference, n=BINS, method="inclusive")))
 
     def shares(values):
@@ -106,7 +106,7 @@ def test_the_settings_change_one_bound_and_leave_the_others(tmp_path, monkeypatc
 
 
 def rows_of(*dates, representations=("uniform", "autoencoder"), **other):
-    """Good figures of the dates, and `other` ones of the last."""
+    """Good figures for the dates; `other` replaces some on the last date."""
     usual = dict.fromkeys(MEASURES, 0.0) | {
         "users": 184_210, "users_change": 0.002, "coverage": 0.71, "without_lte": 0.18, "missing": 0.001,
         "inertia": 0.991, "moved_per_day": 0.0013, "inertia_days": 7, "mean_shift": 0.021, "psi_norm": 0.012,

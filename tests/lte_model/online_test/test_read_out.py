@@ -1,4 +1,4 @@
-"""The read-out's verdict, page and record, of measurements written by hand."""
+"""The read-out's verdict, page and MLflow record, for measurements written by hand."""
 
 import datetime
 import json
@@ -30,8 +30,10 @@ TEST = "lte-prefix"
 
 
 def sums_of(users, mean, spread):
-    """The sums that a day adds: half of the users at mean − spread, half at mean + spread. Before, 10 − 4 and 10 + 4
-    of either variant, and three of four users on the same side: a correlation of a half.
+    """The sums that a day adds: half of the users at mean − spread, half at mean + spread.
+
+    Before the test they are at 10 − 4 and 10 + 4 in either variant. Three of four users are on the same side both
+    times, which makes a correlation of 0.5.
     """
     one, other = mean * UNIT, 10 * UNIT
     together = mean * 10 + spread * 4 // 2
@@ -40,7 +42,7 @@ def sums_of(users, mean, spread):
 
 
 def write(settings, variants, test=TEST):
-    """`variants` are {name: (users a day, mean, spread)} of both metrics."""
+    """Writes measurements for {variant: (users a day, mean, spread)}, the same for both metrics."""
     rows = [
         {"test_name": test, "measured_for": DATE, "test_start": START, "test_end": DATE, "day": START + ONE_DAY * day}
         | {"variant": variant, "metric": metric}
@@ -112,7 +114,7 @@ def test_how_long_it_must_run_is_said_of_the_plan(settings):
     write(settings, GOOD)
     content = content_of(settings, planned=4 * DAYS)
     engagement = content["comparisons"][0]
-    # Users come at a steady rate: four times the days find half as much.
+    # Users come at a steady rate: four times the days detect half the uplift.
     assert engagement["detectable_as_planned"] == pytest.approx(engagement["detectable"] / 2, rel=0.01)
     assert engagement["by_day"][-1].detectable == engagement["detectable"]
     needed = DAYS * (engagement["detectable"] / 0.0116) ** 2

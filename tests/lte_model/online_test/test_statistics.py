@@ -1,6 +1,6 @@
-"""The statistics of an online test, on thousands of simulated tests whose truth is known; every seed is fixed.
+"""The statistics of an online test on thousands of simulated tests with a known truth; every seed is fixed.
 
-A rate over so many tests lies within four standard errors of its true value but once in 16,000.
+A rate over the tests is farther than four standard errors from its true value once in 16,000 times.
 """
 
 import functools
@@ -21,9 +21,9 @@ PAPER = 0.0116
 
 @functools.cache
 def simulated(seed, planted=0.0, tests=TESTS, users=(USERS, USERS)):
-    """Treatment and control of `tests` tests: counts of events before and after, of users who differ in their zeal.
+    """Simulates treatment and control (in this order) of `tests` tests: event counts before and during the test.
 
-    Skewed as engagement is. The control is the second.
+    Users differ in their activity, so that counts are skewed, as engagement is.
     """
     random = np.random.default_rng(seed)
     sides = []
@@ -35,7 +35,7 @@ def simulated(seed, planted=0.0, tests=TESTS, users=(USERS, USERS)):
 
 
 def near(rate, expected, tests=TESTS):
-    """Within four standard errors of a share of `tests` tests."""
+    """Whether the rate is within four standard errors of `expected`, over `tests` tests."""
     return abs(rate - expected) < 4 * math.sqrt(expected * (1 - expected) / tests)
 
 
@@ -53,7 +53,7 @@ def test_a_test_of_nothing_finds_something_in_one_of_twenty(cuped, users):
 def test_a_planted_uplift_is_recovered_and_covered(cuped, planted):
     found = uplift(*simulated(2, planted), cuped)
     assert near(np.mean((found.low < planted) & (planted < found.high)), 1 - ALPHA)
-    # A ratio is biased by about the control's relative variance: a hundredth of its error here.
+    # A ratio's bias is about the control's relative variance, here a hundredth of the standard error.
     assert abs(np.mean(found.value) - planted) < 4 * np.std(found.value) / math.sqrt(TESTS) + 0.0015
     assert np.mean(found.standard_error) == pytest.approx(np.std(found.value), rel=0.05)
 
@@ -72,7 +72,7 @@ def test_cuped_narrows_the_interval_by_the_root_of_what_is_left(correlation):
 
 
 def test_cuped_takes_out_what_the_variants_differed_in_before():
-    """Every user of the treatment was twice as active before, and is now: nothing changed."""
+    """Treatment users were twice as active before the test and still are, so there is no effect."""
     random = np.random.default_rng(4)
     before = random.gamma(2.0, size=(2, 5000)) * np.array([[2.0], [1.0]])
     sides = [Moments.of_users(one * 3, one) for one in before]
@@ -120,7 +120,7 @@ def test_users_that_got_lost_are_found_and_chance_is_not():
 
 
 def test_holm_is_that_of_the_book():
-    """Smallest p times 4, next times 3, and never below one before; what isn't a number is none of the four."""
+    """Holm: smallest p times 4, next times 3, …, never below the one before; NaN doesn't count as a test."""
     adjusted = statistics.holm([0.04, 0.01, math.nan, 0.03, 0.005])
     assert adjusted[:2] + adjusted[3:] == pytest.approx([0.06, 0.03, 0.06, 0.02])
     assert math.isnan(adjusted[2])
@@ -129,7 +129,7 @@ def test_holm_is_that_of_the_book():
 
 @pytest.mark.parametrize("cuped", [False, True], ids=["plain", "cuped"])
 def test_what_is_detectable_is_found_as_often_as_promised(cuped):
-    """Tests too large to draw their users: drawn are the means, which are normal."""
+    """The tests are too large to simulate users, so it draws their means, which are normal."""
     random = np.random.default_rng(8)
     spread = np.array([[12.0, 8.0], [8.0, 12.0]])  # of y and x
 
@@ -140,12 +140,12 @@ def test_what_is_detectable_is_found_as_often_as_promised(cuped):
     meant = [Moments(users, 4.0, *(12.0, 4.0, 12.0, 8.0)) for users in (100_000, 50_000)]
     planted = statistics.detectable(*meant, power=0.8, cuped=cuped)
     found = uplift(side(100_000, planted), side(50_000), cuped)
-    # The interval of a ratio above 1 is a little wider than that of 1, which is planned with.
+    # A ratio above 1 has a slightly wider interval than a ratio of 1, which the plan assumes.
     assert np.mean(found.p < ALPHA) == pytest.approx(0.8, abs=0.035)
 
 
 def test_days_are_those_of_the_trend():
-    """New users come at a steady rate: what is detectable falls with the root of the days."""
+    """New users come at a steady rate, so the detectable uplift falls with the square root of the days."""
     by_day = [math.nan, *(0.08 / math.sqrt(day) for day in range(2, 15))]
     assert statistics.days_needed(by_day, 0.01) == 64
     assert statistics.days_needed(by_day, 0.03) == 8
@@ -179,7 +179,7 @@ def test_sums_say_what_the_users_say(users):
 
 
 def rows_of(users, mean, days=4):
-    """The sums of a variant whose every second user has twice the mean, as many of them each day."""
+    """The sums of a variant in which every second user has twice the mean and the others 0, the same each day."""
     value = 2 * mean * UNIT
     return np.array([[users, users // 2 * value, users // 2 * value**2, 0, 0, 0]] * days, dtype=object)
 

@@ -1,4 +1,4 @@
-"""Items that training never saw, in a made-up shop of four tastes: content alone must place them."""
+"""Items that training never saw, in a synthetic shop with four tastes: content alone must rank them."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,14 @@ from lte_model.ranker.losses import CatalogueLoss
 from lte_model.ranker.model import Batch, Ranker
 from lte_model.ranker.ranks import ranks_of
 from tests.lte_model.configs import ranker_config
-from tests.lte_model.ranker.test_model import every_event
+from tests.lte_model.ranker.small_rankers import every_event
 
 pytestmark = pytest.mark.slow
 
 TASTES, ITEMS_OF_TASTE, DIMENSIONS, EVENTS, USERS = 4, 25, 16, 8, 200
 ITEMS = TASTES * ITEMS_OF_TASTE
 COLD = np.arange(ITEMS_OF_TASTE - 2, ITEMS, ITEMS_OF_TASTE)
-"""One item of each taste whose content is known and whom nobody has bought."""
+"""One item of each taste with known content that nobody has bought."""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def trained(shop, *, candidates: bool, id_dropout: float, seed: int = 0) -> Rank
 
 
 def cold_ranks(ranker: Ranker, shop) -> np.ndarray:
-    """The rank of the cold item of each user's own taste, among all items."""
+    """For each user, the rank among all items of the cold item of the user's taste."""
     _, bought, lte, taste = shop
     return ranks_of(ranker.scores(batch_of(bought, lte)), torch.tensor(COLD[taste])).numpy()
 
@@ -88,7 +88,7 @@ def test_a_softmax_over_the_cold_items_pushes_them_down(shop, ranker):
 
 
 def test_an_item_that_came_after_training_ranks_as_well(shop, ranker):
-    """The same content under another name, added to the trained model."""
+    """Adds an item with the same content under another id to the trained model."""
     _, bought, lte, taste = shop
     wider = ranker.with_items([f"new {t}" for t in range(TASTES)], ranker.content[COLD])
     scores = wider.scores(batch_of(bought, lte))

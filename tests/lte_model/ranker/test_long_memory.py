@@ -15,7 +15,7 @@ def make_memory() -> LinearAttentionMemory:
 @given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=4), seed=st.integers(0, 20))
 @settings(max_examples=25, deadline=None)
 def test_a_token_reads_the_average_of_the_values_weighted_by_the_kernel(lengths, seed):
-    """Against the same attention written as a softmax is: one weight for each pair of token and older event."""
+    """Compares with the same attention computed naively: one weight for each pair of token and older event."""
     memory, random = make_memory(), torch.Generator().manual_seed(seed)
     x, older = (torch.randn(len(lengths), events, WIDTH, generator=random) for events in (3, 5))
     found = memory(x, older, torch.tensor(lengths))
@@ -34,7 +34,7 @@ def test_a_token_reads_the_average_of_the_values_weighted_by_the_kernel(lengths,
 
 
 def test_a_token_reads_no_other_token():
-    """Each token reads the older events alone, so that no token can see its future through the memory."""
+    """Each token reads only the older events, so that the memory leaks no token's future."""
     memory = make_memory()
     x, older, lengths = torch.randn(2, 4, WIDTH), torch.randn(2, 5, WIDTH), torch.tensor([5, 3])
     changed = x.clone()

@@ -15,7 +15,7 @@ ITEMS, WIDTH = 11, 4
 
 
 def tensors(positions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hidden states, table and targets."""
+    """Random hidden states, an item table, and targets."""
     random = torch.Generator().manual_seed(positions)
     hidden = torch.randn(positions, WIDTH, generator=random, requires_grad=True)
     table = torch.randn(ITEMS, WIDTH, generator=random, requires_grad=True)
@@ -23,7 +23,7 @@ def tensors(positions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def biases_of(positions: int) -> tuple[ItemBiases, torch.Tensor]:
-    """Three biases for each row, of which some are for the same item; and the same as a matrix (positions, ITEMS)."""
+    """Three biases per row, some for the same item, and the same biases as a matrix (positions, ITEMS)."""
     random = torch.Generator().manual_seed(positions)
     named = torch.randint(ITEMS, (positions, 3), generator=random)
     biases = torch.randn(positions, 3, generator=random, requires_grad=True)
@@ -106,7 +106,7 @@ def test_biases_name_items_of_the_catalogue_whatever_the_candidates():
 
 
 def test_the_sampled_loss_against_every_other_item_is_the_loss():
-    """All items as negatives, each once: the target among them is masked, and what is left is the softmax."""
+    """With each item as a negative once, the target among them is masked, and the loss is the full softmax."""
     hidden, table, targets = tensors(7)
     sampled = sampled_cross_entropy(hidden, table, targets, torch.arange(ITEMS), chunk_logits=30)
     whole = torch.nn.functional.cross_entropy(hidden @ table.T, targets, reduction="sum")
@@ -114,7 +114,7 @@ def test_the_sampled_loss_against_every_other_item_is_the_loss():
 
 
 def test_the_correction_makes_the_sampled_softmax_that_of_all_items():
-    """With many draws of a lopsided distribution, only the corrected loss comes near the exact one."""
+    """With many draws from a skewed distribution, only the corrected loss approaches the exact one."""
     torch.manual_seed(0)
     hidden, table, targets = tensors(20)
     counts = torch.arange(1, ITEMS + 1) ** 3

@@ -1,6 +1,4 @@
 import dataclasses
-import itertools
-import json
 import math
 
 import pytest
@@ -8,80 +6,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lte_model.domain.kind import LTEKind
 from lte_model.errors import LTEError
-from lte_model.ranker.integrations import INTEGRATIONS
-from lte_model.ranker.model import GAP_BUCKETS, Batch, Dropout, Ranker, RankerConfig
-from lte_model.ranker.saved import BEFORE_THE_FIELD, DESCRIPTION_FILE, load_ranker, save_ranker
+from lte_model.ranker.model import GAP_BUCKETS, Batch, Dropout, Ranker
 from lte_model.warehouse.popularity import POPULARITY_COUNTS
 from tests.lte_model.configs import ranker_config
-
-KIND = LTEKind(basis_id="3f2a", representation="uniform", lag_days=30, window_days=365)
-ITEMS, DIMENSIONS = 23, 6
-EVERYTHING = {
-    "representations": 2,
-    "popularity_bias": True,
-    "popularity_counts": 4,
-    "time_features": True,
-    "repeat_bias": True,
-    "long_memory": "linear_attention",
-}
-"""Every option that adds a parameter."""
-
-variants = pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
-integrations = pytest.mark.parametrize("integration", INTEGRATIONS)
-
-
-def make_ranker(integration="prefix", seed=0, **options) -> Ranker:
-    """A small ranker in evaluation mode, with no parameter left at zero."""
-    torch.manual_seed(seed)
-    options = {"items": ITEMS, "dimensions": DIMENSIONS, "max_tokens": 9, "width": 16} | options
-    config = ranker_config(integration=integration, **options)
-    content = torch.nn.functional.normalize(torch.randn(ITEMS, DIMENSIONS), dim=1)
-    ranker = Ranker(config, KIND, [f"i{n}" for n in range(ITEMS)], content)
-    for parameter in ranker.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    if config.popularity_bias:
-        ranker.popularity.normal_()
-    return ranker.eval()
-
-
-def users(count: int, events: int, seed: int = 0, representations: int = 1) -> Batch:
-    """Full sequences, of which every event is a target."""
-    random = torch.Generator().manual_seed(seed)
-    items = torch.randint(ITEMS, (count, events), generator=random)
-    return Batch(
-        items=items,
-        lengths=torch.full((count,), events),
-        lte=torch.randn(count, representations, DIMENSIONS, generator=random) * 0.3,
-        has_lte=torch.ones(count, representations, dtype=torch.bool),
-        gaps=torch.randint(GAP_BUCKETS, (count, events), generator=random),
-        older=torch.randint(ITEMS, (count, 5), generator=random),
-        older_lengths=torch.randint(6, (count,), generator=random),
-        dates=torch.zeros(count, dtype=torch.int64),
-        **every_event(items),
-    )
-
-
-def asked(items: torch.Tensor, places: list[tuple[int, int]]) -> dict[str, torch.Tensor]:
-    """What a batch asks for: of each (user, place), the event at the place, after those before it."""
-    users, places = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).T
-    return {"targets": items[users, places], "target_users": users, "target_places": places}
-
-
-def every_event(items: torch.Tensor) -> dict[str, torch.Tensor]:
-    return asked(items, list(itertools.product(*map(range, items.shape))))
-
-
-def shortened(batch: Batch, user: int, length: int) -> Batch:
-    """One user of the batch alone, with the oldest `length` events and no padding."""
-    alone = {
-        name: tensor[user : user + 1]
-        for name, tensor in vars(batch).items()
-        if not name.startswith("target") and tensor is not None
-    }
-    alone |= {"items": alone["items"][:, :length], "gaps": alone["gaps"][:, :length]}
-    return Batch(**alone | {"lengths": torch.tensor([length])})
+from tests.lte_model.ranker.small_rankers import (
+    DIMENSIONS,
+    EVERYTHING,
+    ITEMS,
+    KIND,
+    asked,
+    every_event,
+    integrations,
+    make_ranker,
+    shortened,
+    users,
+    variants,
+)
 
 
 @given(position=st.integers(0, 6), replacement=st.integers(0, ITEMS - 1), seed=st.integers(0, 100))
@@ -95,7 +36,7 @@ def test_no_event_changes_the_states_before_it(position, replacement, seed):
         items[:, position] = replacement
         table = ranker.item_table()
         before, after = ranker(batch, table), ranker(dataclasses.replace(batch, items=items), table)
-        # The state at t predicts event t, counting from 0: that event itself must not be in it.
+        # The state at t predicts event t, counting from 0, so it must not depend on event t.
         assert torch.equal(before[:, : first + position], after[:, : first + position])
         if not torch.equal(items, batch.items):
             assert not torch.equal(before[:, first + position :], after[:, first + position :])
@@ -113,7 +54,7 @@ def test_a_token_that_is_asked_for_alone_has_the_state_that_it_has_among_all(que
 
 
 def test_the_loss_of_an_event_is_of_what_came_before_it():
-    """Takes the gradient of each prediction by each input: none is left of the target or what follows it."""
+    """The gradient of each prediction is zero with respect to the target and to later events."""
     ranker = make_ranker()
     table = ranker.item_table().detach().requires_grad_()
     batch = dataclasses.replace(users(1, 6), items=torch.arange(6)[None])  # one row of the table per event
@@ -145,7 +86,7 @@ def test_padding_changes_nothing(integration, options):
 def test_the_loss_is_the_sum_over_the_targets_alone(options):
     ranker = make_ranker(**options)
     batch = users(2, 5, representations=ranker.config.representations)
-    # The last two are of one day: the second of them comes after what came before the first.
+    # The last two targets are of one day, so both are predicted from the events before that day.
     places = [(0, 3), (0, 4), (1, 0), (1, 1), (1, 1)]
     targets = torch.tensor([*(batch.items[place] for place in places[:-1]), 7])
     of_all = asked(batch.items, places) | {"targets": targets}
@@ -161,63 +102,11 @@ def test_the_loss_is_the_sum_over_the_targets_alone(options):
 
 
 @integrations
-@pytest.mark.parametrize("representations", [1, 2])
-def test_an_integration_reads_the_lte_and_none_does_not(integration, representations):
-    ranker = make_ranker(integration, representations=representations)
-    batch = users(4, 3, representations=representations)
-    before = ranker.scores(batch)
-    for r in range(representations):
-        lte = batch.lte.clone()
-        lte[:, r] *= -1
-        same = torch.equal(before, ranker.scores(dataclasses.replace(batch, lte=lte)))
-        assert same == (integration == "none")
-
-
-def test_late_fusion_stays_outside_the_transformer_and_injection_within_the_events():
-    """What each integration may touch: a block sees no late fusion, and without events there is nothing to inject."""
-    batch = users(2, 3)
-    contrary = dataclasses.replace(batch, lte=-batch.lte)
-    late = make_ranker("late_fusion")
-    seen = []
-    late.blocks[0].register_forward_pre_hook(lambda block, inputs: seen.append(inputs[0]))
-    late.scores(batch), late.scores(contrary)
-    assert torch.equal(*seen)
-    injected = make_ranker("feature_injection")
-    none = [
-        dataclasses.replace(b, items=b.items[:, :0], lengths=torch.zeros(2, dtype=torch.int64))
-        for b in (batch, contrary)
-    ]
-    assert torch.equal(*map(injected.scores, none))
-    assert not torch.equal(injected.scores(batch), injected.scores(contrary))
-
-
-@integrations
-def test_a_user_without_lte_is_read_alike_whatever_stands_in_its_row(integration):
-    ranker = make_ranker(integration)
-    batch = dataclasses.replace(users(2, 3), has_lte=torch.zeros(2, 1, dtype=torch.bool))
-    assert torch.equal(ranker.scores(batch), ranker.scores(dataclasses.replace(batch, lte=9 * batch.lte)))
-    if integration != "none":
-        # … and not as a user whose LTE is zero.
-        zero = dataclasses.replace(batch, lte=torch.zeros_like(batch.lte))
-        has = dataclasses.replace(zero, has_lte=~zero.has_lte)
-        assert not torch.equal(ranker.scores(zero), ranker.scores(has))
-
-
-@pytest.mark.parametrize("representations", [1, 2])
-def test_all_integrations_read_as_many_tokens(representations):
-    batch = users(2, 5, representations=representations)
-    for integration in INTEGRATIONS:
-        ranker = make_ranker(integration, representations=representations)
-        assert ranker(batch, ranker.item_table()).shape == (2, 5 + representations, 16)
-        assert ranker.config.max_events == 9 - representations
-
-
-@integrations
 @variants
 @pytest.mark.parametrize("has_lte", [True, False])
 @pytest.mark.parametrize("events", [0, 3])
 def test_every_user_gets_a_finite_list(integration, options, has_lte, events):
-    """Known by sequence and LTE, by one of them, or not at all."""
+    """Covers users with a sequence and an LTE, with one of them, and with neither."""
     ranker = make_ranker(integration, **options)
     batch = users(2, events, representations=ranker.config.representations)
     if not events:
@@ -232,13 +121,13 @@ def test_input_and_output_share_the_item_table():
     before = ranker.scores(batch)
     absent = next(item for item in range(ITEMS) if item not in batch.items)
     with torch.no_grad():
-        ranker.id_embedding[absent] += 1  # only as output
+        ranker.id_embedding[absent] += 1  # only used as output
     after = ranker.scores(batch)
     others = torch.arange(ITEMS) != absent
     torch.testing.assert_close(before[:, others], after[:, others])
     assert not torch.allclose(before[:, absent], after[:, absent])
     with torch.no_grad():
-        ranker.id_embedding[batch.items[0, 1]] += 1  # as input of the first user too
+        ranker.id_embedding[batch.items[0, 1]] += 1  # also used as the first user's input
     assert not torch.allclose(after[0], ranker.scores(batch)[0])
 
 
@@ -269,8 +158,9 @@ def test_an_untrained_ranker_starts_near_the_uniform_distribution():
 
 @pytest.mark.parametrize("counts", [3, 4])
 def test_the_item_bias_is_that_of_each_users_date(counts):
-    """Against the bias written out: scale · popularity of the user's own date, added to the logits. A model of a
-    release that had three counts reads the first three.
+    """Adds scale · popularity on the user's own date to the logits by hand.
+
+    A model from a release with three popularity counts reads the first three.
     """
     ranker = make_ranker(popularity_bias=True, popularity_counts=counts)
     popularity = torch.randn(4, len(POPULARITY_COUNTS), ITEMS, generator=torch.Generator().manual_seed(1))
@@ -282,7 +172,7 @@ def test_the_item_bias_is_that_of_each_users_date(counts):
     logits = ranker(batch, ranker.item_table())[:, 0] @ ranker.item_table().T + bias
     expected = torch.nn.functional.cross_entropy(logits, batch.items[:, 0], reduction="sum")
     torch.testing.assert_close(ranker.loss(one, popularity), expected)
-    # Without counts beside the batch, those that the model carries.
+    # A batch without counts gets those stored in the model.
     carried = torch.einsum("k,dki->di", ranker.popularity_scale, ranker.popularity)
     torch.testing.assert_close(ranker.scores(batch), without + carried)
 
@@ -334,7 +224,7 @@ def test_new_items_are_ranked_without_training(options):
     torch.testing.assert_close(scores[:, :ITEMS], ranker.scores(batch))
     torch.testing.assert_close(wider.item_table()[ITEMS:], ranker.item_projection(new))
     if not options:
-        # An item of the same content and no vector of its own scores the same.
+        # An item with the same content and a zero id vector scores the same.
         with torch.no_grad():
             wider.id_embedding[0] = 0
         twin = wider.with_items(["twin"], wider.content[:1]).scores(batch)
@@ -347,47 +237,6 @@ def test_new_items_that_do_not_fit_are_refused():
         ranker.with_items(["i3"], torch.zeros(1, DIMENSIONS))
     with pytest.raises(LTEError, match=r"\(1, 7\), those of the model's basis 3f2a have 6 dimensions"):
         ranker.with_items(["new"], torch.zeros(1, 7))
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("basis_id", "77c0"), ("representation", "recency"), ("lag_days", 7), ("window_days", 90)]
-)
-def test_an_lte_of_another_kind_is_refused_by_name(field, value):
-    with pytest.raises(LTEError) as refused:
-        make_ranker().require(dataclasses.replace(KIND, **{field: value}), "the snapshot of 2024-05-01")
-    for name in (field, str(value), str(getattr(KIND, field)), "the snapshot of 2024-05-01"):
-        assert name in str(refused.value)
-    make_ranker().require(KIND, "the snapshot of 2024-05-01")
-
-
-@integrations
-@pytest.mark.parametrize("options", [{}, {"id_embedding": False}, EVERYTHING], ids=["plain", "content", "everything"])
-def test_a_saved_ranker_comes_back_the_same(tmp_path, integration, options):
-    ranker = make_ranker(integration, **options)
-    save_ranker(make_ranker(seed=1), tmp_path / "model")
-    save_ranker(ranker, tmp_path / "model")  # replaces
-    loaded = load_ranker(tmp_path / "model")
-    batch = users(3, 4, representations=ranker.config.representations)
-    assert torch.equal(loaded.scores(batch), ranker.scores(batch))
-    assert (loaded.kind, loaded.config, loaded.item_ids) == (ranker.kind, ranker.config, ranker.item_ids)
-    assert [file.name for file in tmp_path.iterdir()] == ["model"]
-
-
-def test_a_description_of_the_first_release_is_read_as_its_models_were(tmp_path):
-    ranker = make_ranker(popularity_counts=3)
-    save_ranker(ranker, tmp_path)
-    description = json.loads((tmp_path / DESCRIPTION_FILE).read_text())
-    first = ("items", "dimensions", "max_tokens", "width", "blocks", "heads", "dropout", "id_embedding", "integration")
-    description["config"] = {field: description["config"][field] for field in first}
-    (tmp_path / DESCRIPTION_FILE).write_text(json.dumps(description))
-    loaded = load_ranker(tmp_path)
-    assert loaded.config == ranker.config and torch.equal(loaded.scores(users(3, 4)), ranker.scores(users(3, 4)))
-    assert {*first, *BEFORE_THE_FIELD} == {field.name for field in dataclasses.fields(RankerConfig)}
-
-
-def test_a_missing_model_is_named(tmp_path):
-    with pytest.raises(LTEError, match=r"there is no trained model in .*nowhere.*lte_model.training.train"):
-        load_ranker(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -413,7 +262,7 @@ def test_dropout_drops_as_often_as_it_says_and_keeps_the_mean(p):
     y.sum().backward()
     kept = y != 0
     assert kept.double().mean().item() == pytest.approx(1 - p, abs=0.005)
-    assert kept.double().mean(dim=(0, 1)).sub(1 - p).abs().max() < 0.05  # each of a draw's parts alike
+    assert kept.double().mean(dim=(0, 1)).sub(1 - p).abs().max() < 0.05  # on average over a draw's parts
     torch.testing.assert_close(y, torch.where(kept, 2.0 / max(1 - p, 1e-9), 0.0), rtol=1e-4, atol=0)
     torch.testing.assert_close(x.grad, y.detach() / 2)
     torch.manual_seed(0)

@@ -1,6 +1,4 @@
-"""Lists of items for rows of users: those of the ranker itself, one user at a time, without the items
-that are hidden.
-"""
+"""The recommender's lists equal those of the ranker for one user at a time, without hidden items."""
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +37,7 @@ vector_sums = st.lists(st.integers(-GRID, GRID), min_size=DIMENSIONS, max_size=D
 
 @st.composite
 def users(draw):
-    """A row; some have no event, no LTE or one of two, and no list that is null is different from one that is empty."""
+    """A user's row, perhaps without events, or with none or one of two LTEs. A null list must act like an empty one."""
     events = draw(st.lists(st.tuples(item_ids, st.integers(0, 10**6)), max_size=9))
     times = sorted((NOW - age for _, age in events))
     row = {"item_ids": [item for item, _ in events] or draw(st.sampled_from([[], None])), "event_times": times}
@@ -59,13 +57,13 @@ def rows_of(found):
 
 
 def vector_of(row, suffix):
-    """One LTE (1, dimensions) of a row."""
+    """One of a row's LTEs, (1, dimensions)."""
     vector_sum = row[f"vector_sum{suffix}"] or [0] * DIMENSIONS
     return to_vector(np.array([vector_sum]), np.array([row[f"event_count{suffix}"] or 0]))
 
 
 def scores_of_one(row):
-    """The scores (items,) of a user alone, from a batch made by hand."""
+    """One user's scores (items,), from a batch made by hand."""
     ranker = RECOMMENDER.ranker
     events = zip(row["item_ids"] or [], row["event_times"], strict=True)
     kept = [(ranker.item_ids.index(item), time // 60) for item, time in events if item != "unknown"]

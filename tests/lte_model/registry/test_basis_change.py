@@ -1,6 +1,4 @@
-"""Where a change of basis stands; what must not be is refused by name, and so is an LTE of one basis by a model of
-another, on every path that leads to a model.
-"""
+"""The states of a change of basis, the errors for invalid ones, and every reader's refusal of another basis' LTE."""
 
 import dataclasses
 import datetime
@@ -59,7 +57,7 @@ READERS = st.dictionaries(
 
 @given(aliases=READERS, versions=st.tuples(st.integers(0, 3), st.integers(0, 3)), behind=st.integers(-1, 9))
 def test_every_state_has_a_name_and_a_way_on_and_none_lets_a_basis_go_that_is_read(aliases, versions, behind):
-    """`aliases`: {alias: (whether its version is of our basis, its number)}."""
+    """`aliases` is {alias: (whether its version reads our basis, its number)}."""
     numbers = {}
     aliases = {alias: numbers.setdefault(number, (ours, str(number))) for alias, (ours, number) in aliases.items()}
     read = [
@@ -191,7 +189,7 @@ def test_the_gate_asks_that_both_bases_are_in_force_and_live_for_the_same_users(
     ]
     publish(settings, OF_B, users=["u97"])
     assert broken(B, A) == []
-    # The person approves a day later; meanwhile somebody took the basis out of the settings.
+    # A person approves a day later, after the basis was removed from the settings.
     MlflowClient().set_model_version_tag(settings.mlflow.model_name, new, "gate", "passed")
     with pytest.raises(
         LTEError, match=f"version 2 is not promoted: since the gate .* reads basis {B}, and in force is {A}"
@@ -225,7 +223,7 @@ def test_a_rollback_to_a_basis_that_is_not_made_any_more_is_refused(installation
 def test_each_model_ranks_the_test_users_by_the_ltes_of_its_own_basis(own_shop):
     settings, kind = with_rotated_basis(own_shop)
     ours, theirs = (ranker_of(settings, dataclasses.replace(kind, basis_id=basis)) for basis in (kind.basis_id, OTHER))
-    # The same model in turned coordinates: what it reads and knows is turned with it.
+    # The same model in rotated coordinates: its inputs and its content vectors are rotated too.
     contents = [ranker.content.numpy().astype(np.float64) for ranker in (ours, theirs)]
     turn = torch.from_numpy(np.linalg.lstsq(contents[1], contents[0], rcond=None)[0].astype(np.float32))
     state = ours.state_dict() | {"content": theirs.content}
@@ -234,13 +232,13 @@ def test_each_model_ranks_the_test_users_by_the_ltes_of_its_own_basis(own_shop):
             state[name] = weight @ turn.T
     theirs.load_state_dict(state)
     ranks = [ranks_by_user(settings, TRAINING_DATE, ranker)["rank"].to_numpy() for ranker in (ours, theirs)]
-    apart = np.abs(ranks[0] - ranks[1])  # the grid of the turned basis rounds other digits off
+    apart = np.abs(ranks[0] - ranks[1])  # the rotated basis' grid rounds differently
     assert len(apart) > 10 and apart.mean() < 0.5 and apart.max() <= 3
     uplift, users = over_champion(settings, TRAINING_DATE, theirs, ours)
     assert users == len(ranks[0]) and abs(uplift.value) < 0.05
 
 
-# An LTE of one basis is refused by a model of another, whichever way it comes.
+# A model refuses an LTE of another basis on every path.
 
 
 def test_training_and_evaluation_refuse_the_other_basis_by_name(own_shop, tmp_path):
@@ -275,7 +273,7 @@ def test_what_is_served_takes_the_ltes_of_its_basis_alone(theirs):
 
 
 def test_a_served_model_looks_up_its_own_basis_while_both_are_live(own_shop, monkeypatch):
-    """Given user ids alone."""
+    """The model gets user ids only."""
     settings, kind = with_rotated_basis(own_shop)
     snapshots = pl.read_delta(settings.table_path("lte_snapshots")).filter(representation="uniform")
     live = snapshots.filter(pl.col("snapshot_date") == snapshots["snapshot_date"].max())

@@ -1,4 +1,4 @@
-"""The map between two bases: a rotation is found again, its loss is what was lost, and no reader takes what it maps."""
+"""The map between two bases: it recovers a rotation, its loss is correct, and every reader refuses mapped LTEs."""
 
 import dataclasses
 import datetime
@@ -49,7 +49,7 @@ def unit_rows(seed, items, dimensions):
 )
 def test_a_rotation_is_found_again_also_into_more_dimensions(seed, dimensions, extra, items):
     ours = unit_rows(seed, items, dimensions)
-    # Orthonormal rows: lengths and angles are kept.
+    # Orthonormal rows preserve lengths and angles.
     turn = (
         scipy.stats.ortho_group.rvs(dimensions + extra, random_state=seed)[:dimensions]
         if dimensions + extra > 1
@@ -61,7 +61,7 @@ def test_a_rotation_is_found_again_also_into_more_dimensions(seed, dimensions, e
     np.testing.assert_allclose(found.apply(ours) @ found.rotation.T, ours, atol=1e-6)
     loss = loss_of(found, ours, ours @ turn)
     assert loss["cosine"] == pytest.approx(1, abs=1e-6) and loss["relative_residual"] < 1e-6
-    # The way from the wider basis to the narrower loses nothing that the narrower one holds.
+    # The map from the wider basis to the narrower loses nothing that the narrower one holds.
     np.testing.assert_allclose(fit_map("b", "a", ours @ turn, ours).apply(ours @ turn), ours, atol=1e-6)
 
 
@@ -94,7 +94,7 @@ def test_what_can_not_be_mapped_is_refused():
 
 
 def with_rotated_basis(settings, dimensions=8, seed=3):
-    """The shop with a second basis: the first one turned (and, of more dimensions, filled up), rounded to the grid."""
+    """Adds a second basis to the shop: the first one rotated (and padded to `dimensions`), rounded to the grid."""
     kind = open_training_set(settings, TRAINING_DATE).kind
     turn = scipy.stats.ortho_group.rvs(dimensions, random_state=seed)[:8]
 
@@ -153,7 +153,7 @@ def test_a_turned_basis_costs_a_ranker_nothing_and_its_loss_is_that_of_the_grid(
 
 
 def test_a_mapped_lte_is_nobodys_own(own_shop):
-    """Neither basis' id goes with it, so that every reader refuses it by name, and no table has room for it."""
+    """A mapped LTE carries neither basis' id, so that every reader refuses it, and no table accepts it."""
     settings, kind = with_rotated_basis(own_shop)
     basis_map = make_map(settings, OTHER, kind.basis_id).basis_map
     training_set = open_training_set(settings, TRAINING_DATE)

@@ -1,4 +1,4 @@
-"""The gate, the move of the alias, and what leads back, on a real MLflow that keeps its records in SQLite."""
+"""The gate, the move of the alias, and the rollback, on a real MLflow with SQLite."""
 
 import concurrent.futures
 import dataclasses
@@ -31,7 +31,7 @@ from tests.lte_model.small_shop import TRAINING_DATE
 
 
 def register(settings, date=JANUARY, **options):
-    """The number of a new version; of another `seed` it is another model."""
+    """Registers a new version and returns its number; each `seed` gives another model."""
     trained(settings, date, **options)
     return str(versions.register(settings, date).version)
 
@@ -107,7 +107,7 @@ def test_a_model_of_two_representations_needs_both_live(installation):
 
 
 def test_a_representation_without_a_newer_row_is_live_all_the_same(installation):
-    """A row that a later publication finds unchanged keeps its date."""
+    """A row that a later publication leaves unchanged keeps its date."""
     kind = dataclasses.replace(KIND, representation="uniform+recency")
     number = register(installation, kind=kind, representations=2)
     publish(installation, KIND)
@@ -116,7 +116,7 @@ def test_a_representation_without_a_newer_row_is_live_all_the_same(installation)
 
 
 def test_a_challenger_is_measured_against_the_champion_on_the_same_users(trainable_shop):
-    """What sold ranks better than what didn't: the one takes the place of the other, and never the other way round."""
+    """A model that ranks by popularity replaces one that ranks against it, and never the other way round."""
     worse, better = registered_of_shop(trainable_shop, -1), registered_of_shop(trainable_shop, 1)
     assert rule(gate(trainable_shop, worse), "not below the champion").found == "there is no champion yet"
     promotion.promote(trainable_shop, worse, None)
@@ -131,9 +131,7 @@ def test_a_challenger_is_measured_against_the_champion_on_the_same_users(trainab
 
 
 def test_a_champion_that_reads_other_things_is_compared_all_the_same(trainable_shop):
-    """Another representation, another policy, and a catalogue of fewer items: each model reads the
-    users its own way.
-    """
+    """The champion has another representation, sequence policy and catalogue; each model reads users its own way."""
     kind = open_training_set(trainable_shop, TRAINING_DATE).kind
     old = registered_of_shop(
         trainable_shop, 1, kind=dataclasses.replace(kind, representation="recency"), sequence="newest"
@@ -215,7 +213,7 @@ def test_what_a_person_said_stays_on_the_version(installation):
     assert aliases(installation) == {"challenger": 1}
 
 
-# The way back.
+# The rollback.
 
 
 def test_a_rollback_restores_the_scores_bit_for_bit(trainable_shop):
@@ -235,7 +233,7 @@ def test_a_rollback_restores_the_scores_bit_for_bit(trainable_shop):
     assert tags(trainable_shop, second)["rolled_back_because"] == "clicks fell by 3 %"
     assert tags(trainable_shop, first)["restored_because"] == "clicks fell by 3 %"
     assert promotion.watch(trainable_shop).endswith("version 1 is champion, as on record")
-    # The rollback was a mistake: back to the version that it left.
+    # A second rollback returns to the version that the first one left.
     assert promotion.rollback(trainable_shop, "it was the season").version == int(second)
 
 
@@ -266,7 +264,7 @@ def test_no_rollback_to_a_model_that_cannot_read_what_is_live(installation):
     assert aliases(installation)["champion"] == int(new)
 
 
-# A champion that was put there by hand.
+# A champion that was set by hand.
 
 
 def by_hand(settings, number):
@@ -278,7 +276,7 @@ def test_a_champion_by_hand_goes_through_the_gate(trainable_shop):
     first, worse, better = (registered_of_shop(trainable_shop, scale) for scale in (0.9, -1, 1))
     promoted(trainable_shop, first)
     by_hand(trainable_shop, worse)
-    for _ in range(2):  # it says so each day
+    for _ in range(2):  # it reports it each day
         with pytest.raises(
             LTEError, match="version 2 was made champion by hand, in the place of version 1, and does not"
         ):

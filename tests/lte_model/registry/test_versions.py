@@ -1,4 +1,4 @@
-"""Registering models on a real MLflow that keeps its records in SQLite."""
+"""Registers models on a real MLflow with SQLite."""
 
 import dataclasses
 import datetime
@@ -6,12 +6,8 @@ import json
 import os
 import pickle
 import re
-import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -20,7 +16,6 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
-from mlflow.exceptions import MlflowException
 
 from lte_model.domain.basis import GRID, to_vector
 from lte_model.errors import LTEError
@@ -29,10 +24,8 @@ from lte_model.ranker.recommender import Recommender
 from lte_model.ranker.saved import load_ranker
 from lte_model.registry import gate, promotion, versions
 from lte_model.serving.pyfunc import as_rows
-from lte_model.settings import MLflow, Settings
 from lte_model.tracking import code_version, runs
 from lte_model.tracking.lineage import CHALLENGER, CHAMPION, version_with
-from tests.loopback import free_port
 from tests.lte_model.registered import DIMENSIONS, ITEMS, JANUARY, KIND, aliases, figure, settings_file, trained
 
 
@@ -112,7 +105,7 @@ def test_loaded_model_ranks_as_the_trained_one(installation, monkeypatch):
 
 
 def test_a_model_that_reads_more_is_served_by_a_wider_signature(installation):
-    """Two representations, times, popularity and a memory: from the registry, it ranks as the model itself does."""
+    """A model with two representations, times, popularity and a memory ranks the same when loaded from the registry."""
     options = {"representations": 2, "time_features": True, "popularity_bias": True, "long_memory": "linear_attention"}
     kind = dataclasses.replace(KIND, representation="uniform+recency")
     ranker = trained(installation, JANUARY, kind=kind, **options)
@@ -148,7 +141,7 @@ def test_a_model_of_a_leaking_window_is_not_registered(installation):
 
 
 def test_a_champion_is_found_and_its_files_rank_as_the_one_that_is_served(installation, tmp_path):
-    """Bit for bit, for the same users in the same order; and none of the registry's code runs."""
+    """Scores are equal bit for bit for the same users in the same order, and no code from the registry runs."""
     assert version_with(installation, CHAMPION) is None
     trained(installation, JANUARY)
     versions.register(installation, JANUARY)
@@ -157,7 +150,7 @@ def test_a_champion_is_found_and_its_files_rank_as_the_one_that_is_served(instal
     promotion.promote(installation, "1", None)
     version = version_with(installation, CHAMPION)
     for set_uri in (mlflow.set_tracking_uri, mlflow.set_registry_uri):
-        set_uri(f"sqlite:///{tmp_path}/elsewhere.db")  # what only reads leaves the process set to whatever it is
+        set_uri(f"sqlite:///{tmp_path}/elsewhere.db")  # a reader doesn't depend on the process' tracking URI
     recommender = Recommender(load_ranker(versions.fetch(installation, version, tmp_path / "fetched")))
     runs.configure(installation)
     served = versions.load(installation, CHAMPION)
@@ -198,7 +191,7 @@ def test_logged_model_holds_no_pickle(installation, tmp_path):
 
 
 class Trap:
-    """Runs a command where it is unpickled."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, proof: Path):
         self.proof = proof
@@ -208,7 +201,7 @@ class Trap:
 
 
 def plant(settings, tampered, kind, proof):
-    """Registers a model that would leave `proof` as it is loaded, as anybody could who may write to the registry."""
+    """Registers a model that writes `proof` if its code runs on loading; any writer of the registry could do that."""
     version = versions.required_version(settings, CHALLENGER)
     mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(tampered))
     described = tampered / "MLmodel"
@@ -251,7 +244,7 @@ PLANTED = {
     "ranker elsewhere": "it names no directory ranker of its own",
     "YAML that is code": "python/object/apply",
 }
-"""What is planted, and how it is refused; None where it ranks, with our code and not with what was planted."""
+"""{what is planted: the error that refuses it}; None if the model ranks, with our code instead of the planted one."""
 
 
 @pytest.mark.parametrize("kind", PLANTED)
@@ -272,116 +265,6 @@ def test_nothing_of_a_registered_model_is_run(registered, tmp_path, kind):
     if kind == "pickled model":
         pickle.loads((tmp_path / "tampered" / "python_model.pkl").read_bytes())
         assert proof.exists(), "the trap would not have caught anybody"
-
-
-@pytest.mark.parametrize("field", ["basis_id", "representation", "lag_days", "window_days"])
-def test_served_model_refuses_an_lte_of_another_kind(served, field):
-    users = served.input_example
-    other = "other" if isinstance(users[field][0], str) else 7
-    with pytest.raises((LTEError, MlflowException), match=f"trained on {field} .* has {field} {other}"):
-        served.predict(users.assign(**{field: pd.Series([other] * 2, dtype=users[field].dtype)}))
-
-
-def test_served_model_refuses_a_vector_of_other_dimensions(served):
-    users = served.input_example
-    users.at[0, "vector_sum"] = [1, 2]
-    with pytest.raises((LTEError, MlflowException), match="row 0 of the input has a vector_sum of 2 dimensions"):
-        served.predict(users)
-
-
-@pytest.fixture(scope="module")
-def registered(tmp_path_factory, tracking_uri):
-    """An installation with one version, for tests that don't change it."""
-    folder = tmp_path_factory.mktemp("served")
-    options = MLflow(tracking_uri=tracking_uri, artifacts=str(folder / "a"), experiment="served", model_name="served")
-    settings = Settings(checkpoints=str(folder / "checkpoints"), reports=str(folder / "reports"), mlflow=options)
-    trained(settings, JANUARY)
-    versions.register(settings, JANUARY)
-    return settings
-
-
-@pytest.fixture(scope="module")
-def served(registered):
-    return versions.load(registered, CHALLENGER)
-
-
-def make_live(settings):
-    """Two users with an LTE, and what `lte_live` has of them; of another basis they have others."""
-    random = np.random.default_rng(1)
-    rows = [
-        {
-            "user_id": user,
-            "vector_sum": random.integers(-GRID, GRID, DIMENSIONS).tolist(),
-            "event_count": count,
-            **dataclasses.asdict(KIND),
-            "basis_id": basis_id,
-        }
-        for basis_id in (KIND.basis_id, "older")
-        for count, user in enumerate(("u1", "u2"), start=1)
-    ]
-    types = {"vector_sum": pl.List(pl.Int32), "event_count": pl.Int32, "lag_days": pl.Int32, "window_days": pl.Int32}
-    pl.DataFrame(rows, schema_overrides=types).write_delta(settings.table_path("lte_live"))
-    return pd.DataFrame(rows[:2])
-
-
-def test_a_user_id_is_looked_up_in_what_is_live(installation, tmp_path, monkeypatch):
-    trained(installation, JANUARY)
-    versions.register(installation, JANUARY)
-    model = versions.load(installation, CHALLENGER)
-    monkeypatch.setenv("LTE_SETTINGS", str(settings_file(installation, tmp_path)))
-    by_id = pd.DataFrame({"item_ids": [["item 3"], [], ["item 5"]], "user_id": ["u2", "u1", "nobody"]})
-    with pytest.raises((LTEError, MlflowException), match=r"table lte_live does not exist at .*; run jobs.publish_lte"):
-        model.predict(by_id)
-    known = make_live(installation).set_index("user_id").loc[["u2", "u1", "u1"]].reset_index(drop=True)
-    known.loc[2, "event_count"] = 0
-    by_row = known.assign(item_ids=by_id["item_ids"])
-    pd.testing.assert_frame_equal(model.predict(by_id), model.predict(by_row))
-    with pytest.raises((LTEError, MlflowException), match="the input has neither vector_sum nor user_id"):
-        model.predict(by_id.drop(columns="user_id"))
-
-
-@pytest.mark.slow
-def test_it_is_served_over_http(installation, tmp_path):
-    """`mlflow models serve`, asked for a user by id, answers what the loaded model does."""
-    trained(installation, JANUARY)
-    version = versions.register(installation, JANUARY)
-    user = make_live(installation).head(1)
-    expected = versions.load_version(installation, version).predict(user.assign(item_ids=[["item 3"]]), params={"k": 3})
-    port = free_port()
-    uri = f"models:/{version.name}/{version.version}"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "-p", str(port)],
-        env=os.environ
-        | {
-            "MLFLOW_TRACKING_URI": installation.mlflow.tracking_uri,
-            "LTE_SETTINGS": str(settings_file(installation, tmp_path)),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        },
-        start_new_session=True,
-    )
-    try:
-        body = {"dataframe_records": [{"item_ids": ["item 3"], "user_id": "u1"}], "params": {"k": 3}}
-        (answered,) = answer_of(server, f"http://127.0.0.1:{port}/invocations", body)["predictions"]
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-    assert answered["item_ids"] == expected["item_ids"][0]
-    assert answered["scores"] == pytest.approx(expected["scores"][0])
-
-
-def answer_of(server, url, body):
-    """What a server that is still starting answers in the end."""
-    deadline = time.monotonic() + 120
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    while True:
-        try:
-            with urllib.request.urlopen(request) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as error:
-            pytest.fail(error.read().decode())
-        except OSError:
-            assert server.poll() is None and time.monotonic() < deadline, "the server did not come up"
-            time.sleep(0.2)
 
 
 def test_missing_parts_are_named(installation):

@@ -1,4 +1,4 @@
-"""The ablation of a small shop: the same users for every variant, and figures that are those of their definitions."""
+"""The ablation of a small shop: every variant gets the same users, and figures follow their definitions."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ from lte_model.training.training_set import open_training_set
 from tests.lte_model.small_shop import TRAINING_DATE
 
 DEPLOYED = "hybrid_prefix_popularity_time"
-"""A variant with everything: other events, their memory, popularity, times, and the refit."""
+"""A variant with all features: the hybrid sequence, its memory, popularity, times, and the refit."""
 
 CHOSEN = chosen_variants(f"none,prefix,{DEPLOYED},none@5,prefix@5,none@20,prefix@20")
 SEEDS = 2
@@ -45,14 +45,14 @@ def shop(smaller_shop):
 
 
 def in_folder(settings, folder):
-    """Settings with reports and an MLflow experiment of their own."""
+    """Settings with their own reports and MLflow experiment."""
     mlflow = settings.mlflow.model_copy(update={"experiment": folder.name, "artifacts": str(folder / "artifacts")})
     return settings.model_copy(update={"reports": str(folder / "reports"), "mlflow": mlflow})
 
 
 @pytest.fixture(scope="module")
 def compared(shop, tmp_path_factory):
-    """Settings whose variants are trained for one epoch each, and their ablation."""
+    """Settings with variants trained for one epoch each, and their ablation."""
     folder = tmp_path_factory.mktemp("ablation")
     training = shop.training.model_copy(update={"epochs": 1, "batch_size": 128, "threads": 1})
     settings = in_folder(shop, folder).model_copy(
@@ -83,7 +83,7 @@ def test_every_question_is_of_variants_that_there_are():
 
 
 def test_every_variant_makes_a_model(shop):
-    """The settings accept the overrides, and say the same whatever the installation's own choice is."""
+    """The settings accept a variant's overrides, which don't depend on the installation's own model."""
     other = shop.model_copy(
         update={
             "model": shop.model.model_copy(update={"integration": "none", "time_features": True}),
@@ -93,7 +93,7 @@ def test_every_variant_makes_a_model(shop):
     for variant in VARIANTS.values():
         settings = variant.settings(shop, seed=7)
         assert settings.training.seed == 7 and settings.model.width == shop.model.width
-        assert settings.training.refit == settings.model.time_features  # what one would deploy
+        assert settings.training.refit == settings.model.time_features  # the deployed configuration
         assert variant.settings(other, seed=7) == settings
     assert {name for name in VARIANTS if "@" in name} == {f"{side}@{n}" for side in ("none", "prefix") for n in BUDGETS}
 
@@ -297,7 +297,7 @@ def cases(shop):
 
 
 def write_ranks(file, cases, ranks):
-    """Ranks (seeds, users) by user, in no order."""
+    """Writes ranks (seeds, users), one row per user, shuffled."""
     frame = pl.concat(
         pl.DataFrame({"user_id": cases.user_ids, "seed": [seed] * len(cases), "rank": of_seed})
         for seed, of_seed in enumerate(ranks)
@@ -327,7 +327,7 @@ def test_ranks_that_are_not_there_are_named(cases, tmp_path):
 
 def test_a_rival_stands_beside_the_variants(compared, cases, tmp_path, monkeypatch, capsys):
     settings = in_folder(compared[0], tmp_path)
-    ranks = np.random.default_rng(1).integers(1, 81, (3, len(cases))).astype(float)  # seeds of its own
+    ranks = np.random.default_rng(1).integers(1, 81, (3, len(cases))).astype(float)  # the rival has its own seeds
     write_ranks(tmp_path / "ranks.parquet", cases, ranks)
     arguments = ["ablation", "report", "--date", str(TRAINING_DATE), "--variants", "none", "--seeds", "2"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--rival", f"{RIVAL}={tmp_path / 'ranks.parquet'}"])
@@ -343,4 +343,4 @@ def test_a_rival_stands_beside_the_variants(compared, cases, tmp_path, monkeypat
     ours = found["sides"]["none"]["metrics"]["ndcg@40"].value
     assert answer["ours"] == "best" and answer["uplift"].value == pytest.approx(ours / ndcg(ranks, 40).mean() - 1)
     assert answer["by_seed"] == pytest.approx(np.divide(found["sides"]["none"]["by_seed"], ndcg(ranks, 40).mean()) - 1)
-    assert list(found["best"]["candidates"]) == ["none"]  # the rival is none of them
+    assert list(found["best"]["candidates"]) == ["none"]  # the rival is not a candidate

@@ -1,4 +1,4 @@
-"""The page of an ablation: its words follow the figures, whatever these are."""
+"""The page of an ablation: its text agrees with the figures in every case."""
 
 import copy
 import dataclasses
@@ -67,7 +67,7 @@ def ablation():
 
 
 def made_up_ablation():
-    """Figures of an ablation in which the paper is confirmed, contradicted and left undecided."""
+    """Figures that confirm the paper on one question, contradict it on another and leave a third undecided."""
     strengths = {"none": 0.127, "prefix": 0.155, "late_fusion": 0.14, "leak": 0.12, "prefix_newest": 0.161}
     strengths |= {f"{of}@{n}": 0.1 + 0.03 * math.log10(n) + (of == "prefix") / (10 * n) for n in BUDGETS
                   for of in ("none", "prefix")}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The drill of a small shop: spaces that begin alike, cells of the same users, and figures that follow from them."""
+"""The drill of a small shop: spaces with equal starts, cells with the same users, and figures that follow from them."""
 
 import dataclasses
 import datetime
@@ -42,7 +42,7 @@ FIXED, FREE = SPACES["fixed"], SPACES["free"]
 
 @pytest.fixture(scope="module")
 def shop(smaller_shop: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Tables with the training sets of both versions, and settings under which all is fitted in no time."""
+    """Tables with both versions' training sets, and settings that train within seconds."""
     folder = tmp_path_factory.mktemp("drill")
     mlflow = smaller_shop.mlflow.model_copy(update={"experiment": folder.name, "artifacts": str(folder / "artifacts")})
     settings = smaller_shop.model_copy(
@@ -80,7 +80,7 @@ def catalogue_of(settings: Settings, date: datetime.date) -> Catalogue:
 
 
 def unlearned(settings: Settings, space_id: str) -> Encoding:
-    """An encoder that knows no item: all of them are their content."""
+    """An encoder without trained items, which gives every item its content vector."""
     dimensions = settings.basis.dimensions
     return Encoding(space_id, (), np.empty((0, dimensions), np.float32), np.eye(dimensions, dtype=np.float32), {})
 
@@ -122,7 +122,7 @@ def test_an_encoder_is_found_again_and_one_of_other_settings_fitted_anew(shop, c
 
 
 def test_ltes_of_content_alone_are_those_of_the_oracle(shop):
-    """What became known of an item or an event on a date or later is no part of its LTEs."""
+    """A date's LTEs ignore items and events that became known on that date or later."""
     encoded = encoded_set(shop, TRAINING_DATE, unlearned(shop, "any"))
     events = pl.read_delta(shop.table_path("events"))
     for split in ("train", "test"):

@@ -1,4 +1,4 @@
-"""The page of a drill: its words follow the figures, whatever these are."""
+"""The page of a drill: its text agrees with the figures in every case."""
 
 import copy
 import re

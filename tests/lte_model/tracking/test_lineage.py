@@ -1,4 +1,4 @@
-"""What registered models name, and what an erasure takes out of the files of their trainings."""
+"""The table versions that registered models name, and the erasure of users from their trainings' files."""
 
 import datetime
 import json
@@ -22,7 +22,7 @@ GONE, STAYS = "17841", "12748"
 
 @pytest.fixture
 def used(trainable_shop):
-    """An MLflow with two versions of a model. The first was trained on training_set 5 and evaluated on 6."""
+    """Two versions of a model in MLflow. The first was trained on training_set 5 and evaluated on 6."""
     settings = trainable_shop
     client = None
     for tables in ({"training_set": 6, "events": 41}, {"training_set": 7}):
@@ -38,7 +38,7 @@ def used(trainable_shop):
 
 
 def name(settings):
-    """The MLflow database is shared with other tests."""
+    """The model's name, unique to the test: other tests share the MLflow database."""
     return f"lineage-{settings.mlflow.experiment}"
 
 
@@ -89,7 +89,7 @@ def test_a_job_needs_no_torch_for_it():
 
 @pytest.fixture
 def shown(trainable_shop, evaluation):  # noqa: F811
-    """The evaluation and the report of a training, as files and as artifacts of its MLflow run."""
+    """Writes a training's evaluation and report, as files and as artifacts of its MLflow run."""
     settings = trainable_shop
     path = results.evaluation_path(settings, DATE)
     path.parent.mkdir(parents=True)

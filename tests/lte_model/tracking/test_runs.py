@@ -57,7 +57,7 @@ def test_a_deleted_experiment_is_named(trainable_shop):
 
 
 def test_trainings_that_start_at_once_name_the_same_tables(trainable_shop):
-    """MLflow alone fails here: each looks for a version of a table, finds none, and adds it."""
+    """MLflow alone fails here: each training looks for a version of a table, finds none, and adds it."""
     sides, versions = ("prefix", "none", "late_fusion"), range(5)
     runs.find_or_create_run(trainable_shop, DATE, "training")
     start = threading.Barrier(len(sides), timeout=60)
@@ -92,7 +92,7 @@ def test_a_server_on_which_another_was_faster_is_asked_again(trainable_shop, mon
 
 @pytest.mark.slow
 def test_two_processes_that_start_at_once_share_a_new_file(trainable_shop, tmp_path):
-    """MLflow alone fails here: both processes create the tables."""
+    """MLflow alone fails here: both processes create its database tables."""
     settings_file = tmp_path / "settings.toml"
     settings_file.write_text((Path(trainable_shop.home) / "settings.toml").read_text())
     script = (

@@ -1,4 +1,4 @@
-"""The encoder: what it may see, where it begins, what it ends in."""
+"""The encoder: the events that it may see, its initial weights, and its output."""
 
 import datetime
 import json
@@ -35,7 +35,7 @@ def with_options(settings: Settings, **options) -> Settings:
 
 @pytest.fixture
 def trainable_shop(trainable_shop):
-    """Its encoders take a few long steps."""
+    """The trainable shop, with encoders that train for a few large steps."""
     return with_options(trainable_shop, epochs=8, batch_size=64, learning_rate=0.02)
 
 
@@ -107,7 +107,7 @@ def test_what_is_dated_or_known_on_the_date_or_later_changes_nothing(data):
     after = [row for row in later if row[2] >= 20 or row[2] + row[3] >= 20]
 
     def digest(of):
-        # A user of whom nothing is known yet has no number of his own.
+        # A user without known events has no row.
         known = [row for row in of if row[2] + row[3] < 20]
         if not known:
             return None

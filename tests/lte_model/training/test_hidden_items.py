@@ -1,4 +1,4 @@
-"""The cold-items benchmark hides items from a training: none of their events may be left, and all others must."""
+"""The cold-items benchmark hides items from a training: it removes all of their events and no others."""
 
 import numpy as np
 import pytest

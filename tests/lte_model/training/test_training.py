@@ -44,7 +44,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def uninterrupted(shop, tmp_path_factory) -> Path:
-    """The model of a training that nothing disturbed."""
+    """The model of an undisturbed training."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     own = shop.model_copy(update={"checkpoints": str(folder)})
     return train(own, TRAINING_DATE, "prefix")
@@ -62,7 +62,7 @@ def test_training_learns_and_keeps_the_best_epoch(shop, uninterrupted):
 
 @pytest.mark.slow
 def test_a_killed_training_ends_in_the_same_weights(trainable_shop, uninterrupted, tmp_path):
-    """Kills the command while it runs, hard, and gives it again."""
+    """Sends SIGKILL to the running command, and runs it again."""
     settings_file = tmp_path / "settings.toml"
     settings_file.write_text((Path(trainable_shop.home) / "settings.toml").read_text())
     command = [sys.executable, "-u", "-m", "lte_model.training.train"]
@@ -85,7 +85,7 @@ def test_a_killed_training_ends_in_the_same_weights(trainable_shop, uninterrupte
     assert same_weights(model, uninterrupted)
     curve = read_result(trainable_shop, TRAINING_DATE, "prefix")["curve"]
     assert [epoch["epoch"] for epoch in curve] == [1, 2, 3, 4]
-    (run,) = runs(trainable_shop, "prefix")  # the second try went on with the run of the first
+    (run,) = runs(trainable_shop, "prefix")  # the second try resumed the first one's run
     assert run.info.status == "FINISHED"
     history = MlflowClient().get_metric_history(run.info.run_id, "training_loss")
     assert {(entry.step, entry.value) for entry in history} == {(e["epoch"], e["training_loss"]) for e in curve}
@@ -93,8 +93,8 @@ def test_a_killed_training_ends_in_the_same_weights(trainable_shop, uninterrupte
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(trainable_shop, tmp_path, capsys):
-    """Without chance in the model, the curve is that of one process: each batch is the same, and so is its gradient."""
-    # An odd batch size: the shares differ in size.
+    """Without dropout, the curve equals that of one process: each batch and its gradient are the same."""
+    # With an odd batch size the processes' shares differ in size.
     settings = with_training(trainable_shop, epochs=2, threads=1, batch_size=31)
     model = settings.model.model_copy(update={"dropout": 0.0, "id_dropout": 0.0})
     one = train(settings.model_copy(update={"model": model}), TRAINING_DATE, "prefix").parent
@@ -240,7 +240,7 @@ def test_a_refit_learns_from_the_days_before_the_test_too(smaller_shop, tmp_path
 
     plain, refitted = trained("plain"), trained("refitted", refit=True)
     curves = [json.loads((model.parent / "training.json").read_text()) for model in (plain, refitted)]
-    assert curves[0]["best_epoch"] == curves[1]["best_epoch"]  # what validation chose is the same
+    assert curves[0]["best_epoch"] == curves[1]["best_epoch"]  # validation chose the same epoch
     measured = [[(epoch["epoch"], epoch["training_loss"]) for epoch in of["curve"]] for of in curves]
     assert measured[0] == measured[1]
     epochs = curves[1]["best_epoch"]
@@ -256,7 +256,7 @@ def test_a_refit_learns_from_the_days_before_the_test_too(smaller_shop, tmp_path
 
 
 def test_a_refit_reads_the_targets_of_the_split_refit(own_shop):
-    """Another target in that split changes the refitted weights, and nothing of what validation chose."""
+    """Another target in that split changes the refitted weights, but not validation's choice."""
     own_shop = with_training(own_shop, epochs=1, refit=True)
     before = train(own_shop, TRAINING_DATE, "prefix")
     was, loss = weights(before), read_result(own_shop, TRAINING_DATE, "prefix")["curve"][0]["training_loss"]
@@ -271,7 +271,7 @@ def test_a_refit_reads_the_targets_of_the_split_refit(own_shop):
 
 def test_the_seed_decides_the_weights(trainable_shop, uninterrupted):
     other = train(with_training(trainable_shop, seed=1), TRAINING_DATE, "prefix")
-    assert not same_weights(other, uninterrupted)  # and that the same seed gives the same: the killed training above
+    assert not same_weights(other, uninterrupted)  # the same seed gives equal weights, see above
 
 
 def test_training_stops_when_nothing_improves(trainable_shop):
@@ -337,7 +337,7 @@ def runs(settings: Settings, side: str) -> list[mlflow.entities.Run]:
 
 @pytest.mark.parametrize(("predict_from", "times"), [("earlier_days", 10), ("earlier_events", 1)])
 def test_the_repeat_bias_learns_faster_by_day_alone(trainable_shop, predict_from, times):
-    """AdamW's first step is the learning rate in size, whatever the gradient: it tells the rate of each weight."""
+    """AdamW's first step has the size of the learning rate, whatever the gradient: it shows each weight's rate."""
     options = {"sequence": "newest", "repeat_bias": True}
     shop = trainable_shop.model_copy(update={"model": trainable_shop.model.model_copy(update=options)})
     shop = with_training(shop, predict_from=predict_from, epochs=1, batch_size=10_000, averaging=0.0)

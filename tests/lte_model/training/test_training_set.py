@@ -1,7 +1,4 @@
-import dataclasses
 import datetime
-import math
-from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -11,31 +8,23 @@ from hypothesis import strategies as st
 
 from lte_model.domain.basis import GRID
 from lte_model.errors import LTEError
-from lte_model.ranker.cases import first_places
-from lte_model.settings import Basis, Settings, Training, Window, load_settings
-from lte_model.training.fit import epoch_batches
+from lte_model.settings import Training, Window, load_settings
 from lte_model.training.training_set import open_training_set
-from lte_model.warehouse.catalogue import basis_in_force
 from lte_model.warehouse.popularity import popularity_matrix
-from lte_model.warehouse.reading import Tables
 from tests.lte_model.small_shop import (
     OTHER_REPRESENTATION,
     REPRESENTATION,
     SETTINGS,
     TRAINING_DATE,
     make_shop,
+    with_model,
     write_table,
     write_warehouse,
 )
 
 
-@pytest.fixture(scope="module")
-def training_set(shop):
-    return open_training_set(shop, TRAINING_DATE)
-
-
 def change(settings, table: str, *columns: pl.Expr, where: pl.Expr | bool = True) -> None:
-    """Rewrites a table with `columns` in place of its own in the rows `where`; others stay."""
+    """Rewrites a table: `columns` replace its own in the rows that match `where`."""
     frame = pl.scan_delta(settings.table_path(table)).collect()
     new = [
         pl.when(pl.lit(where) if isinstance(where, bool) else where)
@@ -59,12 +48,8 @@ def snapshots_of(shop, representation: str) -> dict:
     return {(row["snapshot_date"], row["user_id"]): row for row in frame.collect().iter_rows(named=True)}
 
 
-def with_model(shop, **options):
-    return shop.model_copy(update={"model": shop.model.model_copy(update=options)})
-
-
 def test_cases_are_the_rows_of_the_table(shop, training_set):
-    """Against a plain walk over the rows."""
+    """Compares with a plain loop over the rows."""
     rows = pl.scan_delta(shop.table_path("training_set")).collect().sort("snapshot_date", "user_id")
     number = {item: row for row, item in enumerate(training_set.catalogue.item_ids)}
     ltes = snapshots_of(shop, REPRESENTATION)
@@ -86,17 +71,8 @@ def test_cases_are_the_rows_of_the_table(shop, training_set):
             if snapshot:
                 mean = np.array(snapshot["vector_sum"]) / (snapshot["event_count"] * GRID)
                 assert np.array_equal(cases.lte[i, 0], mean.astype(np.float32))
-        assert {True, False} == set(cases.has_lte[:, 0].tolist())  # the shop has both
+        assert {True, False} == set(cases.has_lte[:, 0].tolist())  # users with and without LTE
     assert (training_set.cases("test").lengths == 0).any()
-
-
-def test_the_catalogue_is_what_was_known_before_the_test_cut(shop, training_set):
-    items = pl.scan_delta(shop.table_path("items")).collect()
-    cut = training_set.dates.test.start
-    assert training_set.catalogue.item_ids.to_list() == sorted(items.filter(pl.col("known_date") < cut)["item_id"])
-    vectors = dict(pl.scan_delta(shop.table_path("item_embeddings")).select("item_id", "vector").collect().iter_rows())
-    for item, vector in zip(training_set.catalogue.item_ids, training_set.catalogue.vectors, strict=True):
-        assert vector.tolist() == vectors[item]
 
 
 def test_a_case_whose_target_is_unknown_is_dropped_whole_and_counted(own_shop):
@@ -113,22 +89,8 @@ def test_a_case_whose_target_is_unknown_is_dropped_whole_and_counted(own_shop):
     assert set(after.user_ids) == set(before.user_ids) - users
 
 
-def test_batches_are_padded_on_the_right_and_hold_the_newest_events(training_set):
-    cases = training_set.cases("test")
-    numbers = np.array([3, 0, 7, 3])
-    for most in (None, 2):
-        batch = cases.batch(numbers, most)
-        for row, i in enumerate(numbers):
-            events = cases.sequence(i).tolist()
-            events = events if most is None else events[-most:]
-            assert batch.lengths[row] == len(events)
-            assert batch.items[row, : len(events)].tolist() == events
-            assert not batch.items[row, len(events) :].any()
-        assert batch.items.shape[1] == batch.lengths.max()
-
-
 def test_the_target_is_no_part_of_the_input(own_shop):
-    """Every test target becomes an item that occurs nowhere else: no input may hold it."""
+    """Every test target becomes an item that occurs nowhere else, so no input may contain it."""
     change(own_shop, "training_set", pl.lit("i000").alias("target_item_id"), where=pl.col("split") == "test")
     change(
         own_shop,
@@ -142,31 +104,6 @@ def test_the_target_is_no_part_of_the_input(own_shop):
     batch = cases.batch(np.arange(len(cases)))
     for row, length in zip(batch.items, batch.lengths, strict=True):
         assert 0 not in row[:length]
-
-
-@given(
-    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=200),
-    batch_size=st.integers(1, 20),
-    seed=st.integers(0, 5),
-    epoch=st.integers(1, 5),
-)
-@settings(deadline=None)
-def test_an_epoch_holds_every_case_once(lengths, batch_size, seed, epoch):
-    lengths = np.array(lengths)
-    batches = epoch_batches(lengths, lengths, batch_size, seed, epoch)
-    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
-    again = epoch_batches(lengths, lengths, batch_size, seed, epoch)
-    assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))
-    budget = max(1, round(batch_size * lengths.mean()))
-    assert max(lengths[batch].sum() for batch in batches) <= budget + lengths.max()
-
-
-def test_epochs_differ_in_order_and_spare_padding():
-    lengths = np.random.default_rng(0).integers(1, 51, 5000)
-    first, second = (epoch_batches(lengths, lengths, 64, 0, epoch) for epoch in (1, 2))
-    assert not np.array_equal(np.concatenate(first), np.concatenate(second))
-    padded = sum(len(batch) * lengths[batch].max() for batch in first)
-    assert padded < 1.1 * lengths.sum()
 
 
 @pytest.mark.parametrize("table", ["training_set", "items", "item_embeddings", "semantic_bases"])
@@ -263,7 +200,7 @@ def test_representations_stand_side_by_side(shop):
 def test_no_target_is_dated_before_the_lag_and_no_lte_holds_one(
     tmp_path_factory, seed, lag_days, window_days, max_tokens, policy, predict_from
 ):
-    """Invariant 1 as the model meets it: what a batch predicts, by the dates of the events themselves."""
+    """Invariant 1 (no leak) in a batch: compares its targets' dates with its inputs' dates."""
     folder = tmp_path_factory.mktemp("leak")
     (folder / "settings.toml").write_text(SETTINGS)
     shop = with_model(load_settings(folder / "settings.toml"), sequence=policy, max_tokens=max_tokens)
@@ -277,7 +214,7 @@ def test_no_target_is_dated_before_the_lag_and_no_lte_holds_one(
     ltes = snapshots_of(shop, REPRESENTATION)
     number = {item: row for row, item in enumerate(training_set.catalogue.item_ids)}
     dates = sorted(set(training_set.rows("train").collect()["snapshot_date"]))
-    known = {}  # (row, day) of every event that a case holds, oldest first
+    known = {}  # (row, day) of every event in a case, oldest first
     for row in training_set.rows("train").collect().to_dicts():
         steps = zip(row["item_ids"], row["event_times"], strict=True)
         known[row["snapshot_date"], row["user_id"]] = [(number[i], t.date()) for i, t in steps if i in number]
@@ -286,7 +223,7 @@ def test_no_target_is_dated_before_the_lag_and_no_lte_holds_one(
         date = dates[windows.dates[i]]
         case = np.flatnonzero((cases.user_ids == user).to_numpy() & (cases.dates == windows.dates[i]))[0]
         held = known[date, user][-cases.lengths[case] :]
-        place = int(windows.lengths[i])  # the window ends before this event of the case
+        place = int(windows.lengths[i])  # the window ends before the case's event at this place
         targets = held[place - windows.target_counts[i] : place]
         batch = windows.training_batch(np.array([i]), max_tokens - 1)
         assert batch.targets.tolist() == [item for item, _ in targets] != []
@@ -304,79 +241,14 @@ def test_no_target_is_dated_before_the_lag_and_no_lte_holds_one(
         assert (cases.lengths == cases.target_counts).all()
 
 
-@given(
-    cases=st.lists(
-        st.tuples(st.lists(st.integers(1, 8), max_size=8), st.lists(st.integers(1, 8), min_size=1, max_size=8)),
-        min_size=1,
-        max_size=20,
-    ),
-    max_events=st.integers(1, 12),
-)
-@settings(deadline=None)
-def test_windows_predict_each_target_once_after_an_earlier_day(training_set, cases, max_events):
-    """`cases` are (days before the lag, days that are predicted), each the number of its events."""
-    ends = np.cumsum([sum(before) + sum(after) for before, after in cases])
-    targets = np.array([sum(after) for _, after in cases])
-    day = np.repeat(np.arange(sum(len(b) + len(a) for b, a in cases)), [n for b, a in cases for n in b + a])
-    whole = dataclasses.replace(
-        training_set.cases("train").taken(np.zeros(len(cases), dtype=np.int64)),
-        items=np.arange(ends[-1]),
-        inputs_end=first_places(day),
-        gaps=np.zeros(ends[-1], dtype=np.uint8),
-        starts=np.append(0, ends[:-1]),
-        ends=ends,
-        target_counts=targets,
-    )
-    windows = whole.windows(max_events)
-    predicted = []
-    for i in range(len(windows)):
-        batch = windows.training_batch(np.array([i]), max_events)
-        found = batch.targets.tolist()
-        assert len(found) == windows.target_counts[i] > 0 and batch.items.shape[1] <= max_events
-        for target, place in zip(found, batch.target_places.tolist(), strict=True):
-            first = int(np.searchsorted(day, day[target]))
-            assert batch.items[0, :place].tolist() == list(range(first - place, first))
-            assert place > 0 or first in whole.starts
-        predicted += found
-    expected = [event for end, count in zip(ends, targets, strict=True) for event in range(end - count, end)]
-    assert sorted(predicted) == expected
-    last = whole.windows(max_events, last_only=True)
-    assert last.training_batch(np.arange(len(cases)), max_events).targets.tolist() == (ends - 1).tolist()
-
-
 def test_an_item_of_the_history_is_seen_under_both_policies(shop):
-    """What a user once bought and nobody buys now was seen; what nobody has ever bought was not."""
+    """An item that a user bought long ago counts as seen; an item that nobody ever bought doesn't."""
     settings = with_model(shop, sequence="lagged")
     lagged = open_training_set(settings, TRAINING_DATE)
     newest = open_training_set(with_model(shop, sequence="newest"), TRAINING_DATE).cases("train")
     rows = lagged.rows("train").collect()["item_ids"].explode().unique()
     expected = lagged.catalogue.item_ids.is_in(rows.implode()).to_list()
     assert lagged.cases("train").seen.tolist() == newest.seen.tolist() == expected
-
-
-def test_gaps_lead_to_the_next_event_and_the_last_to_the_date(shop):
-    training_set = open_training_set(with_model(shop, sequence="newest"), TRAINING_DATE)
-    cases = training_set.cases("test")
-    cut = datetime.datetime.combine(training_set.dates.test.start, datetime.time(), datetime.UTC)
-    rows = {row["user_id"]: row for row in training_set.rows("test").collect().to_dicts()}
-    catalogue = set(training_set.catalogue.item_ids)
-    for i, user in enumerate(cases.user_ids):
-        known = [item in catalogue for item in rows[user]["item_ids"]]
-        times = [time for time, has in zip(rows[user]["event_times"], known, strict=True) if has] + [cut]
-        minutes = [(after - before).total_seconds() // 60 for before, after in pairwise(times)]
-        expected = [min(int(math.log2(1 + gap)), 23) for gap in minutes]
-        assert cases.gaps[cases.starts[i] : cases.ends[i]].tolist() == expected
-
-
-def test_older_events_are_those_before_the_sequence(shop):
-    cases = open_training_set(with_model(shop, sequence="newest"), TRAINING_DATE).cases("test")
-    numbers = np.arange(len(cases))
-    batch = cases.batch(numbers, most_events=4, older_events=6)
-    for i in numbers:
-        events = cases.sequence(i).tolist()
-        assert batch.items[i, : batch.lengths[i]].tolist() == events[-4:]
-        assert batch.older[i, : batch.older_lengths[i]].tolist() == events[:-4][-6:]
-    assert (batch.older_lengths == 6).any()
 
 
 def test_popularity_is_standardised_for_each_date(shop):
@@ -426,7 +298,7 @@ def test_versions_are_those_of_the_first_look(own_shop):
 
 
 def test_train_and_refit_together_are_the_cases_of_both(shop):
-    """A refit reads what training read, and the targets of the days before the test cut, none of the test's."""
+    """A refit reads the training's cases and the targets of the days before the test cut, but no test target."""
     training_set = open_training_set(with_model(shop, popularity_bias=True), TRAINING_DATE)
     train, refit, both = (training_set.cases(*splits) for splits in (("train",), ("refit",), ("train", "refit")))
     assert len(refit) > 0 and (refit.targets == -1).all()
@@ -449,18 +321,3 @@ def test_train_and_refit_together_are_the_cases_of_both(shop):
     assert rows["event_times"].explode().dt.date().max() < cut
     newest = training_set.rows("train").collect()["event_times"].explode().dt.date().max()
     assert newest < rows["oldest_target_date"].min()  # no target is trained on twice
-
-
-def test_the_basis_in_force_is_that_of_the_settings_or_the_only_one(tmp_path):
-    def in_force(registered: list[str], wanted: str = "") -> str:
-        settings = Settings(warehouse=str(tmp_path), basis=Basis(basis_id=wanted))
-        write_table(settings, "semantic_bases", pl.DataFrame({"basis_id": registered}))
-        return basis_in_force(Tables(settings))
-
-    assert in_force(["aa"]) == "aa" == in_force(["bb", "aa"], wanted="aa")
-    with pytest.raises(LTEError, match=r"2 bases are registered \(aa, bb\); set basis.basis_id to one"):
-        in_force(["bb", "aa"])
-    with pytest.raises(LTEError, match=r"basis cc is not registered in .*semantic_bases \(it holds aa, bb\)"):
-        in_force(["bb", "aa"], wanted="cc")
-    with pytest.raises(LTEError, match=r"table semantic_bases does not exist at .*; run jobs.fit_basis first"):
-        basis_in_force(Tables(Settings(warehouse=str(tmp_path / "nowhere"))))

@@ -1,4 +1,4 @@
-"""What the drills share with the tests of a healthy pipeline: the small shop, an installation, one Spark session."""
+"""Fixtures of the drills: the small shop, an installation, one Spark session, and an unreliable MLflow server."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ __all__ = ["installation", "shop", "spark", "trackable", "tracking_uri", "traina
 
 @pytest.fixture(scope="module")
 def mlflow_server(tmp_path_factory) -> Iterator[UnreliableServer]:
-    """A real MLflow server behind something that can take it away."""
+    """A real MLflow server behind a proxy that can make it unavailable."""
     home = tmp_path_factory.mktemp("mlflow-server")
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -55,7 +55,7 @@ def _await(url: str, process: subprocess.Popen) -> None:
 
 @pytest.fixture
 def trackable(mlflow_server, monkeypatch):
-    """The MLflow server, in good health, and clients that don't wait for one that is not."""
+    """The healthy MLflow server, and clients that don't retry."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     mlflow_server.heal()
     yield mlflow_server

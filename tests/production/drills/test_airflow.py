@@ -1,4 +1,4 @@
-"""Airflow loses its scheduler, its database, its DAG files change under it: tasks and approvals are where they were."""
+"""Airflow loses its scheduler or its database, or its DAG files change: tasks and approvals must survive."""
 
 import datetime
 import random
@@ -36,18 +36,19 @@ SCHEDULER = [sys.executable, "-m", "airflow", "scheduler", "--skip-serve-logs"]
 
 
 class BreakableStack(LocalStack):
-    """A stack whose scheduler can be killed, and started again."""
+    """A stack whose scheduler can be killed and restarted."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self._orphans: list[psutil.Process] = []
         self.is_supervised = False
-        """Whether what has ended is started again, as Compose and Kubernetes do."""
+        """Whether ended components are restarted, as Compose and Kubernetes do."""
         self.restarted: list[str] = []
 
     def kill_scheduler(self, alone: bool = False) -> None:
-        """SIGKILL to the scheduler and to the workers that it forked, as when its machine is gone; `alone` leaves the
-        workers there, and what they run, as when its machine is out of memory.
+        """Sends SIGKILL to the scheduler and its forked workers, as when its machine is lost.
+
+        With `alone` the workers and their commands survive, as when the machine runs out of memory.
         """
         process = self._components.pop("scheduler")
         family = psutil.Process(process.pid).children(recursive=True)
@@ -63,14 +64,14 @@ class BreakableStack(LocalStack):
         _kill(self._orphans)
 
     def kill_worker_of(self, command: str) -> None:
-        """SIGKILL to the process of a task that runs this command, and to all between it and the scheduler."""
+        """Sends SIGKILL to the task process that runs this command, and to all processes up to the scheduler."""
         found = self.suspend(command)
         scheduler = self._components["scheduler"].pid
         for process in (*(one for one in found.parents() if _is_below(one, scheduler)), found):
             process.kill()
 
     def suspend(self, command: str) -> psutil.Process:
-        """SIGSTOP to the process of a task that runs this command, which would be over in a moment otherwise."""
+        """Sends SIGSTOP to the task process that runs this command, which would end quickly otherwise."""
         deadline, found = time.monotonic() + 120, None
         while found is None:
             assert time.monotonic() < deadline, f"nobody runs {command}"
@@ -88,14 +89,14 @@ class BreakableStack(LocalStack):
                 self._start(name, process.args)
 
     def tasks(self, dag_id: str, run_id: str) -> dict[str, dict[str, Any]]:
-        """The run's task instances, by the names of their tasks."""
+        """{task id: the run's task instance}."""
         return {task["task_id"]: task for task in self.api.tasks(dag_id, run_id)}
 
     def state(self, dag_id: str, run_id: str, task_id: str) -> str | None:
         return self.tasks(dag_id, run_id)[task_id]["state"]
 
     def wait_for(self, dag_id: str, run_id: str, task_id: str, *states: str) -> None:
-        """Returns once the task is in one of the states. Raises where it ends in another."""
+        """Waits until the task is in one of the states. Raises if it ends in another one."""
         deadline = time.monotonic() + 600
         while (state := self.state(dag_id, run_id, task_id)) not in states:
             assert state not in FINISHED or state in states, f"{task_id} is {state}"
@@ -104,7 +105,7 @@ class BreakableStack(LocalStack):
             time.sleep(0.3)
 
     def wait_for_run(self, dag_id: str, run_id: str) -> str:
-        """The state in which the run ends."""
+        """Waits until the run ends; returns its final state."""
         deadline = time.monotonic() + 900
         while True:
             run = next(run for run in self.api.runs(dag_id) if run["dag_run_id"] == run_id)
@@ -141,7 +142,7 @@ def breaking_scheduler(stack: BreakableStack) -> Iterator[None]:
 
 @pytest.fixture(params=["scheduler", "PostgreSQL"])
 def promotable(request, tmp_path, monkeypatch) -> Iterator[tuple[BreakableStack, Callable, str]]:
-    """A stack with a challenger, something that breaks it for a block, and what that is called."""
+    """(a stack with a challenger, a context manager that breaks the stack, the name of that fault)."""
     settings = write_shop(tmp_path, "unused", users=150, seed=0)
     settings = load_settings(tmp_path / "settings.toml")
     registered_of_shop(settings, scale=1)
@@ -170,7 +171,7 @@ def promotable(request, tmp_path, monkeypatch) -> Iterator[tuple[BreakableStack,
 
 
 def test_an_approval_outlives_what_waits_for_it(promotable, outcome):
-    """Broken while the gate runs, broken while a person thinks, and what the person says then is heard once."""
+    """The stack breaks while the gate runs and while it waits for a person; the answer then takes effect once."""
     stack, breaking, what = promotable
     api, settings = stack.api, stack.settings
     run_id = api.trigger("lte_promotion", TRAINING_DATE)
@@ -197,8 +198,9 @@ def test_an_approval_outlives_what_waits_for_it(promotable, outcome):
 
 
 def test_a_scheduler_killed_in_a_daily_run_loses_and_doubles_nothing(spark, tmp_path, outcome):
-    """Killed while a job of Spark runs, which goes on where the scheduler dies alone: the tables are those that the
-    same jobs make undisturbed.
+    """The scheduler is killed during a Spark job; the tables equal those of undisturbed jobs.
+
+    If the scheduler dies alone, the job goes on.
     """
     undisturbed = run_undisturbed(spark, tmp_path / "undisturbed")
     first = next(number for number, step in enumerate(STEPS) if step.date != STEPS[0].date)
@@ -230,7 +232,7 @@ def test_a_scheduler_killed_in_a_daily_run_loses_and_doubles_nothing(spark, tmp_
 
 
 def test_a_task_whose_worker_is_killed_is_told_of(tmp_path, monkeypatch, outcome):
-    """It can't tell of itself any more: the DAG processor does, once the scheduler misses its heartbeat."""
+    """The DAG processor reports the failure, once the scheduler misses the worker's heartbeat."""
     (tmp_path / "settings.toml").write_text("", encoding="utf-8")
     monkeypatch.setenv("AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT", "15")
     monkeypatch.setenv("AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL", "2")
@@ -247,13 +249,15 @@ def test_a_task_whose_worker_is_killed_is_told_of(tmp_path, monkeypatch, outcome
                 assert time.monotonic() < deadline, "nobody was told"
                 time.sleep(0.5)
     outcome("Airflow's worker killed under a task", times=1, lost=int(not told), of="failures that nobody was told of")
-    # Airflow tells of it twice: for the heartbeat that is missed, and for its executor's word on the same task.
+    # Airflow reports it twice: for the missed heartbeat, and for the executor's event on the same task.
     assert set(told) == {f"DAG lte_promotion - Task challenger - Run ID {run_id} in State failed"}
 
 
 def test_a_dag_that_changes_during_a_backfill(tmp_path, monkeypatch, outcome):
-    """A task is added while a backfill runs: each run that has not ended gets it, those with a task that runs or waits
-    too; the task that runs goes on as it was, the run that has ended stays as it was, and nothing runs twice.
+    """A task is added to the DAG while a backfill runs.
+
+    Each unfinished run gets the new task, even if one of its tasks runs or waits. The running task goes on unchanged,
+    the finished run stays as it was, and nothing runs twice.
     """
     repository = tmp_path / "repository"
     shutil.copytree(REPOSITORY / "dags", repository / "dags", ignore=shutil.ignore_patterns("__pycache__"))
@@ -306,7 +310,7 @@ def _states(tasks):
 
 
 def _runs_of(api, dag, count):
-    """The ids of the backfill's runs, in the order of their dates."""
+    """Waits for the backfill's `count` runs; returns their ids, sorted by date."""
     deadline = time.monotonic() + 60
     while len(runs := [run for run in api.runs(dag) if run["run_type"] == "backfill"]) < count:
         assert time.monotonic() < deadline, runs

@@ -1,4 +1,4 @@
-"""Jobs lose their driver, an executor, the disk, the clock; then the tables must be those of an undisturbed run."""
+"""Jobs lose their driver, an executor, disk space or the clock; the tables must equal those of an undisturbed run."""
 
 import shutil
 import time
@@ -38,7 +38,7 @@ def undisturbed(spark, tmp_path_factory) -> Undisturbed:
 
 
 def number_of(kind: str) -> int:
-    """The last step of a kind."""
+    """The number of the last step of a kind."""
     return max(number for number, step in enumerate(STEPS) if step.kind == kind)
 
 
@@ -51,7 +51,7 @@ def test_killed_drivers(spark, undisturbed, tmp_path, outcome):
 
 
 def wrong_at_the_end(victim: Victim, undisturbed: Undisturbed, number: int) -> list[str]:
-    """What is wrong when the victim, which is not killed, has come to its end."""
+    """What is wrong after the victim has finished without a kill."""
     if not victim.wait_until_done():
         return [f"{STEPS[number]}: the job did not end"]
     differs = difference(rows_of(victim.settings.parent / "warehouse"), rows_of(undisturbed.states[number + 1]))
@@ -67,7 +67,7 @@ def executors_of(victim: Victim) -> list[psutil.Process]:
 
 
 def test_killed_executors(undisturbed, tmp_path, outcome):
-    """The job goes on: its tasks run again on another executor."""
+    """The job goes on; its tasks run again on another executor."""
     kills, wrong = 0, []
     for kind in ("ingest_events", "snapshot_lte, full"):
         number = number_of(kind)
@@ -91,7 +91,7 @@ def test_killed_executors(undisturbed, tmp_path, outcome):
 
 
 def size_of(folder: Path) -> int:
-    """The bytes of a folder's files on a disk of pages of 4 KiB."""
+    """The bytes that a folder's files take on a disk with pages of 4 KiB."""
     return sum(-(-file.stat().st_size // 4096) * 4096 for file in folder.rglob("*") if file.is_file())
 
 
@@ -118,10 +118,10 @@ def test_a_full_disk(spark, undisturbed, tmp_path, outcome):
 
 @pytest.fixture
 def java_with(tmp_path):
-    """Writes a JAVA_HOME whose Java sees the clock in a file; returns both.
+    """Writes a JAVA_HOME whose Java reads the time from a file (libfaketime); returns both paths.
 
-    The driver's Python keeps its own, for its sleep fails under libfaketime; its workers are children of the JVM, and
-    see the same clock.
+    The driver's Python keeps the real clock, because its sleep fails under libfaketime. Python workers are children of
+    the JVM and see the fake clock.
     """
 
     def write(name: str) -> tuple[Path, Path]:
@@ -129,7 +129,7 @@ def java_with(tmp_path):
         java.parent.mkdir(parents=True)
         clock.write_text("+0d\n")
         faked = f"LD_PRELOAD={FAKETIME} FAKETIME_TIMESTAMP_FILE={clock} FAKETIME_CACHE_DURATION=1"
-        # Without the last one waits end too soon, and the JVM spins.
+        # Without the last option waits end too soon, and the JVM spins.
         faked += " FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME_FORCE_MONOTONIC_FIX=0"
         java.write_text(f'#!/bin/sh\nexec env {faked} {shutil.which("java")} "$@"\n')
         java.chmod(0o755)
@@ -141,7 +141,7 @@ def java_with(tmp_path):
 @pytest.mark.skipif(not FAKETIME, reason="no libfaketime (Debian: apt-get install libfaketime) to move a clock with")
 @pytest.mark.parametrize("jump", ["+400d", "-300d"])
 def test_a_clock_that_jumps(undisturbed, tmp_path, outcome, java_with, jump):
-    """A run's date comes from its command line, and no clock has a say in what is written."""
+    """A run's date comes from its command line, so the clock doesn't affect the rows."""
     wrong = []
     kinds = ("ingest_events", "snapshot_lte, incremental", "publish_lte")
     for kind in kinds:

@@ -1,4 +1,4 @@
-"""The training process is killed, MLflow goes down: the same weights, one run, one version, never half a promotion."""
+"""A training is killed or MLflow goes down: the weights are equal, with one run, one version and no half promotion."""
 
 import os
 import random
@@ -30,13 +30,13 @@ pytestmark = [pytest.mark.production, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def undisturbed(shop, tmp_path_factory) -> Path:
-    """The model of a training that nothing disturbed."""
+    """The model of an undisturbed training."""
     own = shop.model_copy(update={"checkpoints": str(tmp_path_factory.mktemp("undisturbed"))})
     return train(own, TRAINING_DATE, "prefix")
 
 
 def start_training(settings, **environment):
-    """The command that Airflow runs, as a process."""
+    """Starts the command that Airflow runs; returns its process."""
     given = {
         "LTE_WAREHOUSE": settings.warehouse,
         "LTE_CHECKPOINTS": settings.checkpoints,
@@ -57,7 +57,7 @@ def start_training(settings, **environment):
 
 
 def the_run(settings):
-    """The one MLflow run of the training, whose tries all went on with it."""
+    """The training's MLflow run; asserts that all tries share one run."""
     (run,) = runs.find_runs(runs.configure(settings).experiment_id, TRAINING_DATE, "prefix")
     return run
 
@@ -67,7 +67,7 @@ def test_a_training_killed_in_the_middle_of_epochs_ends_in_the_same_weights(trai
     for epoch in (None, 1, 2, 3):
         with start_training(trainable_shop) as process:
             for line in process.stdout:
-                # Not when an epoch has ended and its checkpoint is new, but somewhere in the next.
+                # Kill it within the next epoch, not right after a checkpoint.
                 if line.startswith("prefix:") if epoch is None else line.startswith((f"epoch {epoch}:", "going on")):
                     time.sleep(random_instant.uniform(0, 0.1))
                     process.send_signal(signal.SIGKILL)
@@ -96,7 +96,7 @@ def test_the_disk_of_the_checkpoints_is_full(trainable_shop, undisturbed, tmp_pa
         with start_training(settings) as process:
             for line in process.stdout:
                 if line.startswith("epoch 1:"):
-                    # Room for what is there, and for half of the next one beside it.
+                    # Leaves space for the checkpoint and half of the next one.
                     resize(disk, checkpoint.stat().st_size * 3 // 2 + 2**14)
         full += process.returncode != 0 and checkpoint.exists()
         resize(disk, 2**24)
@@ -135,15 +135,16 @@ def on_server(installation, trackable):
 
 
 def requests_of(server, call):
-    """How many requests to MLflow the call makes when nothing is lost."""
+    """The number of requests to MLflow that the call makes without faults."""
     server.fail_after(None)
     call()
     return server.answered
 
 
 def test_mlflow_goes_down_at_any_request_of_a_promotion(on_server, trackable, outcome):
-    """Whichever request is the last that is answered, or done and not answered: a reader of `champion` finds the old
-    version or the new one, the way back stays, and the same task, run again, ends as if nothing had been.
+    """MLflow fails after each possible request, either before or after it handled the request.
+
+    A reader of `champion` finds the old or the new version, a rollback stays possible, and the task's rerun succeeds.
     """
     name = on_server.mlflow.model_name
     for date, seed in ((JANUARY, 0), (FEBRUARY, 1)):
@@ -193,7 +194,7 @@ def test_mlflow_goes_down_at_requests_of_a_registration(on_server, trackable, ou
         try:
             register(on_server, JANUARY)
             break
-        except Exception as error:  # MLflow's, or that of the library that it uploads with
+        except Exception as error:  # MLflow's, or its upload library's
             assert not isinstance(error, AssertionError)
         times += 1
         trackable.heal()

@@ -1,4 +1,4 @@
-"""A server that stops answering when it is told to, and a disk that is soon full."""
+"""A proxy that stops answering on demand, and a small disk that fills up."""
 
 import http.client
 import http.server
@@ -22,8 +22,9 @@ class Fault(Enum):
 
 
 class UnreliableServer:
-    """Passes requests on to `127.0.0.1:port`, on a port of its own; a context manager. `answered` counts the requests
-    since `heal` or `fail_after`.
+    """A context manager: a proxy that listens on its own port and forwards requests to `127.0.0.1:port`.
+
+    `answered` counts the requests since `heal` or `fail_after`.
     """
 
     def __init__(self, port: int):
@@ -38,18 +39,18 @@ class UnreliableServer:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def heal(self) -> None:
-        """Answers every request from here on."""
+        """Answers every request from now on."""
         self.fail_after(None)
 
     def fail_after(self, requests: int | None, fault: Fault = Fault.REFUSED) -> None:
-        """Answers so many requests more, and then none."""
+        """Answers `requests` more requests, and then none."""
         with self._lock:
             self.answered, self._left, self._fault = 0, requests, fault
 
     def fault_of_this_request(self) -> Fault | None:
         with self._lock:
             if self._left is not None and self.answered >= self._left:
-                # A server that is gone has done the one request that it was at, and no more.
+                # A crashed server has handled at most the request in progress.
                 fault, self._fault = self._fault, Fault.REFUSED
                 return fault
             self.answered += 1
@@ -98,14 +99,14 @@ def _handler_of(server: UnreliableServer) -> type[http.server.BaseHTTPRequestHan
         do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = _pass_on
 
         def log_message(self, format: str, *values: object) -> None:
-            """Keeps quiet."""
+            """Logs nothing."""
 
     return Handler
 
 
 @contextmanager
 def small_disk(place: Path, size: int) -> Iterator[Path]:
-    """A disk of that many bytes."""
+    """A file system of `size` bytes."""
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
     if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
@@ -117,5 +118,5 @@ def small_disk(place: Path, size: int) -> Iterator[Path]:
 
 
 def resize(disk: Path, size: int) -> None:
-    """Somebody made room, or took it."""
+    """Changes the size of the file system."""
     subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
