@@ -1,1 +1,1 @@
-"""Spark jobs. One file is one job is one task of a DAG: tables in, one pure function, one table out."""
+"""Spark jobs. Each file is a job and a task of a DAG: it reads tables, calls one pure function, writes one table."""

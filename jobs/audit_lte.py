@@ -1,18 +1,18 @@
-"""Audits a share of the users in the snapshot of `--date`, or with `--live` in `lte_live`, against the raw tables.
+"""Audits a sample of users in the snapshot of `--date`, or with `--live` in `lte_live`, against the raw tables.
 
-The long-term embeddings of the sampled users are recomputed from events, items and item vectors by the plainest SQL
-there is, one component at a time, which has nothing in common with the engine; and only integers are compared. Sampled
-are users of the table and users of the window alike, so that a row too few or too many is found:
+Plain SQL, which shares no code with the engine, recomputes the sampled users' LTEs from events, items and item vectors,
+one component at a time. Only integers are compared. The sample is drawn from the users of the table and of the window,
+so that missing and surplus rows are both found:
 
-    mismatched   the row's sum, count or newest date isn't that of the user's events
-    missing      the user has events in the window, and no row
-    extra        a row whose user has no event in the window, or has another row
+    mismatched   the row's sum, count or newest date differs from the user's events
+    missing      the user has events in the window but no row
+    extra        the row's user has no event in the window, or has another row
 
-Audited are the exact representations of the settings in each basis in force: `uniform`, and `autoencoder` with the item
-vectors of the date's encoder. A representation whose events weigh differently is named and passed over.
+The audit covers the exact representations of the settings in each basis in force: `uniform`, and `autoencoder` with the
+item vectors of the date's encoder. A representation with event weights is named and skipped.
 
-None of them is the only good answer. Which users are sampled depends on the user and the date alone: the same date
-audits the same users again, and another date others.
+The audit fails on any finding. The sample depends only on the user and the date: the same date audits the same users
+again, and another date audits others.
 """
 
 import datetime
@@ -43,7 +43,7 @@ from lte_model.warehouse.tables import (
 
 SHARE = 0.01
 SHARES = 2**20
-"""The sample is a number of that many equal shares of all users."""
+"""The sample is a whole number of these equal shares of all users."""
 
 FINDINGS = ("mismatched", "missing", "extra")
 USERS_NAMED = 5
@@ -53,7 +53,7 @@ COMPARED = ("vector_sum", "event_count", "newest_event_date")
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found. `first` names some of the users, and isn't kept: a table of audits outlives its users."""
+    """What an audit found. `first` names some users; it isn't stored, because audits outlive erasures."""
 
     table: str
     representation: str
@@ -67,7 +67,7 @@ class Audit:
 
     @property
     def clean(self) -> bool:
-        """Whether no row was found to differ."""
+        """Whether the audit has no finding."""
         return self.mismatched == self.missing == self.extra == 0
 
     def __str__(self) -> str:
@@ -90,8 +90,10 @@ def sampled(date: datetime.date, share: float) -> Column:
 def recomputed(
     events: DataFrame, items: DataFrame, embeddings: DataFrame, window: Interval, date: datetime.date
 ) -> DataFrame:
-    """(user_id, vector_sum, event_count, newest_event_date) of the events dated in `window` and known before `date`,
-    of items known before `date` too. `embeddings` are those of one basis. A user without such events has no row.
+    """(user_id, vector_sum, event_count, newest_event_date), recomputed by SQL.
+
+    Events are dated in `window`; events and items are known before `date`. `embeddings` are those of one basis. A user
+    without such events has no row.
     """
     return events.sparkSession.sql(
         f"""
@@ -126,7 +128,7 @@ def recomputed(
 def compared(found: DataFrame, expected: DataFrame) -> DataFrame:
     """(user_id, finding, differing) of every user of either frame; `finding` is null where the rows are equal.
 
-    `differing` are the columns of a mismatch. A second row of one user is extra.
+    `differing` lists the columns of a mismatch. A user's second row is extra.
     """
     differing = ", ".join(f"IF(found.{name} <=> expected.{name}, NULL, '{name}')" for name in COMPARED)
     return found.sparkSession.sql(
@@ -157,7 +159,7 @@ def compared(found: DataFrame, expected: DataFrame) -> DataFrame:
 
 
 def item_vectors(warehouse: Warehouse, made_by: Recipe) -> DataFrame:
-    """(item_id, vector): of the recipe's encoder where it has one that knows the item, else of the item's content."""
+    """(item_id, vector): from the recipe's encoder if it has one that knows the item, else from the content."""
     of_basis = f"basis_id = {sql_text(made_by.basis_id)}"
     contents = warehouse.read(ITEM_EMBEDDINGS).where(of_basis).select("item_id", "vector")
     if made_by.encoder is None:
@@ -169,7 +171,7 @@ def item_vectors(warehouse: Warehouse, made_by: Recipe) -> DataFrame:
 
 
 def require_exact(name: str) -> None:
-    """Raises `LTEError` for a representation that the audit doesn't recompute."""
+    """Raises `LTEError` for a representation that the audit can't recompute."""
     if not representation(name).exact:
         exact = ", ".join(other.name for other in REPRESENTATIONS.values() if other.exact)
         raise LTEError(
@@ -186,11 +188,10 @@ def audit_lte(
     name: str = UNIFORM,
     basis_id: str = "",
 ) -> Audit:
-    """Runs the job for one representation of one basis ("": that of the settings): audits, and keeps the counts in
-    `lte_audits`.
+    """Runs the job for one representation in one basis ("": that of the settings); writes counts to `lte_audits`.
 
-    Raises `LTEError` for a representation that isn't exact, where the table holds no LTE of `date`, where another date
-    is live, and where no user falls into the share.
+    Raises `LTEError` if the representation isn't exact, the table holds no LTE of `date`, another date is live, or no
+    user falls into the share.
     """
     require_exact(name)
     basis_id = basis_in_force(warehouse, basis_id)
@@ -232,7 +233,7 @@ def audit_lte(
 
 
 def require_live(warehouse: Warehouse, basis_id: str, date: datetime.date, name: str) -> None:
-    """Raises `LTEError` where another date is live, or none: a row of `lte_live` says only since when it stands."""
+    """Raises `LTEError` unless `date` is live: a row of `lte_live` doesn't tell the live date."""
     published = newest_publication(warehouse, basis_id, name)
     if published is None:
         raise LTEError(f"no {name} LTE of basis {basis_id} is live; run jobs.publish_lte --date {date}")
@@ -248,7 +249,7 @@ def _named(user_id: str, differing: str, finding: str) -> str:
 
 
 def record(warehouse: Warehouse, audit: Audit, made_by: Recipe, share: float) -> None:
-    """Keeps the counts, in the place of those of an earlier audit of the same table and date."""
+    """Writes the counts, replacing an earlier audit of the same LTEs, table and date."""
     row = {
         "audited_table": audit.table,
         "audited_date": audit.date,
@@ -268,7 +269,7 @@ def record(warehouse: Warehouse, audit: Audit, made_by: Recipe, share: float) ->
 
 
 def require_clean(audit: Audit) -> None:
-    """Raises `LTEError`, with the first users, for an audit that found anything."""
+    """Raises `LTEError` that names the first users if the audit has a finding."""
     if not audit.clean:
         raise LTEError(
             f"{audit}; first: {'; '.join(audit.first)}. Its rows were changed, or its events, items or vectors were "

@@ -1,22 +1,22 @@
-"""Builds the training set of `--date`: for every anchor and both cuts, the newest events of each user.
+"""Builds the training set of `--date`: each user's newest events before every anchor and both cuts.
 
     split        snapshot date     sequence                    target
-    train        each anchor A     events of [A−L−W, A)        the `target_count` newest, those of [A−L, A)
-    refit        the test cut T    events of [T−L−W, T)        the `target_count` newest, those of [T−L, T)
+    train        each anchor A     events of [A−L−W, A)        the `target_count` newest, dated in [A−L, A)
+    refit        the test cut T    events of [T−L−W, T)        the `target_count` newest, dated in [T−L, T)
     validation   the cut V         events of [V−L−W, V)        the user's first event of the validation days
     test         the cut T         events of [T−L−W, T)        the user's first event of the test days
 
-A sequence holds events known before its own date, the newest `max_length`, oldest first; items without a vector are
-left out. Rows of an anchor are the users with an event of [A−L, A), and `refit` is the anchor that a model may
-train on once the validation has chosen it; rows at a cut are the users with a target who had
-been seen before the cut. One training set serves every policy, length and representation: a policy that reads no
-event before D−L takes the `target_count` newest, and the LTEs of D wait in `lte_snapshots`.
+A sequence holds the newest `max_length` events known before its snapshot date, oldest first, without items that have no
+vector. An anchor has a row for each user with an event in [A−L, A). `refit` is one more anchor: a model may train on it
+after validation has chosen the model. A cut has a row for each user with a target and an earlier event. One training
+set serves every policy, length and representation: a policy that reads no event before D−L takes the `target_count`
+newest, and the LTEs of D are in `lte_snapshots`.
 
-Where the shop has more users than a training can hold, `training_set.user_share` takes some: those of the first buckets
-of their ids, the same ones for every date and split.
+If the shop has more users than a training can hold, `training_set.user_share` samples them by the bucket of their id:
+the same users for every date and split.
 
-Events of one instant, such as the lines of a basket, stand in the order of a hash: any order of the items themselves
-would make the next item easy to guess from the last one, and the first one from nothing.
+Events of one instant, such as the lines of a basket, are ordered by a hash. If they were ordered by item, the next item
+would be easy to guess from the last one, and the first item from nothing.
 """
 
 import datetime
@@ -40,18 +40,18 @@ TIE = "_tie"
 
 
 def in_order(events: DataFrame) -> DataFrame:
-    """The events with the column that decides between events of one user and instant."""
+    """The events with `_tie`, which orders a user's events of one instant."""
     return events.withColumn(TIE, F.xxhash64("user_id", "item_id", "event_ts"))
 
 
 def sequences(
     events: DataFrame, items: DataFrame, dates: Sequence[datetime.date], window: Window, max_length: int
 ) -> DataFrame:
-    """What is known of each user before each date, in one pass over the events.
+    """Each user's sequence before each date, in one pass over the events.
 
     (snapshot_date, user_id, item_ids, event_times, target_count, oldest_target_date, history_count), where
-    `target_count` says how many events at the end are dated in [D−L, D), and `history_count` counts the user's events
-    of the LTE's window and of those days together, also the ones that are not in the sequence.
+    `target_count` is the number of events at the end dated in [D−L, D). `history_count` counts all of the user's
+    events in [D−L−W, D), also those that are not in the sequence.
     """
     spans = [
         (date, target_window(date, window.lag_days).start, lte_window(date, window.lag_days, window.window_days).start)
@@ -110,12 +110,12 @@ def first_events(events: DataFrame, splits: Mapping[str, Interval]) -> DataFrame
 def training_set(
     events: DataFrame, items: DataFrame, dates: TrainingDates, window: Window, max_length: int
 ) -> DataFrame:
-    """The rows of `training_set`, but for the columns that are the same in all of them.
+    """The rows of `training_set`, without the columns that are the same in every row.
 
-    `events` are those known before the training date, and `items` the ones with a vector (item_id, item_known_date).
+    `events` are known before the training date; `items` (item_id, item_known_date) have a vector.
     """
     known = sequences(events, items, dates.snapshot_dates, window, max_length)
-    # Of the dates, the anchors come first, and the last is the test cut.
+    # The anchors come before the validation cut; the last date is the test cut.
     split = F.when(F.col("snapshot_date") < dates.test.start, "train").otherwise("refit")
     train = known.where("target_count > 0").withColumns(
         {"split": split, "target_item_id": F.lit(None).cast("string"), "target_date": F.lit(None).cast("date")}
@@ -133,7 +133,7 @@ def items_with_vectors(warehouse: Warehouse, basis_id: str) -> DataFrame:
 
 
 def build_training_set(warehouse: Warehouse, date: datetime.date) -> dict[tuple[str, datetime.date], int]:
-    """Runs the job; returns the rows of each split and snapshot date."""
+    """Runs the job; returns the number of rows by split and snapshot date."""
     settings = warehouse.settings
     basis_id = basis_in_force(warehouse)
     dates = settings.training_set.dates(date)
@@ -169,7 +169,7 @@ def build_training_set(warehouse: Warehouse, date: datetime.date) -> dict[tuple[
 
 
 def describe(dates: TrainingDates) -> str:
-    """The dates of a training, as a line for a person."""
+    """A training's dates as readable text."""
     return f"anchors {dates.anchors[0]} to {dates.anchors[-1]}, validation {dates.validation}, test {dates.test}"
 
 

@@ -1,12 +1,12 @@
-"""Looks whether what is live is of `--date`, and whether a day before it was missed; exits with 2 where it is stale.
+"""Checks that the live LTEs are recent enough for `--date` and that no day was missed; exits with 2 otherwise.
 
-For each basis in force, and each representation of the settings that is published
+For each basis in force and each published representation of the settings:
 
-1. the newest date of table `publications` is compared with `--date`: `freshness.max_age_days` may lie between;
-2. each of the last `freshness.missed_days` days, from the first publication on, must have its snapshot.
+1. The newest date in table `publications` may be at most `freshness.max_age_days` before `--date`.
+2. Each of the last `freshness.missed_days` days since the first publication must have a snapshot.
 
-Nothing else notices a day on which no task ran, for no task has failed then: a DAG that is paused, a scheduler that was
-down over midnight, a run that waits for a pool or hangs. Runs without a JVM, so that any other clock may run it too.
+Nothing else notices a day on which no task ran, because no task failed: the DAG was paused, the scheduler was down
+over midnight, or a run waits for a pool or hangs. The job needs no JVM, so that any other scheduler can run it too.
 """
 
 import datetime
@@ -25,7 +25,7 @@ CATCH_UP = "run lte_daily for it (Trigger, Backfill), and see in Airflow why it 
 
 
 def stale_because(date: datetime.date, published: Collection[datetime.date], max_age_days: int) -> str | None:
-    """What is wrong with a representation whose dates `published` were made live; None if nothing is."""
+    """Why a representation with these published dates is stale; None if it isn't."""
     if not published:
         return f"nothing was ever published; {CATCH_UP}"
     age = (date - max(published)).days
@@ -37,15 +37,15 @@ def stale_because(date: datetime.date, published: Collection[datetime.date], max
 def days_missed(
     date: datetime.date, published: Collection[datetime.date], there: Collection[datetime.date], days: int
 ) -> list[datetime.date]:
-    """The days of the last `days` before `date`, since the first publication, that have no snapshot; ascending."""
+    """The last `days` days before `date`, since the first publication, without a snapshot; ascending."""
     back = [date - ONE_DAY * age for age in range(days, 0, -1)]
     return [day for day in back if published and day >= min(published) and day not in there]
 
 
 def check_freshness(settings: Settings, date: datetime.date) -> list[str]:
-    """What was found of each representation of each basis in force.
+    """A line about each representation in each basis in force.
 
-    Raises `LTEError` with all that is stale or missed.
+    Raises `LTEError` that lists everything stale or missed.
     """
     found, wrong = [], []
     options = settings.freshness
@@ -67,9 +67,7 @@ def check_freshness(settings: Settings, date: datetime.date) -> list[str]:
 
 
 def _dates(settings: Settings, table: Table, name: str, basis_id: str) -> set[datetime.date]:
-    """The snapshot dates that the table has of a representation in a basis ("": in whichever); none where there is no
-    table.
-    """
+    """A representation's snapshot dates in a table, in one basis ("": in any); empty if the table doesn't exist."""
     if not exists(settings, table.name):
         return set()
     rows = scan(settings, table.name).filter(representation=name)

@@ -1,7 +1,7 @@
-"""Counts what sold before `--date`, or before every date that the training of `--date` reads.
+"""Counts each item's events before `--date`, or before every date that the training of `--date` reads.
 
-The popularity of D counts, for each item, the events of the last 7, 30 and 180 days and of the last W days before D, of
-those known before D: what a ranker could have known on D. An item without any event has no row.
+The popularity at D counts, for each item, the events dated in the last 7, 30, 180 and W days before D. Only events
+known before D count, as a ranker could know no others on D. An item without events has no row.
 """
 
 import datetime
@@ -20,7 +20,7 @@ FIXED_DAYS = (7, 30, 180)
 
 
 def item_popularity(events: DataFrame, dates: Sequence[datetime.date], window_days: int) -> DataFrame:
-    """The rows of `item_popularity` of `dates`, in one pass over the events."""
+    """The rows of `item_popularity` for `dates`, in one pass over the events."""
     longest = max(*FIXED_DAYS, window_days)
     calendar = events.sparkSession.createDataFrame([(date,) for date in dates], "snapshot_date DATE")
     age = F.date_diff("snapshot_date", "event_date")  # 1 is the day before
@@ -41,7 +41,7 @@ def item_popularity(events: DataFrame, dates: Sequence[datetime.date], window_da
 
 
 def count_popularity(warehouse: Warehouse, dates: Sequence[datetime.date]) -> dict[datetime.date, int]:
-    """Runs the job for `dates`; returns the items of each. Raises `LTEError` for a date before which nothing sold."""
+    """Runs the job for `dates`; returns each date's number of items. Raises `LTEError` for a date without events."""
     window_days = warehouse.settings.window.window_days
     rows = item_popularity(warehouse.read(EVENTS), dates, window_days).cache()
     items = {row.snapshot_date: row["count"] for row in rows.groupBy("snapshot_date").count().collect()}

@@ -1,6 +1,6 @@
-"""Writes the vectors of the items that are new to a basis into `item_embeddings`. A vector is written once.
+"""Writes the vectors of items that are new to a basis into `item_embeddings`. A vector is written once.
 
-Of every basis in force, or of each `--basis`.
+The job embeds in every basis in force, or in each `--basis`.
 """
 
 import datetime
@@ -20,7 +20,7 @@ from lte_model.warehouse.tables import ITEM_EMBEDDINGS, ITEMS
 
 
 def embed(items: DataFrame, basis: SemanticBasis) -> DataFrame:
-    """(basis_id, item_id, vector) of the items; `vector` is null for an item none of whose words the basis knows."""
+    """(basis_id, item_id, vector) of the items; `vector` is null if the basis knows none of the item's words."""
     basis_id, state, template = basis.basis_id, basis.to_bytes(), basis.text_template
 
     def encode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -44,8 +44,9 @@ def embed(items: DataFrame, basis: SemanticBasis) -> DataFrame:
 
 
 def embed_items(warehouse: Warehouse, date: datetime.date, basis_id: str = "") -> tuple[str, int, list[str]]:
-    """Runs the job for one basis ("": that of the settings); returns its id, how many vectors it wrote and the items
-    that have none.
+    """Runs the job for one basis ("": that of the settings).
+
+    Returns the basis id, the number of vectors written, and the ids of the items without a vector.
     """
     basis_id = basis_in_force(warehouse, basis_id)
     warehouse.create(ITEM_EMBEDDINGS)

@@ -1,11 +1,10 @@
 """Writes the item vectors of the encoder that was fitted on `--date` into `item_encodings`. An encoder is written once.
 
-It reads what `python -m lte_model.training.autoencoder` left under `<checkpoints>/encoder/<basis>/<date>`:
+It reads what `python -m lte_model.training.autoencoder` wrote under `<checkpoints>/encoder/<basis>/<date>`:
 `encoder.safetensors`, a tensor `vectors` (items, dimensions) float32 on the grid of the basis, and `encoder.json`,
-which says of which basis and which items. With `--anchors` it writes the encoder of every date that the training of
-`--date` reads.
+which names the basis and the items. `--anchors` writes the encoder of every date that the training of `--date` reads.
 
-The same encoder again changes nothing; another one of the same date is refused: snapshots were made with the first.
+The job is idempotent. It refuses a different encoder of the same date, because snapshots were made with the first.
 """
 
 import datetime
@@ -36,8 +35,9 @@ from lte_model.warehouse.tables import ITEM_ENCODINGS
 
 @dataclass(frozen=True)
 class EncoderFile:
-    """An encoder as its files have it: `units` (items, dimensions) int32 in grid units, row i of `item_ids[i]`,
-    ordered by item id.
+    """An encoder read from its files.
+
+    `units` is (items, dimensions) int32 in grid units; row i belongs to `item_ids[i]`, in ascending order of id.
     """
 
     encoder_id: str
@@ -50,7 +50,7 @@ class EncoderFile:
 def read_encoder(settings: Settings, basis_id: str, fitted_on: datetime.date) -> EncoderFile:
     """The encoder of a date in a basis.
 
-    Raises `LTEError` where a file is missing or damaged, is of another date, or has vectors off the grid.
+    Raises `LTEError` if a file is missing, damaged or of another date, or has vectors off the grid.
     """
     directory = encoder_directory(settings, basis_id, fitted_on)
     again = f"run python -m lte_model.training.autoencoder --date {fitted_on} --basis {basis_id}"
@@ -83,7 +83,7 @@ def read_encoder(settings: Settings, basis_id: str, fitted_on: datetime.date) ->
 
 
 def require_of_basis(encoder: EncoderFile, vectors: ItemVectors) -> None:
-    """Raises `LTEError` for an encoder of another basis, of other dimensions, or of items without a vector in it."""
+    """Raises `LTEError` if the encoder's basis or dimensions differ, or the basis lacks one of its items."""
     again = f"run python -m lte_model.training.autoencoder --date {encoder.fitted_on} --basis {vectors.basis_id} again"
     if encoder.basis_id != vectors.basis_id:
         raise LTEError(
@@ -108,8 +108,8 @@ def encode_items(
 ) -> list[tuple[EncoderFile, bool]]:
     """Runs the job for one basis ("": that of the settings).
 
-    Returns the encoder of each date, and whether it was written now. Raises `LTEError` for an encoder that can't be
-    used, and for another one than the table holds of its date. All are looked at before the first is written.
+    Returns each date's encoder, and whether this run wrote it. Raises `LTEError` for an encoder that can't be used, or
+    that differs from the table's encoder of the same date. All encoders are checked before the first is written.
     """
     vectors = load_vectors(warehouse, basis_in_force(warehouse, basis_id))
     encoders = [read_encoder(warehouse.settings, vectors.basis_id, date) for date in dates]
@@ -125,7 +125,7 @@ def encode_items(
 
 
 def _is_there(warehouse: Warehouse, encoder: EncoderFile) -> bool:
-    """Whether the table holds the encoder. Raises `LTEError` where it holds another one of the same date."""
+    """Whether the table holds the encoder. Raises `LTEError` if it holds a different one of the same date."""
     rows = encoded_items(warehouse, encoder.basis_id, encoder.fitted_on)
     if rows.is_empty():
         return False

@@ -1,25 +1,25 @@
-"""Erases the users of a list from every table, the files that trainings and gates leave for people, the online store.
+"""Erases the users of a list from every table, from the files that trainings and gates write, and the online store.
 
     python -m jobs.erase_users --users FILE                   everything, in the order below
     python -m jobs.erase_users --users FILE --table events    one table
-    python -m jobs.erase_users --users FILE --files reports   reports, their copies in MLflow; data_docs; online_store
-    python -m jobs.erase_users --models                       lists the models that past erasures concern
+    python -m jobs.erase_users --users FILE --files reports   reports (and MLflow copies), data_docs or online_store
+    python -m jobs.erase_users --models                       list the models that past erasures concern
 
-FILE has a user id per line, UTF-8; space around an id is no part of it, as in the feed. For each table that can name
+FILE has one user id per line, in UTF-8; spaces around an id are ignored, as in the feed. For each table that can name
 a user:
 
-1. `events` alone: the accounts of its days are told how many of their rows go (`ingested_days.rows_erased`).
-2. `training_set` alone: the registered models that were trained on one of the users get a tag that says so.
-3. The rows go, by a merge with the list: a condition on ids would put them into the table's log for good.
-4. Every file that names one of the users and isn't part of the newest version goes, whoever may still want it.
-   Erasure beats the protection of table versions: a registered model may then name a version that can't be read any
-   more. It is listed, and says so in its tags.
+1. `events` only: the number of erased rows is added to the accounts of their days (`ingested_days.rows_erased`).
+2. `training_set` only: registered models that were trained on one of the users get a tag that says so.
+3. The rows are deleted by a merge with the list: a condition on ids would stay in the table's log for good.
+4. If a file outside the newest version names one of the users, all files outside the newest version are deleted.
+   Erasure overrides the protection of table versions: a registered model may then name an unreadable version. Such a
+   model is listed and tagged.
 
-The tables come in the order of the pipeline: what is erased first can't be made again from what is erased later. A
-second run, or a run after a kill at any instant, ends in the same. It reads and writes nothing of the shop's feed:
-take the users out of that first, or the next ingest of their days brings them back.
+The tables are erased in the order of the pipeline, so that erased rows can't be made again from later tables. The job
+is idempotent, also after a kill at any instant. It doesn't touch the shop's feed: remove the users from it first, or
+the next ingest of their days brings them back.
 
-Longer than 350 lines, because whoever answers for an erasure reads what it does to every table in one place.
+Longer than 350 lines, because an auditor reads in one place what an erasure does to every table.
 """
 
 import datetime
@@ -61,22 +61,24 @@ FILES: dict[str, tuple[Callable[[Settings, frozenset[str]], list[str]], ...]] = 
     "data_docs": (erase_from_gates,),
     "online_store": (erase_from_online_store,),
 }
-"""What is erased from beside the tables, by the name of its pool."""
+"""How to erase from files and stores beside the tables, by the name of the Airflow pool."""
 
 _FILE_BY_FILE = {
     "spark.sql.files.maxPartitionBytes": str(128 * 2**20),
     "spark.sql.files.openCostInBytes": str(128 * 2**20),
     "spark.databricks.delta.merge.repartitionBeforeWrite.enabled": "false",
 }
-"""A task reads one file, and what it keeps is one file again: of the same days, of the same buckets of users."""
+"""A task rewrites one file into one file, which keeps the file's range of days and user buckets."""
 
 DAYS_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Erased:
-    """What an erasure took from a table. `unreadable` are the versions named by models that can't be read any more,
-    `trained` the registered models that were trained on the users and how many of them, where it is known.
+    """What an erasure removed from a table.
+
+    `unreadable` are the table versions that models name and that can't be read any more. `trained` are the models
+    trained on erased users, each with the number of these users, or None if it is unknown.
     """
 
     table: str
@@ -88,12 +90,12 @@ class Erased:
 
 
 def read_users(file: str) -> frozenset[str]:
-    """The ids of the list. Raises `LTEError` where there is none."""
+    """The ids of the list. Raises `LTEError` if the file is unreadable or has no id."""
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise LTEError(f"the list of users {file} can't be read: {error}; give a text file, an id per line") from None
-    # As the ingest trims them.
+    # Trimmed as in the ingest.
     users = frozenset(line.strip(" ") for line in lines) - {""}
     if not users:
         raise LTEError(f"the list of users {file} is empty; give an id per line")
@@ -101,8 +103,9 @@ def read_users(file: str) -> frozenset[str]:
 
 
 def erase_from_table(warehouse: Warehouse, table: Table, users: frozenset[str]) -> Erased:
-    """Runs the job for one table. Raises `LTEError` where the table's log can name users, where the accounts of
-    `events` don't add up, and where files stay that should have gone.
+    """Runs the job for one table.
+
+    Raises `LTEError` if the table's log can name users, the accounts of `events` don't add up, or stale files remain.
     """
     if not warehouse.exists(table):
         return Erased(table.name, 0, 0)
@@ -123,7 +126,7 @@ def erase_from_table(warehouse: Warehouse, table: Table, users: frozenset[str]) 
 
 
 def _require_silent_log(warehouse: Warehouse, table: Table) -> None:
-    """The log notes the range of a column's values unless the table says of which columns alone it shall."""
+    """Raises `LTEError` if the table's log keeps min/max statistics of columns that name users."""
     (detail,) = DeltaTable.forPath(warehouse.spark, warehouse.path(table)).detail().collect()
     noted = detail.properties.get("delta.dataSkippingStatsColumns")
     if noted is None or {"user_id", "row"} & {column.strip() for column in noted.split(",")}:
@@ -134,13 +137,13 @@ def _require_silent_log(warehouse: Warehouse, table: Table) -> None:
 
 
 def _ids(warehouse: Warehouse, users: frozenset[str]) -> DataFrame:
-    """One column, `user_id`: small, so that a join with it leaves the rows of a table where they are."""
+    """One column, `user_id`, broadcast so that a join doesn't shuffle the table."""
     frame = warehouse.spark.createDataFrame(pa.table({"user_id": pa.array(sorted(users), pa.string())}))
     return F.broadcast(frame)
 
 
 def _delete_rows(warehouse: Warehouse, table: Table, users: frozenset[str]) -> int:
-    """Deletes the users' rows in one commit; returns how many there were."""
+    """Deletes the users' rows in one commit; returns their number."""
     if table == QUARANTINE:
         theirs = rows_that_name(warehouse.read(table), warehouse, users)
         key: tuple[str, ...] = ("feed", "known_date", "row")
@@ -168,8 +171,9 @@ def _delete_rows(warehouse: Warehouse, table: Table, users: frozenset[str]) -> i
 
 
 def rows_that_name(quarantine: DataFrame, warehouse: Warehouse, users: frozenset[str]) -> DataFrame:
-    """The rows of `quarantine` whose raw row is of one of the users: by its `user_id`, or, where that can't be found,
-    by any mention of the id, as it is or as JSON and CSV write it.
+    """The rows of `quarantine` whose raw row belongs to one of the users.
+
+    A row matches by its JSON `user_id`; without one, by any mention of an id, plain or as JSON and CSV escape it.
     """
     named = F.trim(F.get_json_object("row", "$.user_id"))
     texts = sorted(
@@ -186,8 +190,8 @@ def rows_that_name(quarantine: DataFrame, warehouse: Warehouse, users: frozenset
 def _correct_accounts(warehouse: Warehouse, users: frozenset[str]) -> None:
     """Adds the users' rows to `rows_erased` of their days, before the rows go.
 
-    A day's account is right already where a run that was killed after this step corrected it. Raises `LTEError` for
-    days whose account fits neither way.
+    Accounts that an earlier run corrected before it was killed are left unchanged. Raises `LTEError` if a day's
+    account is neither corrected nor uncorrected.
     """
     theirs = _ids(warehouse, users).withColumn("erased", F.lit(1))
     days = (
@@ -223,12 +227,12 @@ def _correct_accounts(warehouse: Warehouse, users: frozenset[str]) -> None:
 
 
 def _purge(warehouse: Warehouse, table: Table, users: frozenset[str]) -> int:
-    """Purges the table if a file that it doesn't need names one of the users; returns how many files went.
+    """Purges the table if a file that it doesn't need names one of the users; returns the number deleted.
 
-    Raises `LTEError` where such a file stays.
+    Raises `LTEError` if a stale file remains.
     """
     before = data_files(warehouse, table)
-    # With deletion vectors the files of the newest version may hold rows that it no longer has.
+    # With deletion vectors, files of the newest version may still hold deleted rows.
     suspects = before if table.deletion_vectors else stale_files(warehouse, table, before)
     if not _name_a_user(warehouse, table, suspects, users):
         return 0
@@ -244,23 +248,23 @@ def _purge(warehouse: Warehouse, table: Table, users: frozenset[str]) -> int:
 
 
 def _name_a_user(warehouse: Warehouse, table: Table, files: Sequence[DataFile], users: frozenset[str]) -> bool:
-    """Whether a row of the files is of one of the users, were it deleted or never part of a version."""
+    """Whether any row in the files, deleted or never committed ones too, belongs to one of the users."""
     paths = [file.path for file in files if file.name.endswith(".parquet")]
     if not paths:
         return False
     column = "row" if table == QUARANTINE else "user_id"
-    # The path of a file tells its partition too; what is looked for is in the file.
+    # Without partition discovery: the column is in the file, not in its path.
     rows = warehouse.spark.read.schema(f"{column} STRING").option("recursiveFileLookup", True).parquet(*paths)
     try:
         if table == QUARANTINE:
             return not rows_that_name(rows, warehouse, users).isEmpty()
         return not rows.join(_ids(warehouse, users), "user_id", "left_semi").isEmpty()
     except (PySparkException, Py4JError):
-        return True  # a job was killed while it wrote the file: what is in it can't be told
+        return True  # the file is truncated, because its job was killed: assume that it names a user
 
 
 def _unreadable(warehouse: Warehouse, table: Table, versions: list[RegisteredVersion]) -> tuple[int, ...]:
-    """The versions of the table that registered models name and that can't be read; each model's tags say so."""
+    """The table versions that registered models name and that can't be read; tags those models."""
     named = lineage.tables_in_use(versions).get(table.name, {})
     there = data_files(warehouse, table) if named else []
     lost = sorted(number for number in named if not is_readable(warehouse, table, number, there))
@@ -273,7 +277,7 @@ def _unreadable(warehouse: Warehouse, table: Table, versions: list[RegisteredVer
 
 
 def _training_dates(warehouse: Warehouse, users: frozenset[str]) -> tuple[datetime.date, ...]:
-    """The training dates of whose training set the users are part, ascending."""
+    """The training dates whose training set holds any of the users, ascending."""
     rows = warehouse.read(TRAINING_SET).join(_ids(warehouse, users), "user_id", "left_semi")
     return tuple(sorted(row.training_date for row in rows.select("training_date").distinct().collect()))
 
@@ -281,8 +285,9 @@ def _training_dates(warehouse: Warehouse, users: frozenset[str]) -> tuple[dateti
 def _trained_on(
     warehouse: Warehouse, versions: list[RegisteredVersion], users: frozenset[str]
 ) -> list[tuple[RegisteredVersion, int | None]]:
-    """The registered versions whose training set held some of the users, and how many; None where no row is left to
-    tell by. Looked at is the table version that the model names, or, where it can't be read, the newest.
+    """The registered versions trained on some of the users, and how many; None if no row is left to tell by.
+
+    The count comes from the table version that the model names, or from the newest if that one can't be read.
     """
     there = data_files(warehouse, TRAINING_SET)
     found = []
@@ -302,7 +307,7 @@ def _trained_on(
 def _users_of(
     warehouse: Warehouse, number: int | None, version: RegisteredVersion, users: frozenset[str]
 ) -> int | None:
-    """How many of the users a version of the training set holds for the model's date; None if it has no such rows."""
+    """How many of the users the training set's version holds for the model's date; None without such rows."""
     rows = pl.scan_delta(warehouse.path(TRAINING_SET), version=number).filter(
         pl.col("training_date") == version.training_date
     )
@@ -315,7 +320,7 @@ def _users_of(
 
 
 def describe(erased: Sequence[Erased]) -> list[str]:
-    """What was erased from the tables, as lines for a person; no line names a user."""
+    """What was erased from the tables, as lines of readable text; no line names a user."""
     if not any(of_table.rows or of_table.files for of_table in erased):
         lines = [f"no file of {', '.join(of_table.table for of_table in erased)} names one of these users"]
     else:
@@ -340,13 +345,13 @@ def describe(erased: Sequence[Erased]) -> list[str]:
 
 
 def describe_files(what: str, changed: Sequence[str]) -> list[str]:
-    """What was erased from beside the tables, as lines for a person."""
+    """What was erased from `FILES`, as lines of readable text."""
     kind = "views" if what == "online_store" else "files"
     return [f"{what}: {len(changed)} {kind} changed or deleted", *[f"  {one}" for one in changed]]
 
 
 def describe_models(settings: Settings) -> list[str]:
-    """The registered models that erasures of any day concern."""
+    """Lines about the registered models that any erasure so far concerns."""
     lines = lineage.erasures(lineage.registered_versions(settings))
     return lines or ["no registered model was trained on an erased user, as far as is known"]
 

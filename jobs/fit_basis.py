@@ -1,9 +1,9 @@
 """Fits the semantic basis on the items known before `--date` and registers it in `semantic_bases`, once.
 
-Where a basis of the same encoder, dimensions and text template is registered, nothing happens: a basis is frozen, and
-another one would make every item embedding and every LTE anew. `--refit` registers another one beside it, and
-`--dimensions` and `--text-template` one of another make than the settings say. How a new basis takes the place of an
-old one: `python -m lte_model.registry.basis_change status`.
+If a basis with the same encoder, dimensions and text template is registered, the job does nothing: a basis is frozen,
+and with another one every item embedding and LTE must be computed again. `--refit` registers another one beside it.
+`--dimensions` and `--text-template` override the settings. To see how a new basis replaces an old one, run
+`python -m lte_model.registry.basis_change status`.
 """
 
 import datetime
@@ -21,7 +21,7 @@ from lte_model.warehouse.tables import ITEMS, SEMANTIC_BASES
 
 
 def require_choice(warehouse: Warehouse) -> None:
-    """Raises `LTEError` where a second basis would leave every other job without one: the settings name none."""
+    """Raises `LTEError` if a basis is registered but the settings name none: a second one would be ambiguous."""
     if warehouse.settings.basis.basis_id:
         return
     registered = [row.basis_id for row in warehouse.read(SEMANTIC_BASES).select("basis_id").collect()]
@@ -34,7 +34,7 @@ def require_choice(warehouse: Warehouse) -> None:
 
 
 def registered_twin(warehouse: Warehouse) -> str | None:
-    """The id of a registered basis that answers the settings, if there is one."""
+    """The id of the first registered basis that matches the settings, if there is one."""
     wanted = warehouse.settings.basis
     twin = (
         warehouse.read(SEMANTIC_BASES)
@@ -50,7 +50,7 @@ def registered_twin(warehouse: Warehouse) -> str | None:
 
 
 def fit_basis(warehouse: Warehouse, date: datetime.date) -> tuple[SemanticBasis, int]:
-    """The basis fitted on the items known before `date`, and how many they were."""
+    """The basis fitted on the items known before `date`, and the number of these items."""
     items = [
         row.asDict()
         for row in warehouse.read(ITEMS).where(F.col("known_date") < date).select(*CONTENT_COLUMNS).collect()
@@ -60,7 +60,7 @@ def fit_basis(warehouse: Warehouse, date: datetime.date) -> tuple[SemanticBasis,
 
 
 def require_new(warehouse: Warehouse, basis: SemanticBasis, date: datetime.date) -> None:
-    """Raises `LTEError` where the items give a basis that is in force, so that there is nothing to change to."""
+    """Raises `LTEError` if the fitted basis is already in force, so that there is nothing to change to."""
     if basis.basis_id in warehouse.settings.basis.in_force:
         raise LTEError(
             f"the items known before {date} give basis {basis.basis_id} again, which is in force already; take a later "
@@ -69,7 +69,7 @@ def require_new(warehouse: Warehouse, basis: SemanticBasis, date: datetime.date)
 
 
 def register(warehouse: Warehouse, basis: SemanticBasis, date: datetime.date, fitted_items: int) -> None:
-    """Adds the basis to `semantic_bases`; one that is there stays as it is."""
+    """Adds the basis to `semantic_bases`; a registered basis is left unchanged."""
     row = {
         "basis_id": basis.basis_id,
         "encoder": basis.encoder,

@@ -1,11 +1,11 @@
-"""Brings the events that became known on the day before `--date` from the shop's feed into the table `events`.
+"""Ingests the events that became known on the day before `--date` from the shop's feed into the table `events`.
 
-`--since` brings all that became known from that day on: the first load of a shop's history. Days before it that no run
-has brought yet come along, so that runs may be started in any order, and after a gap.
+`--since` ingests every day from that one on, for the first load of a shop's history. Earlier days that no run has
+ingested yet are included, so that runs may start in any order, and after a gap.
 
-An event became known on the day of its file where the feed is delivered as a file a day; else on its `known_date`
-where the feed has that column, else on the day it is dated. Rows without any of it count on the last day. A run reads
-the rows of its days, and leaves those of other days to the runs of these.
+An event's known day is the day of its file if the feed has one file a day. Otherwise it is the event's `known_date` if
+the feed has that column, else the date of the event. Rows with none of these count on the last day. A run ingests only
+the rows of its own days.
 """
 
 from pyspark.sql import DataFrame
@@ -64,14 +64,14 @@ MEASURES = ("price", "quantity", "rating")
 
 
 def rows_of(feed: DataFrame, days: Interval) -> DataFrame:
-    """The rows of the feed that became known in `days`, each with its `_day`; one that says none is of the last."""
+    """The feed's rows that became known in `days`, with `_day`; rows without a day get the last one."""
     said = (day(feed, "known_date"), day(feed, "event_ts"), F.lit(days.end - ONE_DAY))
     known = F.coalesce(optional(feed, FILE_DAY).cast("date"), *said)
     return feed.withColumn(DAY, known).where((F.col(DAY) >= days.start) & (F.col(DAY) < days.end))
 
 
 def classify(rows: DataFrame) -> DataFrame:
-    """The distinct rows with the columns of `events`, and the reason of those that can't be kept."""
+    """The distinct rows with the columns of `events`, and `_reason` where a row can't be kept."""
     feed_columns = [name for name in rows.columns if name not in (DAY, SOURCE_FILE)]
     distinct = distinct_rows(rows, feed_columns)
     event_ts = time(distinct, "event_ts")
@@ -102,7 +102,7 @@ def classify(rows: DataFrame) -> DataFrame:
 
 
 def ingest_events(warehouse: Warehouse, settings: Settings, days: Interval) -> FeedAccount:
-    """Runs the job for the days on which events became known. Raises `LTEError` where those days are empty."""
+    """Runs the job for events that became known in `days`. Raises `LTEError` if there are none."""
     source = settings.sources.events
     feed = read_source(warehouse.spark, source, days, TYPES)
     require_columns(feed, source, TYPES, REQUIRED)

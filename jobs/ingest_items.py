@@ -1,8 +1,8 @@
-"""Brings the shop's catalogue, as it was known before `--date`, into the table `items`.
+"""Merges the shop's catalogue, as it was known before `--date`, into the table `items`.
 
-An item is known from its `known_date` where the feed has that column. Where it hasn't, the items of the first load are
-taken as known from the start, and an item that a later run meets first is known from the day before that run's date.
-The content that was known first stays: an item's vector never changes within a basis.
+An item is known from its `known_date` if the feed has that column. Otherwise the items of the first load are known
+from the start, and an item that first appears in a later run is known from the day before that run's date.
+The earliest known content is kept: an item's vector never changes within a basis.
 """
 
 import datetime
@@ -51,19 +51,19 @@ TYPES = {"item_id": TEXT, **dict.fromkeys(CONTENT_COLUMNS, TEXT), "price": NUMBE
 REQUIRED = ("item_id", "title")
 
 ALWAYS = datetime.date(1970, 1, 1)
-"""The known date of an item that was there before the shop kept dates."""
+"""The known date of items of the first load, when the feed has no dates."""
 
 
 def rows_of(feed: DataFrame, date: datetime.date, known_by_default: datetime.date) -> DataFrame:
-    """The rows of the catalogue known before `date`, all counted on the day before it."""
+    """The catalogue's rows known before `date`; each gets the day before `date` as its `_day`."""
     known = F.coalesce(day(feed, "known_date"), F.lit(known_by_default))
     return feed.withColumn("_known", known).where(F.col("_known") < date).withColumn(DAY, F.lit(date - ONE_DAY))
 
 
 def classify(rows: DataFrame) -> DataFrame:
-    """The distinct rows with the columns of `items`, and the reason of those that can't be kept.
+    """The distinct rows with the columns of `items`, and `_reason` where a row can't be kept.
 
-    Of an item's versions with different known dates the first is the item, and the later ones count with it.
+    If an item has several known dates, the earliest version is written; the later ones still count as kept.
     """
     feed_columns = [name for name in rows.columns if name not in (DAY, SOURCE_FILE)]
     distinct = distinct_rows(rows, feed_columns)
@@ -91,7 +91,7 @@ def classify(rows: DataFrame) -> DataFrame:
 
 
 def merge_items(warehouse: Warehouse, kept: DataFrame) -> None:
-    """Adds the items that are new, and gives one that was known earlier than we thought its earlier content."""
+    """Adds new items, and replaces an item's content if an earlier version of it arrives."""
     first = Window.partitionBy("item_id").orderBy("known_date")
     earliest = warehouse.as_stored(ITEMS, kept.withColumn("_version", F.row_number().over(first)).where("_version = 1"))
     target = DeltaTable.forPath(warehouse.spark, warehouse.path(ITEMS))
@@ -105,7 +105,7 @@ def merge_items(warehouse: Warehouse, kept: DataFrame) -> None:
 
 
 def ingest_items(warehouse: Warehouse, settings: Settings, date: datetime.date) -> FeedAccount:
-    """Runs the job for `date`. Raises `LTEError` where the catalogue holds no row known before it."""
+    """Runs the job for `date`. Raises `LTEError` if the catalogue has no row known before it."""
     source = settings.sources.items
     days = days_known(date, None)
     feed = read_source(warehouse.spark, source, days, TYPES)

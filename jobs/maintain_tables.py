@@ -1,20 +1,20 @@
-"""Keeps the tables small and fast to read: thins old snapshots, compacts small files, deletes files of the past.
+"""Keeps the tables small and fast to read: thins old snapshots, compacts small files, deletes stale files.
 
-For each table, or for `--table` alone:
+For each table, or for `--table` only, the job
 
-1. `delta.deletedFileRetentionDuration` and `delta.logRetentionDuration` are set to `maintenance.retention_days`, or
-   longer, to what the oldest version of the table that a registered model names needs. First, for any later commit
-   may delete commits that are past the second.
-2. `lte_snapshots`: of the dates more than `maintenance.daily_snapshots_days` before `--date`, those stay that
-   a row of `training_set`, or the training of a registered model, names, and in every representation, for any of them
-   may be trained on. The others go, and their accounts before them: an account without its snapshot would say that it
-   can be gone on from. `recommendations`: the dates more than `maintenance.recommendations_days` before go.
-3. A partition with many small files is written anew. Snapshots of the daily period are left as they are: their files
-   are cut by users, for the run that goes on from them.
-4. What no version has read for the retention is deleted. The files of a version that a registered model names stay,
-   whatever the retention says.
+1. sets `delta.deletedFileRetentionDuration` and `delta.logRetentionDuration` to `maintenance.retention_days`, or longer
+   if the oldest table version that a registered model names needs it. This comes first, because any later commit may
+   delete commits older than the log retention;
+2. deletes snapshots in `lte_snapshots` more than `maintenance.daily_snapshots_days` before `--date`, unless a row of
+   `training_set` or the training of a registered model names their date. A kept date keeps every representation, since
+   any may be trained on. Accounts go first: a run could otherwise start from a deleted snapshot. `recommendations` more
+   than `maintenance.recommendations_days` before `--date` are deleted too;
+3. compacts partitions with many small files. Snapshots of the daily period are left alone: their files are cut by
+   users, for the run that starts from them;
+4. deletes files that no version has read for the retention. Files of a version that a registered model names stay,
+   whatever the retention is.
 
-A second run for the same date finds nothing to do.
+The job is idempotent.
 """
 
 import datetime
@@ -37,15 +37,17 @@ from lte_model.tracking.lineage import RegisteredVersion
 from lte_model.warehouse.tables import LTE_SNAPSHOTS, RECOMMENDATIONS, SNAPSHOT_ACCOUNTS, TABLES, TRAINING_SET, Table
 
 MARGIN_DAYS = 30
-"""How long no maintenance may run without a named version coming to the end of its time."""
+"""How many days without maintenance a version that a model names survives."""
 
 MB = 2**20
 
 
 @dataclass(frozen=True)
 class Maintained:
-    """What was done to a table: files and bytes in its folder before and after, rows thinned, how long removed files
-    stay, and the versions that registered models name, each with its models, still readable or not.
+    """What was done to a table.
+
+    `files` and `size` (bytes) are counts of its folder before and after. `readable` and `unreadable` are the versions
+    that registered models name, each with its models.
     """
 
     table: str
@@ -62,7 +64,7 @@ class Maintained:
 def maintain(
     warehouse: Warehouse, table: Table, date: datetime.date, versions: list[RegisteredVersion]
 ) -> Maintained | None:
-    """Runs the job for one table; None where the table isn't there. `versions` are the registered models."""
+    """Runs the job for one table; None if it doesn't exist. `versions` are the registered models."""
     if not warehouse.exists(table):
         return None
     options = warehouse.settings.maintenance
@@ -99,8 +101,9 @@ def maintain(
 
 
 def _days_needed(warehouse: Warehouse, table: Table, kept: Sequence[int]) -> int:
-    """The days for which removed files and commits must stay, so that the versions `kept` can be read for
-    `MARGIN_DAYS` more: their age, for whatever of theirs was removed was removed since.
+    """The retention in days that keeps the versions `kept` readable for `MARGIN_DAYS` more.
+
+    It is the age of the oldest one plus the margin: their files can only have been removed since they were written.
     """
     if not kept:
         return 0
@@ -112,8 +115,9 @@ def _days_needed(warehouse: Warehouse, table: Table, kept: Sequence[int]) -> int
 
 
 def _set_retention(warehouse: Warehouse, table: Table, days: int) -> None:
-    """Sets both properties in one commit, unless they are what they should be. Delta refuses a log that is shorter
-    than the retention of files.
+    """Sets both properties in one commit, if they differ.
+
+    Delta refuses a log retention shorter than the file retention.
     """
     wanted = {
         f"delta.{name}": f"interval {days} days" for name in ("logRetentionDuration", "deletedFileRetentionDuration")
@@ -127,7 +131,7 @@ def _set_retention(warehouse: Warehouse, table: Table, days: int) -> None:
 def thin_snapshots(
     warehouse: Warehouse, daily_from: datetime.date, versions: list[RegisteredVersion]
 ) -> tuple[list[datetime.date], int]:
-    """Deletes the snapshots that nothing keeps, and first their accounts; returns their dates and rows."""
+    """Deletes the accounts and then the rows of snapshots to thin; returns their dates and number of rows."""
     tables = [table for table in (SNAPSHOT_ACCOUNTS, LTE_SNAPSHOTS) if warehouse.exists(table)]
     there = {date for table in tables for date in _dates(warehouse, table)}
     trained = set(_dates(warehouse, TRAINING_SET)) if warehouse.exists(TRAINING_SET) else set()
@@ -142,7 +146,7 @@ def thin_snapshots(
 
 
 def thin_recommendations(warehouse: Warehouse, kept_from: datetime.date) -> tuple[list[datetime.date], int]:
-    """Deletes the recommendations of the dates before `kept_from`; returns the dates and the rows."""
+    """Deletes the recommendations before `kept_from`; returns their dates and number of rows."""
     old = warehouse.read(RECOMMENDATIONS).where(F.col("date") < kept_from).groupBy("date").count().orderBy("date")
     found = old.collect()
     if found:
@@ -160,7 +164,7 @@ def dates_to_thin(
 
 
 def named_dates(versions: Iterable[RegisteredVersion], settings: Settings) -> set[datetime.date]:
-    """The snapshot dates that the trainings of the registered versions read, as the settings have them."""
+    """The snapshot dates that the trainings of the registered versions read, by the current settings."""
     return {
         date
         for version in versions
@@ -174,7 +178,7 @@ def _dates(warehouse: Warehouse, table: Table) -> list[datetime.date]:
 
 
 def _compact(warehouse: Warehouse, table: Table, daily_from: datetime.date) -> int:
-    """Writes partitions with many small files anew; returns how many."""
+    """Compacts partitions with many small files; returns the number of partitions."""
     options = warehouse.settings.maintenance
     crowded = crowded_partitions(files_of_version(warehouse, table), options.small_file_mb * MB, options.small_files)
     if "snapshot_date" in table.partitioned_by:
@@ -185,7 +189,7 @@ def _compact(warehouse: Warehouse, table: Table, daily_from: datetime.date) -> i
     sizes = {
         "spark.databricks.delta.optimize.minFileSize": str(options.small_file_mb * MB),
         "spark.databricks.delta.optimize.maxFileSize": target,
-        # A clustered table is written anew in cubes of this size. Delta's 100 GB would write all of it every time.
+        # Clustered tables are rewritten in cubes of this size; Delta's default of 100 GB would rewrite all of it.
         "spark.databricks.delta.optimize.clustering.mergeStrategy.minCubeSize.threshold": target,
         "spark.databricks.delta.optimize.clustering.mergeStrategy.minCubeSize.targetCubeSize": target,
     }
@@ -217,7 +221,7 @@ def _vacuum(warehouse: Warehouse, table: Table, kept: Sequence[int], retention_d
         for file in stale_files(warehouse, table, there)
         if file.name not in needed
         and file.modified < oldest.timestamp() * 1000
-        # Which deletion vectors a version of the past needs isn't listed.
+        # Delta doesn't list which deletion vectors an old version needs.
         and (not kept or file.name.endswith(".parquet"))
     ]
     if candidates:
@@ -225,7 +229,7 @@ def _vacuum(warehouse: Warehouse, table: Table, kept: Sequence[int], retention_d
 
 
 def describe(done: Maintained) -> list[str]:
-    """What was done to a table, as lines for a person."""
+    """What was done to a table, as lines of readable text."""
     files, size = done.files, [f"{size / MB:,.1f} MB" for size in done.size]
     changed = f"{files[0]:,} → {files[1]:,} files, {size[0]} → {size[1]}; {done.compacted:,} partitions compacted"
     lines = [f"{done.table}: {changed}; removed files stay for {done.retention_days} days"]

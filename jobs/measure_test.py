@@ -1,19 +1,19 @@
-"""Measures the online test `--test` over the days [--from, --to): what the users of each variant did, as sums.
+"""Measures the online test `--test` over the days [--from, --to), as sums of each variant's outcomes.
 
 1. **Who is in the test:** a user belongs to the variant of the first exposure. A user who saw two variants by the end
-   of the period, or saw one before it began, is counted and left out.
-2. **What they did:** outcomes from a user's first exposure to the end of the period; a user without any counts as 0.
-3. **What they did before:** the outcomes of as many days before the period, which CUPED takes as its covariate.
+   of the period, or one before it began, is counted and left out.
+2. **What they did (y):** outcomes from a user's first exposure to the end of the period; 0 for a user without any.
+3. **What they did before (x):** outcomes of equally many days before the period, the covariate of CUPED.
 
-Of each variant, metric and day the table gets what the day added to n, Σy, Σy², Σx, Σx², Σxy, for
-lte_model/online_test/statistics.py to read: the sums up to a day are those of a test that ended then. No row names a
-user. Sums are whole numbers, of 1/10,000 of a metric's unit, so that any order gives the same.
+For each variant, metric and day, the table holds what the day adds to n, Σy, Σy², Σx, Σx², Σxy, which
+lte_model/online_test/statistics.py reads: sums up to a day measure a test that ends then. No row names a user. Sums are
+whole numbers in units of 1/10,000 of a metric's unit, so that they don't depend on the order of rows.
 
-Every row of both feeds is in `test_accounts`, under what became of it.
+`test_accounts` counts every row of both feeds by its fate.
 
-`--rehearse` makes a test of past days in which nobody saw anything new: exposed is who has an outcome in the period,
-from the first on, and a hash of the user decides between two variants. What it reads off is no uplift, and how long
-a real test must run.
+`--rehearse` simulates an A/A test on past days: every user with an outcome in the period counts as exposed from the
+first outcome on, and a hash of the user picks one of two variants. Its true uplift is 0; it shows how long a real test
+must run.
 """
 
 import datetime
@@ -50,17 +50,17 @@ from lte_model.warehouse.tables import TEST_ACCOUNTS, TEST_MEASUREMENTS
 
 @dataclass(frozen=True)
 class MeasuredTest:
-    """What a run of the job counted: users by variant, and rows and users by feed and fate."""
+    """What a run of the job counted: users by variant, and (rows, users) by (feed, fate)."""
 
     users: dict[str, int]
     accounts: dict[tuple[str, str], tuple[int, int]]
 
 
 def measurements(exposures: DataFrame, outcomes: DataFrame, metrics: Sequence[str]) -> DataFrame:
-    """(day, variant, metric, users, sum_y, sum_yy, sum_x, sum_xx, sum_xy): what each day added, in whole units.
+    """(day, variant, metric, users, sum_y, sum_yy, sum_x, sum_xx, sum_xy): what each day adds, in whole units.
 
-    A user's y after a day of a, before it b, adds a² − b² to Σy² and x(a − b) to Σxy; x itself is there from the day
-    of the first exposure on. A day that adds nothing has no row.
+    If a day takes a user's y from b to a, it adds a² − b² to Σy² and x(a − b) to Σxy. x counts from the day of the
+    first exposure on. A day that adds nothing has no row.
     """
     named = F.array(*[F.struct(F.lit(name).alias("metric"), F.col(name).alias("units")) for name in metrics])
     per_metric = outcomes.select(
@@ -117,9 +117,10 @@ def measurements(exposures: DataFrame, outcomes: DataFrame, metrics: Sequence[st
 def measure_test(
     warehouse: Warehouse, date: datetime.date, test: str, period: Interval, rehearse: bool = False
 ) -> MeasuredTest:
-    """Runs the job: writes the rows of the test and the date. Raises `LTEError` where nothing can be compared.
+    """Runs the job: writes the rows of the test and the date.
 
-    That is a period that has not ended by `date`, fewer than two variants, and outcomes of nobody in the test.
+    Raises `LTEError` if the period has not ended by `date`, there are fewer than two variants, or no user in the test
+    has an outcome.
     """
     require_period(period, date)
     metrics = warehouse.settings.online_test.metrics
@@ -155,7 +156,7 @@ def measure_test(
 
 @contextmanager
 def _cached(frame: DataFrame) -> Iterator[None]:
-    """Keeps the frame for the block alone: the next to read the same place must find what is there then."""
+    """Caches the frame for the block only, so that a later read of the same place finds its new content."""
     frame.cache()
     try:
         yield
@@ -164,7 +165,7 @@ def _cached(frame: DataFrame) -> Iterator[None]:
 
 
 def require_period(period: Interval, date: datetime.date) -> None:
-    """Raises `LTEError` where the period has no day, or its last day isn't over."""
+    """Raises `LTEError` if the period has no day, or its last day isn't over."""
     if period.days < 1:
         raise LTEError(f"the period {period} has no day; give --from before --to")
     if period.end > date:
@@ -172,7 +173,7 @@ def require_period(period: Interval, date: datetime.date) -> None:
 
 
 def _account(feed: str, rows: DataFrame) -> dict[tuple[str, str], tuple[int, int]]:
-    """(feed, fate) → rows, and the users whose they are."""
+    """(feed, fate) → (rows, distinct users)."""
     counted = rows.groupBy(FATE).agg(F.count("*").alias("rows"), F.count_distinct("user_id").alias("users"))
     return {(feed, row[FATE]): (row["rows"], row["users"]) for row in counted.orderBy(FATE).collect()}
 
@@ -185,7 +186,7 @@ def _write(
     rows: Sequence[Row],
     accounts: dict[tuple[str, str], tuple[int, int]],
 ) -> None:
-    """Swaps the rows of the test and date; the accounts first, so that measurements are never without one."""
+    """Replaces the rows of the test and date; accounts first, so that no measurement lacks one."""
     of_test = f"test_name = {sql_text(test)} AND measured_for = {sql_date(date)}"
     key = {"test_name": test, "measured_for": date}
     account = [
@@ -204,13 +205,13 @@ def _in_words(accounts: dict[tuple[str, str], tuple[int, int]]) -> str:
 
 
 def _product(one: Column | str, other: Column | str) -> Column:
-    """Of two whole numbers, beyond the reach of BIGINT."""
+    """The product of two whole numbers as a decimal, because it may exceed BIGINT."""
     one, other = (F.col(side) if isinstance(side, str) else side for side in (one, other))
     return one.cast("decimal(19, 0)") * other.cast("decimal(19, 0)")
 
 
 def describe(test: str, period: Interval, measured: MeasuredTest) -> list[str]:
-    """What was measured, as lines for a person."""
+    """What was measured, as lines of readable text."""
     users = ", ".join(f"{variant} {number:,}" for variant, number in measured.users.items())
     lines = [f"test {test} over {period}: users of {users}"]
     for feed in (EXPOSURES, OUTCOMES):

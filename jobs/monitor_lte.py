@@ -1,18 +1,18 @@
-"""Measures the snapshot of `--date` before it goes live; exits with 2 where a measure is beyond its bound of a stop.
+"""Measures the snapshot of `--date` before it goes live; exits with 2 if a measure is beyond its stop bound.
 
-For each basis in force, and each representation of the settings that is published, it
+For each basis in force, and each published representation of the settings, the job
 
-1. reads every row of the snapshot once, a piece of a file at a time: what must not be, ages, lengths;
-2. compares some users, those of the first buckets, with other dates: with the snapshot before, which is that of D−7 or
-   the nearest to it (inertia); and with the one that the model in use was trained on, or the nearest to D−30 (drift);
+1. reads every row of the snapshot once, a piece of a file at a time, and counts invalid rows, ages and norms;
+2. compares a sample, the users of the first buckets, with two earlier snapshots: the one nearest to D−7 (inertia), and
+   the newest that the model in use was trained on, or else the one nearest to D−30 (drift);
 3. looks for the same users in the events of [D−L−W, D) known before D (coverage);
-4. puts the figures into table `lte_monitoring`, in the place of those of an earlier run of D, and into MLflow, draws
-   the page `<reports>/monitoring.html`, names what is beyond a bound, and stops.
+4. replaces the figures of D in table `lte_monitoring`, logs them to MLflow, draws the page
+   `<reports>/monitoring.html`, and names each measure beyond a bound.
 
-A basis beside that of the trainings stands in MLflow and on the page as `uniform in basis …`. What the figures mean is
-in lte_model/monitoring/measures.py, and their bounds are `[monitoring]` of the settings. A measure that
-has nothing to be compared with is absent. The vectors of `monitoring.sampled_users` users are in memory, of three dates
-at most; of a larger snapshot the rest is a sum. Runs without a JVM.
+MLflow and the page show a basis of `basis.beside` as `uniform in basis …`. lte_model/monitoring/measures.py explains
+the measures; `[monitoring]` of the settings sets their bounds. A measure without a snapshot to compare with is absent.
+Memory holds the vectors of `monitoring.sampled_users` users for at most three dates; the other rows are only summed up.
+The job needs no JVM.
 """
 
 import dataclasses
@@ -45,10 +45,10 @@ from lte_model.warehouse.reading import place_of, scan
 from lte_model.warehouse.tables import EVENTS, LTE_MONITORING, LTE_SNAPSHOTS, SEMANTIC_BASES
 
 INERTIA_DAYS = 7
-"""Inertia is the cosine of a user's LTE at D and at D−7."""
+"""Inertia is the cosine of a user's LTEs at D and at D−7."""
 
 REFERENCE_DAYS = 30
-"""Drift is measured from about so long ago where no model says from when."""
+"""How far back the reference of the drift lies if no model has a training date."""
 
 FIGURES = pa.schema(
     [
@@ -59,18 +59,18 @@ FIGURES = pa.schema(
         pa.field("value", pa.float64(), nullable=False),
     ]
 )
-"""The columns of `lte_monitoring`, which is written without Spark."""
+"""The schema of `lte_monitoring`, which is written without Spark."""
 
 
 def inertia(now: UserVectors, before: UserVectors) -> float:
-    """The mean cosine of the LTEs of the users who are in both; NaN where nobody is."""
+    """The mean cosine of the LTEs of the users in both samples; NaN if there are none."""
     place = pc.index_in(before.user_ids, value_set=now.user_ids).fill_null(-1).to_numpy()
     both = place >= 0
     return metrics.mean_cosine(before.vectors[both], now.vectors[place[both]])
 
 
 def drift(now: UserVectors, reference: UserVectors) -> dict[str, float]:
-    """How far the population has moved; nothing where one has nobody."""
+    """How far the population has moved; empty if a sample has no users."""
     if not (len(now) and len(reference)):
         return {}
     means = [users.vectors.mean(axis=0, dtype=np.float64) for users in (now, reference)]
@@ -83,8 +83,9 @@ def drift(now: UserVectors, reference: UserVectors) -> dict[str, float]:
 
 
 def read_seen(settings: Settings, date: datetime.date, buckets: int) -> pl.DataFrame:
-    """(user_id, oldest, newest): the users of the first so many buckets with events in [D−L−W, D) known before D, and
-    the dates of the first and the last of them.
+    """(user_id, oldest, newest): the dates of a user's first and last event in [D−L−W, D) known before D.
+
+    Only users of the first `buckets` buckets are read.
     """
     days = Interval(lte_window(date, settings.window.lag_days, settings.window.window_days).start, date)
     known = pc.field("known_date") < pa.scalar(date, pa.date32())
@@ -101,7 +102,7 @@ def read_seen(settings: Settings, date: datetime.date, buckets: int) -> pl.DataF
 
 
 def coverage(seen: pl.DataFrame, user_ids: pa.Array, date: datetime.date, lag_days: int) -> dict[str, float]:
-    """The shares of the users with events who have an LTE and who have none, and the days before `date` without any."""
+    """The shares of users with events who have or lack an LTE, and the days without events before `date`."""
     if seen.is_empty():
         return {}
     recent = target_window(date, lag_days)
@@ -116,10 +117,9 @@ def coverage(seen: pl.DataFrame, user_ids: pa.Array, date: datetime.date, lag_da
 
 
 def measure(settings: Settings, date: datetime.date, basis_id: str = "") -> tuple[str, list[Reading]]:
-    """A basis ("": that of the settings), and the readings of its snapshot of `date`, of each representation that is
-    published.
+    """The basis id ("": that of the settings), and the readings of each published representation's snapshot of `date`.
 
-    Raises `LTEError` where a table or a snapshot is missing.
+    Raises `LTEError` if a table or a snapshot is missing.
     """
     bases = scan(settings, SEMANTIC_BASES.name).select("basis_id", "dimensions").sort("basis_id").collect()
     wanted = basis_id or settings.basis.basis_id
@@ -155,7 +155,7 @@ def _figures(
     buckets: int,
     seen: pl.DataFrame,
 ) -> dict[str, float]:
-    """The measures of one representation that have a value."""
+    """One representation's measures, without those that have no value."""
     tally = Tally(kind.largest_norm(dimensions))
     now = read_all(snapshots[date], date, dimensions, buckets, tally)
     values = {"users": snapshots[date].records} | tally.figures()
@@ -178,10 +178,10 @@ def _figures(
 def dates_to_compare(
     settings: Settings, date: datetime.date, snapshots: Collection[datetime.date]
 ) -> tuple[datetime.date, datetime.date] | tuple[None, None]:
-    """The snapshot before, and the reference of the drift: none of them for the first snapshot.
+    """The dates that inertia and drift compare with; (None, None) for the first snapshot.
 
-    The snapshot before is that of D−7, or the nearest to it. The reference is the newest that the model in use was
-    trained on; where there is no model, or that snapshot is gone, the nearest to D−30.
+    Inertia takes the snapshot nearest to D−7. Drift takes the newest that the model in use was trained on; without a
+    model, or if its snapshots are gone, the one nearest to D−30.
     """
     earlier = [there for there in snapshots if there < date]
     if not earlier:
@@ -197,7 +197,7 @@ def dates_to_compare(
 
 
 def keep(settings: Settings, date: datetime.date, basis_id: str, readings: Sequence[Reading]) -> None:
-    """Puts the figures of `date` into `lte_monitoring`, in the place of those that are there."""
+    """Replaces the figures of `date` in `lte_monitoring`."""
     rows = [
         {
             "snapshot_date": date,
@@ -213,17 +213,17 @@ def keep(settings: Settings, date: datetime.date, basis_id: str, readings: Seque
     DeltaTable.create(path, FIGURES, mode="ignore", commit_properties=noted)
     of_date = f"basis_id = '{basis_id}' AND snapshot_date = '{date}'"
     figures = pa.Table.from_pylist(rows, FIGURES)
-    # Merged: a table of another release may lack a column, or have one more.
+    # Merge the schemas: a table of another release may lack a column, or have one more.
     write_deltalake(path, figures, mode="overwrite", predicate=of_date, schema_mode="merge", commit_properties=noted)
 
 
 def monitor(settings: Settings, date: datetime.date, bases: Sequence[str] = ("",)) -> list[Reading]:
-    """Measures the snapshots of `date`, and puts the figures into the table, the page and MLflow; returns them.
+    """Measures the snapshots of `date`, and writes the readings to the table, the page and MLflow; returns them.
 
-    Raises `LTEError` where a table or a snapshot is missing; a broken bound is the caller's.
+    Raises `LTEError` if a table or a snapshot is missing. The caller handles broken bounds.
     """
     measured = {wanted: measure(settings, date, wanted) for wanted in bases}
-    shown: dict[str, str] = {}  # the bases on the page, and what is said of them behind the representation
+    shown: dict[str, str] = {}  # basis id → what the page appends to the representation's name
     readings = []
     for wanted, (basis_id, of_basis) in measured.items():
         shown[basis_id] = "" if wanted in ("", settings.basis.basis_id) else f" in basis {basis_id}"
@@ -244,7 +244,7 @@ def monitor(settings: Settings, date: datetime.date, bases: Sequence[str] = ("",
 
 
 def require_publishable(settings: Settings, date: datetime.date, readings: Sequence[Reading]) -> None:
-    """Raises `LTEError`, with every reading that is beyond its bound of a stop."""
+    """Raises `LTEError` that lists every reading beyond its stop bound."""
     broken = [f"{reading}. {reading.measure.advice}" for reading in readings if reading.level is Level.STOP]
     if broken:
         raise LTEError(

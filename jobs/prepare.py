@@ -1,7 +1,7 @@
 """Prepares a machine for the jobs: checks Java, fetches Delta's jars, and writes the JVM's class data archive.
 
-Both are made once, into the places that the settings name. The archive holds the classes that the jobs load, so that
-a JVM need not find, parse and verify them again at each start; it is recorded from all jobs over a tiny shop.
+Both are made once, in the places that the settings name. The archive holds the classes that the jobs load, so that
+a JVM need not find, parse and verify them again at each start. It is recorded while all jobs run over a tiny shop.
 """
 
 import datetime
@@ -33,7 +33,7 @@ from lte_model.settings import Basis, Settings, Sources
 from lte_model.warehouse.tables import SEMANTIC_BASES
 
 EXIT_SECONDS = 120
-"""How long the JVM may take to write the archive as it exits."""
+"""The longest time that the JVM may take to exit, during which it writes the archive."""
 
 
 def fetch_jars(settings: Settings) -> None:
@@ -58,13 +58,13 @@ def fetch_jars(settings: Settings) -> None:
             raise LTEError(f"{settings.spark.packages} could not be fetched: {(done.stdout + done.stderr)[-600:]}")
         folder.mkdir(parents=True, exist_ok=True)
         for jar in jars:
-            # Whole or not at all: a folder with half a jar in it would look prepared.
+            # Renamed when complete: a folder with half a jar would look prepared.
             shutil.copy(jar, folder / f"{jar.name}.part")
             (folder / f"{jar.name}.part").replace(folder / jar.name)
 
 
 def write_class_data_archive(settings: Settings) -> None:
-    """Writes the class data archive. Raises `LTEError` where the JVM doesn't."""
+    """Writes the class data archive. Raises `LTEError` if the JVM writes none."""
     archive = Path(settings.spark.class_data_archive)
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +89,7 @@ def write_class_data_archive(settings: Settings) -> None:
 
 
 def run_all_jobs(warehouse: Warehouse, since: datetime.date, date: datetime.date) -> None:
-    """Every job once, from the feed to the training set, in one session."""
+    """Runs every job once, from the feed to the training set, in one session."""
     settings = warehouse.settings
     ingest_items(warehouse, settings, date)
     ingest_events(warehouse, settings, days_known(date, since))
@@ -107,7 +107,7 @@ def run_all_jobs(warehouse: Warehouse, since: datetime.date, date: datetime.date
 
 
 def _end_jvm() -> None:
-    """Ends the JVM, which outlives its session, and waits: it writes the archive on its way out."""
+    """Ends the JVM, which outlives its session, and waits while it writes the archive."""
     gateway = SparkContext._gateway
     if gateway is not None:
         gateway.shutdown()

@@ -1,10 +1,10 @@
-"""Publishes the snapshot of `--date` in `lte_live`: the one row per user that a reader of today finds.
+"""Publishes the snapshot of `--date` in `lte_live`, which holds one current row per user.
 
-Only the rows of users whose LTE may have changed since what is live are written; a user's row says from which date on
-it has been as it is. Where everybody's may have, for the weights of events change with the date, or another encoder
-came, all rows are. Table `publications` says which date is live. An older snapshot never replaces a newer one, so that
-a backfill of past dates leaves what is live alone. Each representation of the settings is published for itself, in each
-basis in force; one that reads the days of the targets is refused.
+The job writes only the rows of users whose LTE may have changed since the live date; a row's `snapshot_date` is the
+date since which it is unchanged. It writes all rows if event weights change with the date, or another encoder is used.
+Table `publications` records which date is live. An older snapshot never replaces a newer one, so that a backfill
+doesn't touch the live rows. Each representation of the settings is published separately in each basis in force. A
+representation that reads the days of the targets is refused.
 """
 
 import datetime
@@ -31,7 +31,7 @@ from lte_model.warehouse.tables import EVENTS, ITEMS, LTE_LIVE, LTE_SNAPSHOTS, P
 
 @dataclass(frozen=True)
 class Publication:
-    """A date that is live or was: the hash of what its LTE was made from, the users with one, and the rows written."""
+    """A published date: the hash of its LTE's inputs, the number of users with an LTE, and the rows written."""
 
     date: datetime.date
     inputs: str
@@ -42,9 +42,9 @@ class Publication:
 def touched_users(
     events: DataFrame, items: DataFrame, live: datetime.date, date: datetime.date, window: Window
 ) -> DataFrame:
-    """(user_id) of everyone an event of whom entered an LTE, or left it, after `live` and up to `date`.
+    """(user_id) of the users with an event that entered or left their LTE after `live` and up to `date`.
 
-    Nobody else's LTE has changed; theirs may have changed and changed back.
+    All other users' LTEs are unchanged.
     """
     before, now = (lte_window(day, window.lag_days, window.window_days) for day in (live, date))
 
@@ -74,8 +74,9 @@ def require_publishable(name: str) -> None:
 
 
 def publish_lte(warehouse: Warehouse, date: datetime.date, name: str = UNIFORM, basis_id: str = "") -> Publication:
-    """Runs the job for one representation of one basis ("": that of the settings). Raises `LTEError` where there is no
-    snapshot of `date`, and for a representation that must not go live.
+    """Runs the job for one representation in one basis ("": that of the settings).
+
+    Raises `LTEError` if there is no snapshot of `date`, or the representation must not go live.
     """
     require_publishable(name)
     basis_id, window = basis_in_force(warehouse, basis_id), warehouse.settings.window
@@ -114,7 +115,7 @@ def publish_lte(warehouse: Warehouse, date: datetime.date, name: str = UNIFORM, 
 
 
 def newest_publication(warehouse: Warehouse, basis_id: str, name: str) -> Publication | None:
-    """What is live of a representation."""
+    """A representation's newest publication; None if there is none."""
     if not warehouse.exists(PUBLICATIONS):
         return None
     rows = warehouse.read(PUBLICATIONS).where(lte_of(basis_id, name)).orderBy(F.desc("snapshot_date"))
@@ -123,9 +124,9 @@ def newest_publication(warehouse: Warehouse, basis_id: str, name: str) -> Public
 
 
 def merge(warehouse: Warehouse, snapshot: DataFrame, touched: DataFrame, of_basis: str) -> int:
-    """Brings the touched users' rows of `lte_live` to those of the snapshot; returns how many it wrote.
+    """Updates the touched users' rows of `lte_live` from the snapshot; returns the number of rows affected.
 
-    A user who has no row in the snapshot loses the live one; a row that is the same stays as it is.
+    A user without a row in the snapshot loses the live row; an equal row is left unchanged.
     """
     now = touched.join(snapshot, "user_id", "left").withColumn("user_bucket", user_bucket())
     differs = " OR ".join(
@@ -149,7 +150,7 @@ def merge(warehouse: Warehouse, snapshot: DataFrame, touched: DataFrame, of_basi
 
 
 def record(warehouse: Warehouse, published: Publication, made_by: Recipe) -> None:
-    """Writes the publication: from here on its date is live."""
+    """Writes the publication, which makes its date live."""
     row = warehouse.spark.createDataFrame(
         [(published.date, published.inputs, published.users, published.written_users)],
         "snapshot_date DATE, inputs STRING, users BIGINT, written_users BIGINT",

@@ -1,16 +1,16 @@
-"""Brings the online store to the live LTEs of `--date`, for services that read a user's vector in milliseconds.
+"""Writes the live LTEs of `--date` to the online store, for services that read a user's vector in milliseconds.
 
     lock ─► what does the store hold? ─► note what is coming ─► write rows, remove users ─► note that it is done
 
-1. Nothing is done where the store holds that version of `lte_live`, and where a newer date than `--date` is live. An
-   older date never replaces a newer one, unless `--allow-older` says so: the store then gets all rows of that date,
-   from `lte_snapshots` where they aren't live any more.
-2. Where the store holds an earlier version of `lte_live`, only the rows that changed since are written: those of later
-   dates. The users of that version who have left are removed. Else, as where that date was published anew, and with
-   `--full`, all rows are written, and every row that came from another version goes.
-3. A push that was killed is noted as not complete; the next one is full.
+1. The job does nothing if the store already holds this version of `lte_live`, or if a newer date than `--date` is live.
+   An older date replaces a newer one only with `--allow-older`: the store then gets all rows of that date, from
+   `lte_snapshots` if they aren't live any more.
+2. If the store holds an earlier version of `lte_live`, only the rows changed since then are written, and users who have
+   left are removed. Otherwise, with `--full`, or if the earlier date was published again, all rows are written, and
+   rows of any other version are removed.
+3. A killed push stays noted as incomplete; the next one is full.
 
-Rows travel in batches of Arrow, without a JVM. Erased users leave the store by `jobs.erase_users`.
+Rows are sent in Arrow batches, without a JVM. `jobs.erase_users` removes erased users from the store.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 5_000
 USERS_AT_ONCE = 1_000_000
-"""Users whose ids are compared at a time."""
+"""The number of users whose ids are compared at a time."""
 
 COLUMNS = (
     "user_id",
@@ -53,7 +53,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Push:
-    """The date that the store holds now, the rows written to it, and the users removed from it. None: it holds none."""
+    """The date that the store holds now (None: nothing), the rows written, and the users removed."""
 
     date: datetime.date | None
     written: int = 0
@@ -69,10 +69,10 @@ def push_lte(
     full: bool = False,
     basis_id: str = "",
 ) -> Push:
-    """Runs the job for one representation of one basis ("": that of the settings).
+    """Runs the job for one representation in one basis ("": that of the settings).
 
-    Raises `LTEError` where `date` is not live yet, where the store holds a newer date than what is live, and where the
-    store fails.
+    Raises `LTEError` if `date` is not live yet, if the store holds a newer date than the live one, or if the store
+    fails.
     """
     basis_id = _basis_in_force(settings, basis_id)
     with store.lock():
@@ -117,7 +117,7 @@ def push_lte(
 
 
 def users_who_left(before: pl.LazyFrame, now: pl.LazyFrame, groups: int) -> Iterator[list[str]]:
-    """The users of `before` who aren't among those of `now`, in as many lists."""
+    """The ids in `before` that aren't in `now`, as one list for each of the `groups`."""
     for group in range(groups):
         buckets = group_buckets(group, groups)
         inside = pl.col("user_bucket").is_between(buckets.start, buckets.stop - 1)
@@ -140,7 +140,7 @@ def _basis_in_force(settings: Settings, wanted: str) -> str:
 
 
 def _publications(settings: Settings, basis_id: str, name: str) -> dict[datetime.date, tuple[str, int]]:
-    """What each date that was published was made from, and its number of users."""
+    """Published date → (hash of its inputs, number of users)."""
     table = _table(settings, "publications")
     of_view = (pl.col("basis_id") == basis_id) & (pl.col("representation") == name)
     rows = _rows(table, table.version()).filter(of_view).select("snapshot_date", "inputs", "users").collect()
@@ -148,7 +148,7 @@ def _publications(settings: Settings, basis_id: str, name: str) -> dict[datetime
 
 
 def _earlier(table: DeltaTable, held: Pushed | None, target: Pushed) -> pl.LazyFrame | None:
-    """The rows that the store holds, as the table had them; None where it can't be told from the table any more."""
+    """The table version that the store holds; None if it is unknown or can't be read any more."""
     if not (held and held.complete and held.table_id == target.table_id and held.date <= target.date):
         return None
     try:

@@ -1,15 +1,16 @@
-"""Removes what was made in a basis that nobody reads any more: its LTEs, live and past, and its items' vectors.
+"""Removes all data of a basis that nobody reads any more: its LTEs, live and past, and its item vectors.
 
-    python -m jobs.retire_basis --basis ID                       everything, in the order below
-    python -m jobs.retire_basis --basis ID --table lte_live      one table, with those that are written with it
+    python -m jobs.retire_basis --basis ID                       everything, in the order of TABLES_OF_BASES
+    python -m jobs.retire_basis --basis ID --table lte_live      one table, and its publications or accounts
     python -m jobs.retire_basis --basis ID --files online_store  the online store
 
-Refused while an alias of the registry reads the basis, or the settings name it (lte_model/registry/basis_change.py).
+The job refuses while an alias of the registry reads the basis or the settings name it
+(lte_model/registry/basis_change.py).
 
-What readers find goes first, and what it is made of last, so that a run after a kill finds the rest. The row of
-`semantic_bases` stays: a basis is frozen, and named in [basis] of the settings again it gives the same vectors again.
-What tells of the past stays too: `lte_monitoring`, `lte_audits`, `training_set`, `recommendations`. Files leave the
-disk with `jobs.maintain_tables`, but for those of a version that a registered model names.
+Derived tables are removed before the tables they are made from, so that a run after a kill finds the rest. The row of
+`semantic_bases` stays: a basis is frozen, and gives the same vectors when [basis] of the settings names it again.
+History stays too: `lte_monitoring`, `lte_audits`, `training_set`, `recommendations`. `jobs.maintain_tables` deletes
+the files later, except those of a version that a registered model names.
 """
 
 from delta.tables import DeltaTable
@@ -29,7 +30,7 @@ from lte_model.warehouse.tables import (
     Table,
 )
 
-# A publication or an account must never stand beside rows that it doesn't describe: it goes before them.
+# Publications and accounts go before their rows: they must never describe rows that are gone.
 TABLES_OF_BASES = {
     "lte_live": (PUBLICATIONS, LTE_LIVE),
     "lte_snapshots": (SNAPSHOT_ACCOUNTS, LTE_SNAPSHOTS),
@@ -40,7 +41,7 @@ FILES = ("online_store",)
 
 
 def retire_from_table(warehouse: Warehouse, table: Table, basis_id: str) -> int:
-    """Removes the rows of the basis in one commit, if there are any; returns how many."""
+    """Removes the basis's rows in one commit; returns their number."""
     if not warehouse.exists(table):
         return 0
     of_basis = f"basis_id = {sql_text(basis_id)}"

@@ -1,18 +1,17 @@
-"""Recommends to every user: the champion ranks its catalogue for `--date`, and `recommendations` keeps the best items.
+"""Recommends items to every user: the champion ranks its items for `--date`; `recommendations` holds the best ones.
 
-1. The model is the registry's version with the alias `champion`, whose weights go to the executors with the job. Which
-   model was champion on `--date` isn't asked: today's ranks, also for a date of the past, and each row names it.
-2. All else is as of the date D. The LTEs are those of `lte_snapshots`, which are what a reader of `lte_live` finds once
-   D is published, and stay what they are when a later date goes live. The sequence holds the events dated before D and
-   known before D, as training and evaluation read them: by the model's own policy and length, with D 00:00 UTC as the
-   time of the query. Ranked are the model's items that were known before D; newer ones than the model's wait for the
-   next. Its item bias, where it has one, is that of its training's newest date, as it is where the model is served.
-3. Scored is everybody with an LTE of D or an event in the sequence. Who has neither would get the same list as all
-   others who haven't: such users have no row.
-4. Users are scored in groups that their ids decide, in the order of their ids: the same inputs and model give the same
-   bits, whatever the partitions and the number of executors. (On processors of one kind: another has other kernels.)
+1. The model is the registry's version with the alias `champion`; the job ships its weights to the executors. Today's
+   champion ranks, also for a past date, and each row names it.
+2. All other inputs are as of the date D. LTEs come from `lte_snapshots`: the values that `lte_live` has once D is
+   published, unaffected by later dates. The sequence holds events dated and known before D, by the model's own policy
+   and length, as in training and evaluation; the time of the query is D 00:00 UTC. The model ranks its own items that
+   were known before D. Its item bias, if any, is that of its training's newest date, as in serving.
+3. Every user with an LTE of D or an event in the sequence is scored. All users with neither would get the same list, so
+   they have no row.
+4. Users are scored in groups by their ids, in the order of ids: the same inputs and model give the same bits, whatever
+   the partitions and executors. (On one kind of processor only: others have other kernels.)
 
-The rows of the date are replaced in one step, so that a second run, or a run after a kill, ends in the same table.
+The job is idempotent: it replaces the rows of the date in one commit.
 """
 
 import datetime
@@ -52,22 +51,22 @@ from lte_model.settings import Settings, Window
 from lte_model.tracking.lineage import CHAMPION, version_with
 from lte_model.warehouse.tables import EVENTS, LTE_SNAPSHOTS, RECOMMENDATIONS, SNAPSHOT_ACCOUNTS
 
-if TYPE_CHECKING:  # torch is for those who have a champion
+if TYPE_CHECKING:  # torch is imported only if there is a champion
     from lte_model.ranker.model import Ranker
     from lte_model.ranker.recommender import Recommender
 
 USERS_OF_A_GROUP = 2048
-"""About how many users are ranked together: enough to find others with as long a sequence."""
+"""About how many users are ranked together: enough to batch users with sequences of similar length."""
 
 GROUPS_OF_A_TASK = 24
-"""The most groups of a task, about: what it holds at once, and writes into a file."""
+"""About the most groups of a task, which it holds in memory and writes to one file."""
 
 RANKED_ROWS = "user_id STRING, item_ids ARRAY<STRING>, scores ARRAY<FLOAT>, candidate_items INT"
 
 
 @dataclass(frozen=True)
 class Champion:
-    """The model that scores: a version of the registered model, the directory of its weights, and the model itself."""
+    """The model that scores: its registered name and version, the directory of its files, and the ranker."""
 
     name: str
     version: int
@@ -76,7 +75,7 @@ class Champion:
 
 
 def read_champion(settings: Settings, version: ModelVersion, folder: Path) -> Champion:
-    """The version, fetched from the registry into `folder`. Raises `LTEError` where its files can't be had."""
+    """Fetches the version into `folder` and loads it. Raises `LTEError` if its files can't be fetched."""
     from lte_model.ranker.saved import load_ranker
 
     directory = versions.fetch(settings, version, folder)
@@ -84,10 +83,10 @@ def read_champion(settings: Settings, version: ModelVersion, folder: Path) -> Ch
 
 
 def users_with_ltes(warehouse: Warehouse, kind: "LTEKind", date: datetime.date) -> int:
-    """How many users have the first of the LTEs that a model of `kind` reads, on `date`.
+    """The number of users with the first LTE that a model of `kind` reads, on `date`.
 
-    Raises `LTEError` where there is no LTE of the date, and for a model of another basis, representation, lag or window
-    than these have. Of several bases in force, the model's own is looked at, whichever that is.
+    Raises `LTEError` if there is no LTE of the date, or if its basis, representation, lag or window aren't the model's.
+    If several bases are in force, the LTEs of the model's own basis count.
     """
     warehouse.require(SNAPSHOT_ACCOUNTS)
     of_date = pl.scan_delta(warehouse.path(SNAPSHOT_ACCOUNTS)).filter(snapshot_date=date)
@@ -117,13 +116,13 @@ def users_of(
     max_length: int,
     with_seen: bool,
 ) -> DataFrame:
-    """What a ranker reads of each user on `date`: the columns of lte_model/serving/pyfunc.py.
+    """The ranker's input for each user on `date`: the columns of lte_model/serving/pyfunc.py.
 
-    A column is null where there is nothing. `with_seen` adds the user's `seen_items`. `items` (item_id,
-    item_known_date) are those with a vector; `ltes` has the rows of the date by representation, in the model's order.
+    Missing values are null. `with_seen` adds the user's `seen_items`. `items` (item_id, item_known_date) have a vector;
+    `ltes` maps representations, in the model's order, to the LTE rows of the date.
     """
     start = lte_window(date, window.lag_days, window.window_days).start
-    # On the days alone, so that files without any of them are never opened.
+    # A condition on the dates only, so that Delta skips files of other days.
     history = events.where((F.col("event_date") >= start) & (F.col("event_date") < date) & (F.col("known_date") < date))
     read = history
     if policy == "lagged":
@@ -142,7 +141,7 @@ def users_of(
 
 
 def ship(spark: SparkSession, directory: Path) -> str:
-    """Gives the files of a model to every executor; returns the name of the folder that its tasks find them in."""
+    """Ships a model's files to every executor; returns the folder's name for `SparkFiles.get`."""
     folder = served_folder()
     name = f"{uuid.uuid4().hex}.zip"
     with zipfile.ZipFile(folder / name, "w") as archive:
@@ -153,10 +152,10 @@ def ship(spark: SparkSession, directory: Path) -> str:
 
 
 def recommended(users: DataFrame, model: str, k: int, allowed: np.ndarray, groups: int, partitions: int) -> DataFrame:
-    """(user_id, item_ids, scores, candidate_items) of the users with an LTE, or an event of an item that the model has.
+    """(user_id, item_ids, scores, candidate_items) of the users with an LTE or an event of one of the model's items.
 
-    `model` is the name under which it was shipped; `allowed` (items,) bool says which of its items are ranked. The
-    number of `groups` can change the last bits of a score, that of the `partitions` nothing.
+    `model` is the name that `ship` returned; `allowed` (items,) bool selects the items to rank. The number of `groups`
+    can change the last bits of a score; the number of `partitions` can't.
     """
     group = F.floor(user_bucket() * groups / BUCKETS).cast("int")
 
@@ -192,7 +191,7 @@ def ranked(recommender: "Recommender", rows: pa.RecordBatch, k: int, allowed: np
 
 
 def known_items(warehouse: Warehouse, ranker: "Ranker", date: datetime.date) -> np.ndarray:
-    """Which items of the model (items,) bool were known before `date`. Raises `LTEError` where none was."""
+    """(items,) bool: the model's items known before `date`. Raises `LTEError` if there are none."""
     index = load_index(warehouse, ranker.kind.basis_id)
     known = index.item_ids.filter(pa.array(index.known_day < day_number(date)))
     found = pc.is_in(pa.array(ranker.item_ids, pa.string()), value_set=known).to_numpy(zero_copy_only=False)
@@ -205,8 +204,9 @@ def known_items(warehouse: Warehouse, ranker: "Ranker", date: datetime.date) -> 
 
 
 def score_users(warehouse: Warehouse, date: datetime.date, champion: Champion) -> int:
-    """Runs the job; returns how many users were scored. Raises `LTEError` for a model that can't read the LTEs of the
-    date.
+    """Runs the job; returns how many users were scored.
+
+    Raises `LTEError` if the model can't read the LTEs of the date.
     """
     settings, ranker = warehouse.settings, champion.ranker
     kind, window = ranker.kind, Window(lag_days=ranker.kind.lag_days, window_days=ranker.kind.window_days)

@@ -3,15 +3,15 @@
 LTE(D) of a user is the average of the vectors of the user's events dated in [D−L−W, D−L), known before D, of items
 known before D. For each basis in force and each representation of the settings, or of the command line, the job
 
-1. refuses to average over a day that is missing, or was ingested in part;
-2. goes on from the nearest snapshot that still is what its inputs give, and reads the days that make the difference;
-   where there is none it reads all days, once, however many dates it makes. Representations whose events weigh
-   differently are always made from all days;
-3. writes the rows of its dates, and last an account of what they were made from.
+1. refuses to average over a day that is missing or only partly ingested;
+2. starts from the nearest snapshot whose inputs are unchanged, and reads only the days that differ. Without such a
+   snapshot it reads all days once, however many dates it makes. Representations with event weights are always made
+   from all days;
+3. writes the rows of its dates, and then an account of what they were made from.
 
-The rows are the same bits either way. How they are computed: jobs/engine, and jobs/recipes/weighted.py for weights. The
-autoencoder is the engine's sum of other vectors, those of the newest encoder fitted on D or before; dates of different
-encoders are runs of their own.
+Both ways give bit-identical rows. jobs/engine computes them, and jobs/recipes/weighted.py where events have weights.
+For the autoencoder, the engine sums the item vectors of the newest encoder fitted on D or before; dates with different
+encoders are made in separate runs.
 """
 
 import datetime
@@ -44,8 +44,10 @@ from lte_model.warehouse.tables import EVENTS, INGESTED_DAYS, LTE_SNAPSHOTS, SNA
 
 @dataclass(frozen=True)
 class SnapshotAccount:
-    """A snapshot that was made: from that of `made_from`, or from all events of its window where that is None; with
-    the item vectors of an encoder, or of the basis where `encoder_id` is None.
+    """How a snapshot was made.
+
+    `made_from` is the date of the snapshot it starts from; None: all events of its window. `encoder_id` is the encoder
+    whose item vectors it sums; None: those of the basis.
     """
 
     representation: str
@@ -63,16 +65,15 @@ def snapshot_lte(
     representations: Sequence[str] | None = None,
     basis_id: str = "",
 ) -> list[SnapshotAccount]:
-    """Runs the job for `dates` and `representations` (None: those of the settings) of one basis ("": that of the
-    settings); with `full` from all events of their windows.
+    """Runs the job for `dates` and `representations` in one basis; None and "" stand for those of the settings.
 
-    Raises `LTEError` for a date without an encoder where one is needed, for a day that is missing or partial, and where
-    no date has an event to average.
+    `full` makes the snapshots from all events of their windows. Raises `LTEError` if a needed encoder is missing, a day
+    is missing or partial, or no date has an event to average.
     """
     names = representations or warehouse.settings.model.representations
     require_distinct(names)
     basis_id = basis_in_force(warehouse, basis_id)
-    # All of them first: a date without an encoder is found before anything is written.
+    # All recipes first, so that a missing encoder is found before anything is written.
     due = [part for name in names for part in recipes(warehouse, basis_id, name, sorted(set(dates))).items()]
     vectors = load_vectors(warehouse, basis_id)
     inputs = read_inputs(warehouse, vectors.index, basis_id)
@@ -93,7 +94,7 @@ def _by_the_engine(
     inputs: Inputs,
     full: bool,
 ) -> list[SnapshotAccount]:
-    """Makes the dates of an exact representation, from the nearest snapshot of the same recipe where there is one."""
+    """Makes an exact representation's dates, from the nearest snapshot of the same recipe if there is one."""
     there = {} if full else _possible_bases(warehouse, recipe)
     window = Window(lag_days=recipe.lag_days, window_days=recipe.window_days)
     plan = choose_plan(dates, window, there, lambda date: recipe.hash(inputs, date))
@@ -114,11 +115,11 @@ def _by_the_engine(
 def _by_weights(
     warehouse: Warehouse, recipe: Recipe, dates: Sequence[datetime.date], vectors: ItemVectors, inputs: Inputs
 ) -> list[SnapshotAccount]:
-    """Makes the dates of a representation whose events have weights, from all events of their windows."""
+    """Makes the dates of a representation with event weights, from all events of their windows."""
     calendar = Calendar(tuple(dates), recipe.lag_days, recipe.window_days)
     listing = _complete_events(warehouse, inputs, calendar)
     print(f"{recipe.kind.name}: {in_words(dates)}: in full, as always where events have weights", flush=True)
-    # The version that was found complete: a later one may be in the middle of an ingest.
+    # Pin the version that was found complete: an ingest may be writing a later one.
     events = (
         warehouse.spark.read.format("delta")
         .option("versionAsOf", listing.version)
@@ -131,14 +132,14 @@ def _by_weights(
 
 
 def _complete_events(warehouse: Warehouse, inputs: Inputs, calendar: Calendar) -> Listing:
-    """The files of table events. Raises `LTEError` where a day that the calendar sees is missing or partial."""
+    """The files of table `events`. Raises `LTEError` if a day that the calendar reads is missing or partial."""
     events = list_files(warehouse.path(EVENTS))
     inputs.require_complete(events, days_seen(calendar))
     return events
 
 
 def _possible_bases(warehouse: Warehouse, recipe: Recipe) -> dict[datetime.date, str]:
-    """The snapshots that are there and use the recipe's encoder, and the hash of what each was made from."""
+    """The existing snapshots that use the recipe's encoder: date → hash of the inputs."""
     there = snapshots_there(warehouse, recipe.basis_id, recipe.kind.name)
     if recipe.encoder is None:
         return there
@@ -147,7 +148,7 @@ def _possible_bases(warehouse: Warehouse, recipe: Recipe) -> dict[datetime.date,
 
 
 def read_inputs(warehouse: Warehouse, index: ItemIndex, basis_id: str) -> Inputs:
-    """The accounts of the events that are there, and the items with a vector."""
+    """The accounts of the ingested events, and the items with a vector."""
     warehouse.require(EVENTS, INGESTED_DAYS)
     accounts = (
         pl.scan_delta(warehouse.path(INGESTED_DAYS))
@@ -160,7 +161,7 @@ def read_inputs(warehouse: Warehouse, index: ItemIndex, basis_id: str) -> Inputs
 
 
 def snapshots_there(warehouse: Warehouse, basis_id: str, representation: str) -> dict[datetime.date, str]:
-    """The dates of the snapshots that are there, and the hash of what each was made from."""
+    """The existing snapshots: date → hash of the inputs."""
     if not warehouse.exists(SNAPSHOT_ACCOUNTS):
         return {}
     accounts = pl.scan_delta(warehouse.path(SNAPSHOT_ACCOUNTS)).filter(basis_id=basis_id, representation=representation)
@@ -170,7 +171,7 @@ def snapshots_there(warehouse: Warehouse, basis_id: str, representation: str) ->
 def write_snapshots(
     warehouse: Warehouse, rows: DataFrame, calendar: Calendar, recipe: Recipe, inputs: Inputs, events_version: int
 ) -> list[SnapshotAccount]:
-    """Writes the rows of the dates that the calendar makes, and then their accounts, which it returns."""
+    """Writes the rows of the calendar's made dates, then their accounts; returns the accounts."""
     made_from = None if calendar.base is None else calendar.dates[calendar.base]
     encoder_id = recipe.encoder.encoder_id if recipe.encoder else None
     kind = {
@@ -183,8 +184,8 @@ def write_snapshots(
     hashes = {date: recipe.hash(inputs, date) for date in calendar.made}
     there = snapshots_there(warehouse, recipe.basis_id, recipe.kind.name)
     if any(there.get(date, hashes[date]) != hashes[date] for date in calendar.made):
-        # An account must never stand beside rows that it doesn't describe, wherever the job is killed.
-        warehouse.create(SNAPSHOT_ACCOUNTS)  # which adds the columns that an older table lacks
+        # Delete outdated accounts first: one must never describe other rows, wherever the job is killed.
+        warehouse.create(SNAPSHOT_ACCOUNTS)  # adds the columns that an older table lacks
         warehouse.replace(SNAPSHOT_ACCOUNTS, warehouse.read(SNAPSHOT_ACCOUNTS).where("false"), of_dates)
     warehouse.replace(LTE_SNAPSHOTS, rows.withColumns(kind), of_dates)
     written = list_files(warehouse.path(LTE_SNAPSHOTS))
@@ -214,14 +215,14 @@ def write_snapshots(
 
 
 Due = tuple[str, Sequence[datetime.date], Sequence[str]]
-"""(basis, dates, representations) of snapshots to make."""
+"""Snapshots to make: (basis, dates, representations)."""
 
 
 def due_of_training(settings: Settings, date: datetime.date, names: Sequence[str]) -> list[Due]:
     """The snapshots that the training of `date` reads.
 
-    In a basis beside nothing is trained. Of it are read the test users' LTEs, by the models of an alias that the new
-    one is compared with; a basis that nobody reads stops no training. Raises `LTEError` where MLflow doesn't answer.
+    No training runs in a basis of `basis.beside`. Models of an alias that the new model is compared with read only the
+    test cut's LTEs in it; a basis that no model reads adds nothing. Raises `LTEError` if MLflow doesn't answer.
     """
     dates = settings.training_set.dates(date)
     due: list[Due] = [(settings.basis.basis_id, dates.snapshot_dates, names)]

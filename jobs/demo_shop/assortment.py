@@ -1,11 +1,11 @@
-"""The shop's items: an attribute grammar, and the shelves from which an item is drawn for a day.
+"""Makes the shop's items from an attribute grammar, and the shelves from which items are drawn.
 
-An item is a category, a noun of it, a material that suits it, a colour, a style that its brand makes, and a price.
-Title and description say all of it in words, so that a text encoder sees what the shoppers choose by.
+An item has a category, a noun and a material of that category, a colour, a brand, a style of the brand, and a price.
+Title and description contain all of these in words, so that a text encoder sees what the shoppers choose by.
 
-A *shelf* is the items that agree on something: the whole shop, a category, or a category with one value of a facet
-(style, colour, material, brand). A shelf lists its items in the order in which they became known, so what is on sale
-on a day is a prefix of it, and a draw by popularity is one search in running sums: exact and fast at any size.
+A *shelf* holds the items of the whole shop, of a category, or of a category with one value of a facet (style, colour,
+material, brand). A shelf lists its items in the order in which they became known, so that the items on sale on a day
+are a prefix. A draw by popularity is then one search in cumulative sums, which is exact and fast at any size.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from jobs.demo_shop.spec import DAYS, QUARTER_OF_DAY, QUARTERS, START, ShopSpec,
 
 @dataclass(frozen=True)
 class Category:
-    """`demand` is relative, by season: winter, spring, summer, autumn. `price` is a median, in the shop's currency."""
+    """`demand` is relative by season, from winter to autumn. `price` is the median in the shop's currency."""
 
     name: str
     nouns: tuple[str, ...]
@@ -73,20 +73,20 @@ FACETS = ("style", "colour", "material", "brand")
 FACET_VALUES = (tuple(STYLES), COLOURS, MATERIALS, BRANDS)
 
 KNOWN_AT_START = 0.7
-"""Share of the catalogue that is there on the first day; the rest arrives evenly over the two years."""
+"""The share of items known on the first day; the others become known evenly over the two years."""
 
 ZIPF_EXPONENT = 0.8
 TREND = 1.6
-"""An item's log-popularity moves by up to half of this, up or down, from one eighth of the two years to the next."""
+"""From one eighth of the two years to the next, an item's log-popularity changes by at most half of this."""
 
 
 @dataclass(frozen=True)
 class Shelves:
-    """All shelves behind one another. S shelves, P places; an item stands on 2 + len(FACETS) shelves.
+    """All S shelves in one array of P places. An item is on 2 + len(FACETS) shelves.
 
-    begin (S + 1,): a shelf's first place. items (P,): the item at a place. parent (S,): the wider shelf that
-    serves where this one is empty. available (S, DAYS): how many places, from its first, are on sale on a day.
-    cumulative (QUARTERS · P + 1,): running sum of the popularity at the places of one quarter after another.
+    begin (S + 1,): a shelf's first place. items (P,): the item at a place. parent (S,): the wider shelf to use
+    if this one is empty. available (S, DAYS): how many places of the shelf, from its first, are on sale on a day.
+    cumulative (QUARTERS · P + 1,): cumulative sum of popularity over all places, for one quarter after another.
     """
 
     begin: np.ndarray
@@ -96,9 +96,9 @@ class Shelves:
     cumulative: np.ndarray
 
     def draw(self, shelf: np.ndarray, day: np.ndarray, chance: np.ndarray) -> np.ndarray:
-        """An item for each (shelf, day ≥ 1), by its popularity of that time among those on sale; `chance` in [0, 1).
+        """An item on sale for each (shelf, day ≥ 1), drawn by popularity in that quarter; `chance` in [0, 1).
 
-        An empty shelf gives way to its category's, and that one to the whole shop, which is never empty.
+        An empty shelf is replaced by its category's shelf, and if need be by the whole shop, which is never empty.
         """
         for _ in range(2):
             shelf = np.where(self.available[shelf, day] > 0, shelf, self.parent[shelf])
@@ -111,7 +111,7 @@ class Shelves:
 
 @dataclass(frozen=True)
 class Assortment:
-    """M items as codes. known_day (M,) counts from START; on sale from the next day. facets (4, M) follow `FACETS`."""
+    """M items as codes. known_day (M,) is in days since START; items are on sale a day later. facets is (4, M)."""
 
     known_day: np.ndarray
     category: np.ndarray
@@ -125,7 +125,7 @@ class Assortment:
         return len(self.category)
 
     def facet_shelf_of(self, item: np.ndarray, facet: np.ndarray) -> np.ndarray:
-        """The shelf of the items that share `item`'s category and its value of `facet`."""
+        """The shelf of the items with `item`'s category and its value of `facet`."""
         return facet_shelf(facet, self.category[item], self.facets[facet, item])
 
 
@@ -135,12 +135,12 @@ _FIRST_OF_FACET = 1 + len(CATEGORIES) + np.concatenate([[0], np.cumsum(_SIZES * 
 
 
 def category_shelf(category: np.ndarray) -> np.ndarray:
-    """The shelf of each category, by its number in `CATEGORIES`."""
+    """The shelf of each category, given by its index in `CATEGORIES`."""
     return 1 + category
 
 
 def facet_shelf(facet: np.ndarray | int, category: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """The shelf of `category` with the `value` of the facet, by its number in `FACETS`."""
+    """The shelf of `category` with `value` of the facet, given by its index in `FACETS`."""
     return _FIRST_OF_FACET[facet] + category * _SIZES[facet] + value
 
 
@@ -151,7 +151,7 @@ def make_assortment(spec: ShopSpec) -> Assortment:
     known_day = np.where(
         randomness.uniform(state, "known at start") < KNOWN_AT_START, 0, 1 + randomness.whole(state, "known", DAYS - 1)
     )
-    known_day[0] = 0  # whatever the seed, something is on sale on the first day
+    known_day[0] = 0  # at least one item is known on the first day, whatever the seed
     category = randomness.whole(state, "category", len(CATEGORIES))
     noun = _one_of(state, "noun", [len(c.nouns) for c in CATEGORIES], category)
     brand = randomness.whole(state, "brand", len(BRANDS))
@@ -159,7 +159,7 @@ def make_assortment(spec: ShopSpec) -> Assortment:
     tier = randomness.whole(of_brand, "tier", len(TIERS))[brand]
     suits = np.array([[MATERIALS.index(c.materials[k % len(c.materials)]) for k in range(3)] for c in CATEGORIES])
     material = suits[category, _one_of(state, "material", [len(c.materials) for c in CATEGORIES], category)]
-    # three of four items are in one of the brand's two house styles: brands mean something
+    # three of four items have one of the brand's two house styles, so that brands are informative
     house = np.stack([randomness.whole(of_brand, f"house style {k}", len(STYLES)) for k in range(2)], axis=1)
     style = np.where(
         randomness.uniform(state, "in house style") < 0.75,
@@ -191,7 +191,7 @@ def items_table(assortment: Assortment) -> pa.Table:
     )
 
 
-_ITEM_KEYS, _BRAND_KEYS = 1, 2  # the first level of every key tells what the numbers are drawn for
+_ITEM_KEYS, _BRAND_KEYS = 1, 2  # the first level of every key says what the numbers are drawn for
 
 
 def _one_of(state: np.ndarray, purpose: str, sizes: list[int], row: np.ndarray) -> np.ndarray:
@@ -199,7 +199,7 @@ def _one_of(state: np.ndarray, purpose: str, sizes: list[int], row: np.ndarray) 
 
 
 def _popularity(state: np.ndarray) -> np.ndarray:
-    """(QUARTERS, M): Zipf by a random rank, times a trend that walks from quarter to quarter."""
+    """(QUARTERS, M): a Zipf law over random ranks, times a random walk over the quarters."""
     rank = np.argsort(np.argsort(randomness.uniform(state, "rank"), kind="stable"), kind="stable")
     steps = [TREND * (randomness.uniform(state, f"trend {quarter}") - 0.5) for quarter in range(QUARTERS)]
     return (1.0 + rank) ** -ZIPF_EXPONENT * np.exp(np.cumsum(steps, axis=0))

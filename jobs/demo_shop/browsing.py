@@ -1,14 +1,14 @@
-"""What users do in the shop, as it really happened: events without dirt.
+"""Makes what users really do in the shop: events without dirt.
 
-1. Each user's events fall into sessions, and sessions into the days on which the user is there.
-2. A session has an intent: a shelf, found by an item that the user wants something like. The next session goes on
-   with it (half of the time, within three weeks) or has a new one, by taste or by what the season sells.
-3. An event's item comes from the intent, the long-term taste, or the popularity of the season: a mixture. Users
-   without a taste draw its share from popularity.
-4. Some events repeat an item instead: the one just seen goes into the cart and is bought; or one of any earlier
-   event is looked at again.
+1. Each user's events are grouped into sessions, on days on which the user is there.
+2. A session has an intent: a shelf of items similar to a drawn one. Within three weeks, the next session continues it
+   with probability `INTENT_GOES_ON`. Otherwise its intent is new, from taste or from the season's demand.
+3. An event's item comes from a mixture of intent, long-term taste and seasonal popularity. Users without a taste
+   draw its share from popularity.
+4. Some events repeat an item instead: the item just seen is put into the cart and bought, or the item of any earlier
+   event is viewed again.
 
-The functions take a range of users and give the same rows for a user whatever the range.
+A user's rows are the same for any range of users that a function is called with.
 """
 
 from dataclasses import dataclass
@@ -41,16 +41,16 @@ FROM_INTENT, FROM_TASTE = 0.4, 0.4
 """Shares of the mixture; the rest is popularity."""
 
 SAME_ITEM = 0.2
-"""How often an event goes on with the item before it in the session: view, cart, purchase, view again."""
+"""The probability that an event repeats the session's last item: view, cart, purchase, view again."""
 
 EARLIER_ITEM = 0.08
-"""How often, otherwise, it is an item of any of the user's earlier events."""
+"""Otherwise, the probability that it repeats the item of any earlier event of the user."""
 
 STARTS_IN_CART, STARTS_WITH_PURCHASE = 0.08, 0.06
-"""How often the first event with an item is not a view."""
+"""The probabilities that the first event with an item is a cart or a purchase."""
 
 ONE_PIECE, TWO_PIECES = 0.9, 0.98
-"""Running shares of the quantity of a purchase; the rest is three."""
+"""Cumulative shares of purchases of one and of up to two pieces; the others have three."""
 
 OPENS, OPEN_FOR = 7 * 3600, 16 * 3600 - 1
 """Sessions begin between 07:00 and 23:00 UTC, most of them in the evening."""
@@ -62,7 +62,7 @@ _INTENT_KEYS, _SESSION_KEYS, _EVENT_KEYS = 4, 5, 6
 class ShopEvents:
     """n events as columns: user, item, second (since START, int32), type (code of `EVENT_TYPES`), quantity (0: none).
 
-    Ordered by user, then second; a user's seconds are all different, so that no two rows are alike by accident.
+    Ordered by user, then second. A user's seconds all differ, so that no two rows are equal by accident.
     """
 
     user: np.ndarray
@@ -130,7 +130,7 @@ def browse(assortment: Assortment, shoppers: Shoppers, first: int, end: int) -> 
 
 
 def crawl(spec: ShopSpec, assortment: Assortment) -> ShopEvents:
-    """The bot's events: through what is on sale, item by item, on nights spread evenly over the two years."""
+    """The bot's events: it views the items on sale one by one, on nights spread evenly over the two years."""
     row = np.arange(spec.bot_events)
     night = row * BOT_NIGHTS // max(spec.bot_events, 1)
     place = row - np.searchsorted(night, night)
@@ -148,7 +148,7 @@ def crawl(spec: ShopSpec, assortment: Assortment) -> ShopEvents:
 
 
 def _session_seconds(shoppers: Shoppers, session_user: np.ndarray, first: int) -> np.ndarray:
-    """(sessions,) when each begins, in seconds since START; in order of time within each user."""
+    """(sessions,) the start of each, in seconds since START; ascending within each user."""
     number = np.arange(len(session_user)) - np.searchsorted(session_user, session_user)
     state = randomness.extend(randomness.extend(shoppers.keys, _SESSION_KEYS)[session_user], number)
     day = shoppers.day_there(session_user, randomness.uniform(state, "day"))
@@ -177,11 +177,11 @@ def _intent_shelves(
     return shelf[np.maximum.accumulate(np.where(goes_on, 0, row))]
 
 
-_SEASON_SHARES = np.cumsum(DEMAND / DEMAND.sum(axis=0), axis=0).T  # (seasons, categories), running
+_SEASON_SHARES = np.cumsum(DEMAND / DEMAND.sum(axis=0), axis=0).T  # (seasons, categories), cumulative
 
 
 def _season_shelf(day: np.ndarray, state: np.ndarray) -> np.ndarray:
-    """The shelf of a category by the demand of the season."""
+    """The shelf of a category, drawn by the season's demand."""
     season = SEASON_OF_DAY[day]
     running = (_SEASON_SHARES[:, :-1] + np.arange(len(_SEASON_SHARES))[:, None]).ravel()
     place = np.searchsorted(running, season + randomness.uniform(state, "season category"), side="right")
@@ -189,7 +189,7 @@ def _season_shelf(day: np.ndarray, state: np.ndarray) -> np.ndarray:
 
 
 def _origin(previous: np.ndarray) -> np.ndarray:
-    """For each row, where its chain of pointers to earlier rows ends: at a row that points at itself."""
+    """The end of each row's chain of pointers to earlier rows: a row that points at itself."""
     while True:
         further = previous[previous]
         if np.array_equal(further, previous):
@@ -200,10 +200,10 @@ def _origin(previous: np.ndarray) -> np.ndarray:
 def _all_different(second: np.ndarray, user: np.ndarray, end_row: np.ndarray) -> np.ndarray:
     """Moves events of overlapping sessions so that a user's seconds increase strictly and stay in the two years.
 
-    The running maximum of `second - row` makes it so; a user's k-th event from the end is k seconds or more before
-    the end of the last day. `end_row` is the row behind the user's last one.
+    A cumulative maximum of `second - row` makes them increase. A user's k-th event from the end is at least k seconds
+    before the end of the last day. `end_row` is the row after the user's last one.
     """
     row = np.arange(len(second))
-    apart = (user - user[0]) * 2**40  # more than any `second - row`, so that users don't meet in the maximum
+    apart = (user - user[0]) * 2**40  # more than any `second - row`, so that users don't share a maximum
     increasing = np.maximum.accumulate(second - row + apart) - apart + row
     return np.minimum(increasing, DAYS * SECONDS_OF_DAY - (end_row - row))

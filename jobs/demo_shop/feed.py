@@ -1,8 +1,7 @@
-"""The shop's feeds as they reach us: the dirt of real feeds, the order of arrival, the files.
+"""Writes the shop's feeds: adds the dirt of real feeds, orders rows by arrival, and writes the files.
 
-`events.parquet` is ordered by known date, then by time. Its `event_ts` is text, for a broken timestamp has no other
-place. Every piece of dirt is counted in `planted.json`, beside the spec; what a reader of the feed finds can be
-compared with it kind by kind.
+`events.parquet` is ordered by known date, then by time. Its `event_ts` is text, so that it can hold broken timestamps.
+`planted.json` holds the spec and the number of rows with each kind of dirt, to be compared with what a reader finds.
 """
 
 import datetime
@@ -27,7 +26,7 @@ from lte_model.errors import LTEError
 
 
 class Dirt(IntEnum):
-    """What is wrong with a row. At most one thing is."""
+    """What is wrong with a row: at most one kind of dirt."""
 
     CLEAN = 0
     LATE = 1
@@ -44,7 +43,7 @@ SALE_FACTOR = 0.7
 
 USERS_AT_A_TIME = 2048
 ROWS_AT_A_TIME = 262_144
-"""Rows of a row group of `events.parquet`."""
+"""Rows in a row group of `events.parquet`."""
 
 EVENTS_SCHEMA = pa.schema(
     [
@@ -89,10 +88,10 @@ class Planted:
 
 
 def write_demo_shop(spec: ShopSpec, folder: str | os.PathLike, users_at_a_time: int = USERS_AT_A_TIME) -> Planted:
-    """Writes the shop's feeds and their truth into `folder`, unless they are there; returns what they contain.
+    """Writes the shop's feeds and ground truth to `folder`, unless it holds them; returns what they contain.
 
-    The bytes depend on `spec` alone. Memory: some 50 bytes per event, and the working space of `users_at_a_time`.
-    Raises `LTEError` where `folder` holds feeds that are not of a demo shop.
+    The bytes depend on `spec` only. Memory: some 50 bytes per event, and the working space of `users_at_a_time`.
+    Raises `LTEError` if `folder` holds feeds that are not of a demo shop.
     """
     folder = Path(folder)
     found = _planted_before(spec, folder)
@@ -112,10 +111,10 @@ def write_demo_shop(spec: ShopSpec, folder: str | os.PathLike, users_at_a_time: 
 
 @dataclass(frozen=True)
 class _FeedRows:
-    """The feed's n rows as columns, ordered by user; a duplicated row stands here once. 16 bytes each.
+    """The feed's n rows as columns, ordered by user, 16 bytes each. A duplicated row is held once.
 
-    `variant` tells which text a broken timestamp has, by how many days a late row is late, and whether what is
-    missing is null (0) or empty (1).
+    `variant` selects the text of a broken timestamp, the number of days by which a row is late, and whether a missing
+    value is null (0) or empty (1).
     """
 
     user: np.ndarray
@@ -135,9 +134,9 @@ class _FeedRows:
         return self.second // SECONDS_OF_DAY + np.where(self.dirt == Dirt.LATE, self.variant, 0)
 
     def leave_clean_what_would_be_alike(self) -> None:
-        """Keeps every two rows different: without its time, or its user, a row may look like another one.
+        """Keeps all rows different: without a time or a user, two rows may become equal.
 
-        They would count as exact duplicates, which nobody planted. The later of them stays clean instead.
+        They would count as exact duplicates that weren't planted. The later one is left clean instead.
         """
         for dirt, told_apart_by in (
             (Dirt.BROKEN_TIMESTAMP, (self.user, self.item, self.second // SECONDS_OF_DAY)),
@@ -215,7 +214,7 @@ def _date(day: int) -> str:
 def _write_events(spec: ShopSpec, assortment: Assortment, rows: _FeedRows, path: Path) -> None:
     order = np.argsort(rows.known_day().astype(np.int64) << 32 | rows.second, kind="stable")
     order = np.repeat(order, np.where(rows.dirt[order] == Dirt.DUPLICATED, 2, 1))
-    # codes behind the last id stand for an empty one
+    # the code after the last id is the empty id
     users = pa.array([*(user_id(number) for number in range(spec.users + 1)), ""], pa.string())
     item_codes = int(rows.item.max()) + 1
     items = pa.array([*(item_id(number) for number in range(item_codes)), ""], pa.string())
@@ -249,7 +248,7 @@ def _ids(ids: pa.Array, code: np.ndarray, missing: np.ndarray, empty: np.ndarray
 
 
 class _Clock:
-    """Writes seconds since START as 2023-01-01T00:00:00Z, from tables of its days and its seconds of a day."""
+    """Formats seconds since START as 2023-01-01T00:00:00Z, by lookup tables of days and of seconds of a day."""
 
     def __init__(self):
         days = np.datetime64(START) + np.arange(DAYS)
@@ -265,12 +264,12 @@ class _Clock:
 
 
 def _letters(texts: list[str]) -> np.ndarray:
-    """(n, length) bytes of texts of one length."""
+    """The bytes (n, length) of n texts of equal length."""
     return np.array([text.encode() for text in texts]).view(np.uint8).reshape(len(texts), -1)
 
 
 def _times(clock: _Clock, second: np.ndarray, broken: np.ndarray) -> pa.Array:
-    """The timestamps as text; where `broken` is not -1, the broken one of that number."""
+    """The timestamps as text; where `broken` isn't -1, the entry of `BROKEN_TIMESTAMPS` with that index."""
     times = clock.write(second)
     if (broken >= 0).any():
         texts = pa.array(BROKEN_TIMESTAMPS, pa.string()).take(pa.array(np.maximum(broken, 0)))
@@ -279,7 +278,7 @@ def _times(clock: _Clock, second: np.ndarray, broken: np.ndarray) -> pa.Array:
 
 
 def _made_by() -> str:
-    """A digest of this package: a shop made by other code is made again."""
+    """A digest of this package's code, so that a shop made by other code is made again."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
@@ -287,7 +286,7 @@ def _made_by() -> str:
 
 
 def _record(spec: ShopSpec, folder: Path, planted: Planted | None) -> None:
-    """Writes `planted.json` in one step. Without `planted` it claims the folder, whose files are not finished."""
+    """Writes `planted.json` atomically. Without `planted`, it claims the folder before the files are written."""
     content: dict = {"made_by": _made_by(), "spec": asdict(spec)}
     if planted is not None:
         content["planted"] = {name: value for name, value in asdict(planted).items() if name != "reused"}
@@ -301,7 +300,7 @@ def _record(spec: ShopSpec, folder: Path, planted: Planted | None) -> None:
 
 
 def _planted_before(spec: ShopSpec, folder: Path) -> Planted | None:
-    """What the folder holds, if it is this very shop; None if it may be written to."""
+    """The folder's contents if they are this shop's; None if the folder may be written to."""
     try:
         content = json.loads((folder / PLANTED).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Random numbers without a state: each is a pure function of the seed, a purpose, and what it is drawn for.
+"""Stateless random numbers: each is a pure function of the seed, a purpose, and a key such as user and event number.
 
-A generator with a state gives numbers that depend on what was drawn before, and so on how users are cut into
-chunks. Here the number of user 7's third event is the same wherever and whenever it is asked for. The mixing
-function is the finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+A stateful generator's numbers depend on earlier draws, and so on how users are cut into chunks. Here, the number
+for user 7's third event is the same in any chunk and order. The mixing function is the finaliser of SplitMix64
+(Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 """
 
 import hashlib
@@ -17,7 +17,7 @@ _SECOND = np.uint64(0x94D049BB133111EB)
 def keys(seed: int, *numbers: int | np.ndarray) -> np.ndarray:
     """uint64 keys, one for each (seed, number, number, …); `numbers` are non-negative integers and broadcast.
 
-    One number for all gives a key of shape (1,).
+    Scalars alone give a key of shape (1,).
     """
     state = _mix(np.array([seed], dtype=np.uint64) + _GOLDEN)
     for number in numbers:
@@ -26,7 +26,7 @@ def keys(seed: int, *numbers: int | np.ndarray) -> np.ndarray:
 
 
 def extend(state: np.ndarray, number: int | np.ndarray) -> np.ndarray:
-    """The keys one level down, as if `number` had been the next of `keys`. Shapes broadcast."""
+    """The keys one level down, as if `number` were one more argument of `keys`. Shapes broadcast."""
     return _mix(state + (np.atleast_1d(number).astype(np.uint64) + np.uint64(1)) * _GOLDEN)
 
 

@@ -1,4 +1,4 @@
-"""The shop's users: what each likes in the long run, how that drifts, and when the user is there at all."""
+"""Makes the shop's users: their long-term tastes, how these drift, and on which days each user is there."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -32,27 +32,27 @@ class Presence(IntEnum):
 PRESENCE_SHARES = (0.45, 0.2, 0.15, 0.2)
 
 FAVOURITE_CATEGORIES = (0.6, 0.25, 0.15)
-"""How often a taste reaches for the first, second and third favourite category, before seasons."""
+"""The weights of a taste's first, second and third favourite category, before seasonal demand."""
 
 FAVOURITE_VALUES = (0.8, 0.2)
-"""How often for the first and the second favourite value of a facet."""
+"""The probabilities of the first and the second favourite value of a facet."""
 
 FACET_SHARES = (0.3, 0.3, 0.15, 0.25)
-"""By which facet a taste or an intent chooses, in the order of `FACETS`."""
+"""The probability that a taste or an intent chooses by each facet, in the order of `FACETS`."""
 
 TAIL_SHAPE = 2.5
 TAIL_CUT = 50
 """A user's number of events follows a Lomax distribution of this shape, cut at this many times the mean."""
 
 DEMAND = np.array([category.demand for category in CATEGORIES])
-"""(categories, seasons)"""
+"""(categories, seasons): relative demand."""
 
 _USER_KEYS = 3
 
 
 @dataclass(frozen=True)
 class Shoppers:
-    """U users. A drifting taste goes from its first era to its second one; other users have two equal eras.
+    """U users. A drifting taste moves from its first era to its second; other users' eras are equal.
 
     taste, presence (U,) codes. categories (U, 2 eras, 3 ranks). facets (U, 2 eras, 4 facets, 2 ranks).
     join (U,): first day. active_days (U,): days there. break_day (U,): active days before the break;
@@ -74,14 +74,14 @@ class Shoppers:
         return len(self.taste)
 
     def day_there(self, user: np.ndarray, chance: np.ndarray) -> np.ndarray:
-        """A day on which the user is there; `chance` in [0, 1) spreads evenly over the active days."""
+        """A day on which the user is there, from `chance` in [0, 1), uniform over the active days."""
         active = (chance * self.active_days[user]).astype(np.int64)
         return self.join[user] + active + np.where(active >= self.break_day[user], self.break_days[user], 0)
 
     def taste_shelf(self, user: np.ndarray, day: np.ndarray, state: np.ndarray) -> np.ndarray:
-        """The shelf that a user's taste reaches for on a day: a favourite category in season, by a favourite facet.
+        """The shelf that a user's taste draws on a day: a favourite category in season, with a favourite facet value.
 
-        A drifting taste reaches for its second era with a probability that grows evenly over the two years.
+        A drifting taste draws from its second era with a probability that grows linearly over the two years.
         """
         era = (randomness.uniform(state, "taste era") < day / DAYS).astype(np.int64)
         favourites = self.categories[user, era]  # (n, 3)
@@ -94,12 +94,12 @@ class Shoppers:
 
 
 def draw_facet(state: np.ndarray, purpose: str) -> np.ndarray:
-    """A facet's number in `FACETS`, by `FACET_SHARES`."""
+    """The index of a facet in `FACETS`, drawn by `FACET_SHARES`."""
     return np.searchsorted(np.cumsum(FACET_SHARES)[:-1], randomness.uniform(state, purpose), side="right")
 
 
 def make_shoppers(spec: ShopSpec) -> Shoppers:
-    """All users of a shop: some 150 bytes each."""
+    """All users of a shop, some 150 bytes each."""
     state = randomness.keys(spec.seed, _USER_KEYS, np.arange(spec.users))
     has_taste = randomness.uniform(state, "has taste") < spec.stable_taste_share
     drifts = randomness.uniform(state, "drifts") < spec.drifting_share
@@ -136,9 +136,9 @@ def make_shoppers(spec: ShopSpec) -> Shoppers:
 
 
 def truth_table(shoppers: Shoppers) -> pa.Table:
-    """The rows of `truth.parquet`: each user's taste in words, favourites first, null where there is none.
+    """The rows of `truth.parquet`: each user's taste in words, favourites first; null without a taste.
 
-    `later_…` is what a drifting taste ends at. The bot is no user and has no row.
+    `later_…` is the second era of a drifting taste. The bot has no row.
     """
     columns = {
         "user_id": pa.array([user_id(number) for number in range(len(shoppers))], pa.string()),
@@ -166,7 +166,7 @@ def truth_table(shoppers: Shoppers) -> pa.Table:
 
 
 def _in_eras(state: np.ndarray, purpose: str, among: int, ranks: int, taste: np.ndarray) -> np.ndarray:
-    """(U, 2, ranks) int8: different values in each era, of `among`; both eras equal where the taste doesn't drift."""
+    """(U, 2, ranks) int8 in [0, among), distinct within an era; both eras are equal if the taste doesn't drift."""
     eras = []
     for era in range(2):
         lots = randomness.uniform(randomness.extend(state[:, None], np.arange(among)), f"{purpose} {era}")

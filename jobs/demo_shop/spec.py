@@ -1,4 +1,4 @@
-"""What makes one demo shop: its sizes, its shares and its calendar."""
+"""The parameters of a demo shop: sizes, shares and the calendar."""
 
 import datetime
 import math
@@ -10,62 +10,61 @@ from lte_model.errors import LTEError
 
 START = datetime.date(2023, 1, 1)
 END = datetime.date(2025, 1, 1)
-"""The shop's two years, [START, END). Events begin on the second day: an item is known before it is on sale."""
+"""The shop's two years, [START, END). Events begin on the second day, as items are known before on sale."""
 
 DAYS = (END - START).days
 SECONDS_OF_DAY = 86_400
 
 QUARTERS = 8
 MAX_EVENTS_PER_USER = 1000
-"""Bounds the mean. One user's tail is cut at 50 times it, which must fit into the seconds of the last day."""
+"""The bound of the mean. A user has at most 50 times the mean, which must fit into a day's seconds."""
 
 BOT_NIGHTS = 40
 BOT_SECONDS = 3 * 3600
-"""The bot comes on 40 nights, and crawls for up to three hours with at most one event a second."""
+"""The bot comes on 40 nights for up to three hours, with at most one event a second."""
 
 _MONTHS = (np.datetime64(START) + np.arange(DAYS)).astype("datetime64[M]").astype(np.int64) % 12
 SEASON_OF_DAY = ((_MONTHS + 1) % 12 // 3).astype(np.int64)
 """(DAYS,): 0 winter (December to February), 1 spring, 2 summer, 3 autumn."""
 
 QUARTER_OF_DAY = np.arange(DAYS) * QUARTERS // DAYS
-"""(DAYS,): the eighth of the two years in which a day lies; an item's popularity changes from one to the next."""
+"""(DAYS,): each day's eighth of the two years; an item's popularity changes from one to the next."""
 
 SALE_OF_DAY = np.isin(_MONTHS, (0, 6))
-"""(DAYS,): whether everything is reduced, in January and in July."""
+"""(DAYS,): whether prices are reduced, in January and July."""
 
 
 @dataclass(frozen=True)
 class ShopSpec:
     """A demo shop by its sizes, its seed and the rate of each kind of dirt.
 
-    Every rate is a probability per event of a user. An event has one kind of dirt at most, so that the counts of
-    quarantine can be compared kind by kind; the bot's events are clean, but for being the bot's.
-    Raises `LTEError` for a value outside its bounds.
+    Every rate is a probability per user event. An event has at most one kind of dirt, so that quarantine can be
+    compared kind by kind. The bot's events have no dirt. Raises `LTEError` for a value outside its bounds.
     """
 
     users: int
     items: int
     seed: int = 0
     stable_taste_share: float = 0.7
-    """Share of users with a long-term taste. The others have intents and follow the crowd, and nothing else."""
+    """Share of users with a long-term taste. The others have only intents, and follow popularity."""
     drifting_share: float = 0.4
-    """Share, among the users with a taste, of those whose taste moves slowly into another over the two years."""
+    """Share of the users with a taste whose taste moves slowly to another one over the two years."""
     events_per_user: float = 100.0
     """Mean over the two years. The tail is heavy: the median user has under half of it, one in a hundred 8 times."""
     duplicate_rate: float = 0.005
     """An exact copy of the row, known on the same day."""
     late_rate: float = 0.02
-    """Reaches us 1 to 10 days after it happened."""
+    """The row arrives 1 to 10 days after the event."""
     unknown_item_rate: float = 0.003
-    """A well-formed item id that no catalogue row has."""
+    """The item id is well-formed, but the catalogue doesn't have it."""
     broken_timestamp_rate: float = 0.002
-    """Text that is no time, a day that doesn't exist, an empty text or null."""
+    """The timestamp is no time, a day that doesn't exist, an empty text or null."""
     missing_user_rate: float = 0.001
-    """Half of them null, half of them an empty text."""
+    """The user id is null or an empty text, half each."""
     missing_item_rate: float = 0.001
-    """Half of them null, half of them an empty text."""
+    """The item id is null or an empty text, half each."""
     bot_weight: float = 50.0
-    """The one bot makes the events of this many average users."""
+    """The one bot makes as many events as this number of average users."""
 
     def __post_init__(self) -> None:
         _bounded("users", self.users, 1, 10_000_000)
@@ -81,7 +80,7 @@ class ShopSpec:
 
     @property
     def dirt_rates(self) -> tuple[float, ...]:
-        """The rates in the order of `jobs.demo_shop.feed.Dirt`, without its first, clean."""
+        """The rates in the order of `jobs.demo_shop.feed.Dirt`, without `CLEAN`."""
         return (
             self.late_rate,
             self.duplicate_rate,
@@ -98,12 +97,12 @@ class ShopSpec:
 
 
 def user_id(number: int) -> str:
-    """The id of a user by number. The bot is the one after the last user, and looks like any other."""
+    """The id of a user by number. The bot has the number after the last user's, and an id like any other."""
     return f"u{number:07d}"
 
 
 def item_id(number: int) -> str:
-    """The id of an item by number; numbers from `items` on are of items that the catalogue never had."""
+    """The id of an item by number. Numbers from `items` on belong to items that the catalogue never had."""
     return f"i{number:07d}"
 
 

@@ -1,8 +1,8 @@
-"""At which snapshot dates an event is part of an LTE.
+"""Says at which snapshot dates an event is part of an LTE.
 
-With lag L and window W an event of day e that is known from day k on, as its item is, enters at the date
-max(e + L, k) + 1 and leaves at the date e + L + W + 1. In between it is part of every snapshot; so a year of
-snapshots is one pass over the events, and the way from one snapshot to the next is what entered less what left.
+With lag L and window W, an event of day e enters at the date max(e + L, k) + 1 and leaves at the date e + L + W + 1.
+Here k is the first day on which the event and its item are both known. In between, the event is part of every snapshot.
+So one pass over the events makes a year of snapshots: each is the one before, plus what entered, minus what left.
 """
 
 import datetime
@@ -25,7 +25,7 @@ def day_number(date: datetime.date) -> int:
 class Calendar:
     """The snapshot dates of one run, ascending, and where it starts.
 
-    `base` is the number of the date whose snapshot is there already, or None for a run from nothing.
+    `base` is the index of the date whose snapshot exists already; None: the run reads all days.
     """
 
     dates: tuple[datetime.date, ...]
@@ -41,7 +41,7 @@ class Calendar:
 
     @property
     def backward(self) -> bool:
-        """Whether the base is later than the one date that is made from it."""
+        """Whether the base is later than the one date made from it."""
         return self.base == 1
 
     @property
@@ -51,26 +51,26 @@ class Calendar:
 
     @property
     def moves(self) -> list[tuple[int, int, datetime.date]]:
-        """How the run goes from date to date: (step, sign, date reached).
+        """The steps from date to date: (step, sign, date reached).
 
-        A move along step k adds, times the sign, the events that enter at k and takes those that leave at k.
+        A move along step k adds the events that enter at k and subtracts those that leave at k, times the sign.
         """
         if self.backward:
             return [(1, -1, self.dates[0])]
         return [(step, 1, date) for step, date in enumerate(self.dates) if step != self.base]
 
     def window(self, date: datetime.date) -> Interval:
-        """The days that the LTE of `date` sees."""
+        """The event days that the LTE of `date` covers."""
         return lte_window(date, self.lag_days, self.window_days)
 
     def steps(self, event_day: np.ndarray, known_day: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The numbers (events,) of the first date that each event is part of, and of the first that it no longer is."""
+        """The indices (events,) of the date at which each event enters, and of the date at which it leaves."""
         enters = np.searchsorted(self._days, np.maximum(event_day + self.lag_days, known_day) + 1)
         leaves = np.searchsorted(self._days, event_day + (self.lag_days + self.window_days + 1))
         return enters.astype(np.uint16), leaves.astype(np.uint16)
 
     def moved(self, enters: np.ndarray, leaves: np.ndarray) -> np.ndarray:
-        """Which events (events,) the moves of this run add or take."""
+        """(events,) bool: the events that this run's moves add or subtract."""
         inside = enters < leaves
         if self.base is None:
             return inside

@@ -1,7 +1,7 @@
-"""Which Parquet files hold the rows of some days, read from the table's log, and cut into parts of about equal work.
+"""Finds the Parquet files with the rows of some days in the table's log, and cuts them into parts of about equal work.
 
-Tasks read the files by Arrow: rows never pass through the JVM. It needs no more than Delta promises of a table
-without deletion vectors and column mapping.
+Tasks read the files with Arrow, so that rows never pass through the JVM. This is valid for Delta tables without
+deletion vectors and column mapping.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +17,12 @@ from lte_model.domain.windows import Interval
 from lte_model.object_store import arrow_file
 
 PART_BYTES = 128 * 2**20
-"""Compressed bytes of a part: what a task holds at once."""
+"""The most compressed bytes of a part, which a task holds at once."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The row groups of one file whose number is `number` in `of` equal shares."""
+    """Share number `number` of a file's row groups, cut into `of` equal shares."""
 
     path: str
     number: int
@@ -31,7 +31,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of one version of a Delta table: path, size_bytes, num_records and the columns' ranges."""
+    """The files of one table version: path, size_bytes, num_records, and the columns' min and max."""
 
     version: int
     root: str
@@ -43,7 +43,7 @@ class Listing:
         return int(self.files["num_records"].sum())
 
     def where(self, condition: pl.Expr) -> "Listing":
-        """The files for which the condition on their columns holds."""
+        """The files that match the condition on their columns."""
         return Listing(self.version, self.root, self.files.filter(condition))
 
     def of(self, partition: Mapping[str, str]) -> "Listing":
@@ -55,7 +55,7 @@ class Listing:
         )
 
     def parts(self, at_least: int) -> list[list[Piece]]:
-        """The files in parts of at most `PART_BYTES`, and in `at_least` parts where there is enough to share out."""
+        """The files in parts of about `PART_BYTES` at most; in about `at_least` parts if that gives more."""
         total = int(self.files["size_bytes"].sum())
         share = max(1, min(PART_BYTES, -(-total // at_least)))
         pieces = []
@@ -80,7 +80,7 @@ def list_files(path: str) -> Listing:
 
 
 def overlaps(column: str, days: Interval) -> pl.Expr:
-    """Files that may hold rows whose `column` lies in `days`; a file without statistics may."""
+    """Selects files that may hold rows with `column` in `days`, also files without statistics."""
     low, high = pl.col(f"min.{column}"), pl.col(f"max.{column}")
     return ((high >= days.start) & (low < days.end)).fill_null(True)
 
@@ -88,7 +88,7 @@ def overlaps(column: str, days: Interval) -> pl.Expr:
 def read_pieces(
     pieces: Sequence[Piece], columns: Sequence[str], condition: pc.Expression | None, dictionaries: Sequence[str] = ()
 ) -> Iterator[pa.Table]:
-    """The rows of each piece that match; columns in `dictionaries` come dictionary-encoded, as they lie in the file."""
+    """Each piece's rows that match; columns in `dictionaries` stay dictionary-encoded, as in the file."""
     form = ds.ParquetFileFormat(read_options=ds.ParquetReadOptions(dictionary_columns=set(dictionaries)))
     for piece in pieces:
         filesystem, path = arrow_file(piece.path)
@@ -101,7 +101,7 @@ def read_pieces(
 
 
 def in_days(column: str, days: Interval) -> pc.Expression:
-    """Rows whose `column` lies in `days`."""
+    """Selects rows with `column` in `days`."""
     return (pc.field(column) >= pa.scalar(days.start, pa.date32())) & (
         pc.field(column) < pa.scalar(days.end, pa.date32())
     )

@@ -1,8 +1,8 @@
-"""What a snapshot is made from: whether it is all there, and whether it is still what it was.
+"""Checks whether the inputs of a snapshot are complete, and whether they have changed since it was made.
 
-The accounts of the ingested days answer both. A day between the first account and the snapshot date without one is
-missing; a day whose account doesn't count the rows that table `events` holds of it was ingested in part. And the hash
-of the accounts that a snapshot could see, and of the items, is the same as long as a recomputation gives the same bits.
+The accounts of the ingested days answer both. A day without an account, between the first account and the snapshot
+date, is missing. A day whose account differs from the rows in table `events` was partly ingested. While the hash of the
+accounts and items that a snapshot reads stays the same, making the snapshot again gives the same bits.
 """
 
 import datetime
@@ -26,7 +26,7 @@ DAYS_NAMED = 10
 class Inputs:
     """The accounts of the feed `events`, by day (known_date, rows, content_hash), and the items with a vector.
 
-    `rows` are those that were kept and not erased since.
+    `rows` counts the rows that were kept and not erased since.
     """
 
     basis_id: str
@@ -34,9 +34,9 @@ class Inputs:
     index: ItemIndex
 
     def hash(self, date: datetime.date, lag_days: int, window_days: int, choices: str = "") -> str:
-        """16 hex digits of the SHA-256 of all that the snapshot of `date` reads, and of its lag and window.
+        """16 hex digits of the SHA-256 of the inputs, lag and window of the snapshot of `date`.
 
-        `choices` says what else decides its bits: the encoder, how events are weighed.
+        `choices` names whatever else decides its bits: the encoder, the event weights.
         """
         window = lte_window(date, lag_days, window_days)
         content = hashlib.sha256(f"{self.basis_id} {window} {date}\n".encode())
@@ -51,10 +51,10 @@ class Inputs:
         return content.hexdigest()[:16]
 
     def require_complete(self, listing: Listing, days: Interval) -> None:
-        """Raises `LTEError` that names the days of `days` that no run has brought, or has brought in part.
+        """Raises `LTEError` that names the days in `days` that are missing or partly ingested.
 
         Days before the first account are before the shop's history. `listing` has the files of table `events`: their
-        ranges of days tell what there is without a look into them.
+        min and max days and row counts suffice, so that no file is read.
         """
         ingested: set[datetime.date] = set(self.accounts["known_date"])
         if not ingested:
@@ -74,7 +74,7 @@ class Inputs:
                 )
 
     def _spans(self, listing: Listing) -> list[tuple[Interval, int, int]]:
-        """(days, rows that the files hold, rows that the accounts say) of every run of days that share files."""
+        """(days, rows in the files, rows in the accounts) of each range of days that share files."""
         spans: list[tuple[Interval, int]] = [(Interval(day, day + ONE_DAY), 0) for day in self.accounts["known_date"]]
         spans += [
             (Interval(low, high + ONE_DAY), records)

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class ItemIndex:
-    """The items with a vector: row i of the matrix is of the item `item_ids[i]`, known from day `known_day[i]` on."""
+    """The items with a vector: row i is the item `item_ids[i]`, known from day `known_day[i]` on."""
 
     item_ids: pa.Array
     known_day: np.ndarray
@@ -19,7 +19,7 @@ class ItemIndex:
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """The vectors of one basis: row i of `units` (items, dimensions) int32, in grid units, is of the index's item i."""
+    """One basis's vectors: `units` (items, dimensions) int32, in grid units, in the order of the index."""
 
     basis_id: str
     index: ItemIndex

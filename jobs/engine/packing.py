@@ -1,7 +1,7 @@
-"""A part's events as small integers, grouped by user, in one blob for each group of users.
+"""Packs a part's events as small integers, grouped by user, in one blob for each group of users.
 
-A group is a range of buckets, and a user's bucket is the CRC-32 of the user's id: the same in every run, in Python and
-in SQL, so that the rows of a group are found again in a snapshot that another run wrote.
+A group is a range of buckets, and a user's bucket is the CRC-32 of the user's id modulo `BUCKETS`. It is the same in
+every run, in Python and in SQL, so that a group's rows can be found in a snapshot that another run wrote.
 """
 
 import itertools
@@ -29,19 +29,19 @@ def buckets_of(user_ids: pa.Array) -> np.ndarray:
 
 
 def group_of(bucket: np.ndarray, groups: int) -> np.ndarray:
-    """The group of each bucket: group g holds the buckets `group_buckets(g, groups)`."""
+    """The group of each bucket; the inverse of `group_buckets`."""
     return (bucket.astype(np.int64) * groups // BUCKETS).astype(np.int32)
 
 
 def group_buckets(group: int, groups: int) -> range:
-    """The buckets of a group."""
+    """The range of buckets of a group."""
     return range(-(-group * BUCKETS // groups), -(-(group + 1) * BUCKETS // groups))
 
 
 def pack(events: pa.Table, calendar: Calendar, index: ItemIndex, groups: int) -> Iterator[tuple[int, bytes]]:
-    """(group, blob) of the events that the calendar's moves add or take.
+    """(group, blob) of the events that the calendar's moves add or subtract.
 
-    `events` has `COLUMNS`, the ids dictionary-encoded. Events of items without a vector are left out.
+    `events` has `COLUMNS`, with dictionary-encoded ids. Events of items without a vector are left out.
     """
     events = events.unify_dictionaries().combine_chunks()
     users, items = (_chunk(events[name]) for name in ("user_id", "item_id"))
@@ -83,15 +83,15 @@ def pack(events: pa.Table, calendar: Calendar, index: ItemIndex, groups: int) ->
 
 
 def unpack(blob: bytes) -> pa.RecordBatch:
-    """The events of a blob, as `pack` wrote them."""
+    """The events of a blob that `pack` wrote."""
     with pa.ipc.open_stream(blob) as reader:
         return reader.read_next_batch()
 
 
 def grouped_order(keys: np.ndarray, count: int) -> np.ndarray:
-    """The order (events,) that brings equal `keys`, in [0, count), together and keeps it within a key.
+    """The order (events,) that sorts `keys`, in [0, count), stably.
 
-    A counting sort, by way of a sparse matrix; numpy's stable sort takes five times as long.
+    A sparse matrix does a counting sort; numpy's stable sort takes five times as long.
     """
     places = np.arange(len(keys), dtype=np.int32)
     ones = np.ones(len(keys), dtype=np.int8)

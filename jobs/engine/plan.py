@@ -1,8 +1,8 @@
-"""How a run gets to its dates: from which snapshot it goes on, and which rows of `events` it must read for that.
+"""Plans a run: which snapshot it starts from (the base), and which rows of `events` it must read.
 
-From the base b to the date D, b < D, what moves are the events dated in [b−L, D−L), which enter, those dated in
-[b−L−W, D−L−W), which leave, those of any day that became known in [b, D), and those of items that did. A base that is
-later than D saves less: the newest event that is left of each user is found among all days of the window.
+From a base b < D to the date D, these events move: those dated in [b−L, D−L) enter, those dated in [b−L−W, D−L−W)
+leave, and events of any day enter if they, or their items, became known in [b, D). A base later than D saves less: to
+find each user's newest remaining event, the run must read all days of the window.
 """
 
 import datetime
@@ -22,12 +22,12 @@ from lte_model.settings import Window
 
 FORWARD_REACH = 1 / 2
 BACKWARD_REACH = 1 / 8
-"""How far, in windows, a base may lie before its dates or behind: reading all days anew is cheaper beyond."""
+"""How far, in windows, a base may lie before or after its dates; beyond, reading all days is cheaper."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The calendar of a run, and in words how it makes its dates."""
+    """The calendar of a run, and how it makes its dates, in words."""
 
     calendar: Calendar
     reason: str
@@ -41,8 +41,8 @@ def choose_plan(
 ) -> Plan:
     """The plan for `dates`, ascending.
 
-    `there` has the snapshots that are there: the hash of the inputs that each was made from. One whose hash isn't
-    `inputs_hash` of its date any more is no base.
+    `there` maps the dates of existing snapshots to the hashes of their inputs. A snapshot can't be the base if
+    `inputs_hash` of its date has changed.
     """
     first, made = dates[0], in_words(dates)
     near = [
@@ -53,7 +53,7 @@ def choose_plan(
     if len(dates) == 1:
         reach = window.window_days * BACKWARD_REACH * datetime.timedelta(1)
         near += [date for date in there if datetime.timedelta(0) < date - first <= reach]
-    # The nearest before; where there is none, the nearest behind.
+    # The nearest before the dates; if there is none, the nearest after.
     near.sort(key=lambda date: (date > first, abs(date - first)))
     changed = []
     for base in near:
@@ -74,18 +74,18 @@ def choose_plan(
 
 
 def in_words(dates: Sequence[datetime.date]) -> str:
-    """What a run makes."""
+    """The dates of a run, in words."""
     first, last = dates[0], dates[-1]
     return f"LTE of {first}" if first == last else f"{len(dates)} LTEs from {first} to {last}"
 
 
 def days_seen(calendar: Calendar) -> Interval:
-    """The known days that the dates of the calendar may see."""
+    """The days on which events of the calendar's snapshots may have become known."""
     return Interval(calendar.window(calendar.dates[0]).start, calendar.dates[-1])
 
 
 def needed(events: Listing, calendar: Calendar, index: ItemIndex) -> tuple[Listing, pc.Expression]:
-    """The files that may hold events which the calendar's moves add or take, and the condition on their rows."""
+    """The files that may hold events that the calendar's moves add or subtract, and the condition on rows."""
     first, last = (calendar.window(date) for date in (calendar.dates[0], calendar.dates[-1]))
     whole = Interval(first.start, last.end)
     known = (calendar.dates[0], calendar.dates[-1])

@@ -1,7 +1,7 @@
-"""The engine on Spark: two stages of tasks, and one shuffle of blobs between them.
+"""Runs the engine on Spark: two stages of tasks, with one shuffle of blobs between them.
 
-Files that tasks share, the items and their vectors, are shipped to each machine once and mapped into memory, so that
-they take the memory of one copy however many tasks run there.
+The items and their vectors are shipped to each machine once, as files that are mapped into memory. All tasks of a
+machine share one copy in memory.
 """
 
 import uuid
@@ -26,7 +26,7 @@ from lte_model.errors import LTEError
 
 EVENTS_OF_A_GROUP = 5_000_000
 USERS_OF_A_GROUP = 50_000
-"""About what a task of the second stage holds at once, at most."""
+"""About the most that a task of the second stage holds at once."""
 
 ROWS_IN_SQL = (
     "user_id STRING, user_bucket INT, vector_sum ARRAY<INT>, event_count INT, newest_event_date DATE, "
@@ -37,14 +37,14 @@ _BASE_COLUMNS = ROWS.names[:-1]
 
 @dataclass(frozen=True)
 class Shipped:
-    """The items and their vectors as files that every task finds on its machine."""
+    """The names of the files of items and vectors, for `SparkFiles.get` in a task."""
 
     items: str
     units: str
 
     @staticmethod
     def ship(spark: SparkSession, vectors: ItemVectors) -> "Shipped":
-        """Gives the items and their vectors to every machine, as files."""
+        """Ships the items and their vectors to every machine, as files."""
         name = uuid.uuid4().hex
         shipped = Shipped(f"{name}.arrow", f"{name}.npy")
         table = pa.table({"item_id": vectors.index.item_ids, "known_day": vectors.index.known_day})
@@ -57,7 +57,7 @@ class Shipped:
         return shipped
 
     def index(self) -> ItemIndex:
-        """The items, on the machine of a task."""
+        """The items, mapped into memory."""
         table = pa.ipc.open_file(pa.memory_map(SparkFiles.get(self.items))).read_all().combine_chunks()
         return ItemIndex(table["item_id"].combine_chunks(), table["known_day"].to_numpy())
 
@@ -74,10 +74,9 @@ def run_engine(
     vectors: ItemVectors,
     calendar: Calendar,
 ) -> DataFrame:
-    """The rows that the calendar makes: (user_id, user_bucket, vector_sum, event_count, newest_event_date,
-    snapshot_date), computed when they are written.
+    """The rows of the calendar's made dates, with columns `ROWS_IN_SQL`; lazy.
 
-    `condition` says which rows of `events` are wanted; `base` has the files of the base's partition.
+    `condition` selects rows of `events`; `base` has the files of the base's partition.
     """
     tasks = spark.sparkContext.defaultParallelism
     parts = events.parts(at_least=tasks)
@@ -106,7 +105,7 @@ def run_engine(
 
 
 def user_bucket() -> Column:
-    """The bucket of column `user_id`, as packing.py has it."""
+    """The bucket of column `user_id`, equal to `buckets_of` of packing.py."""
     return (F.crc32(F.col("user_id").cast("binary")) % BUCKETS).cast("int")
 
 
@@ -114,7 +113,7 @@ def _rows_of_base(base: Listing | None, buckets: range) -> pa.Table | None:
     if base is None:
         return None
     inside = (pc.field("user_bucket") >= buckets.start) & (pc.field("user_bucket") < buckets.stop)
-    # A task opens the files that may hold its users, not the footers of all: their number grows with the users too.
+    # A task opens only files that may hold its users: opening all would cost more with more users.
     low, high = pl.col("min.user_bucket"), pl.col("max.user_bucket")
     files = base.where(((high >= buckets.start) & (low < buckets.stop)).fill_null(True))
     pieces = [piece for part in files.parts(at_least=1) for piece in part]

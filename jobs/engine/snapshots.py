@@ -1,7 +1,7 @@
-"""Reads a snapshot again, without Spark: the LTEs of some of its users, and a tally of all its rows.
+"""Reads snapshots without Spark: the LTEs of a sample of users, and a tally of all rows.
 
-Rows are read a few thousand at a time. Those that can't be read are counted: a null, other dimensions than the basis
-has, a vector off the grid.
+Rows are read a few thousand at a time. Invalid rows are counted: with a null, with other dimensions than the basis, or
+with a vector off the grid.
 """
 
 import datetime
@@ -23,14 +23,14 @@ from lte_model.domain.representations import Representation
 ROWS_AT_ONCE = 2**14
 
 NORM = 2.0**-32
-"""What norms are summed up in."""
+"""The unit in which norms are summed."""
 
 COLUMNS = ("user_id", "user_bucket", "vector_sum", "event_count", "newest_event_date")
 _ROWS = pa.schema([ROWS.field(name) for name in COLUMNS])
 
 
 def snapshots_of(listing: Listing, kind: Representation) -> dict[datetime.date, Listing]:
-    """The files of each snapshot of a representation that has a row."""
+    """A representation's snapshots that have a row: date → files."""
     of_kind = listing.of({"representation": kind.name}).where(pl.col("num_records") > 0)
     dates = of_kind.files["partition.snapshot_date"].cast(pl.Date).unique().to_list()
     return {date: of_kind.of({"snapshot_date": str(date)}) for date in dates}
@@ -40,8 +40,8 @@ def snapshots_of(listing: Listing, kind: Representation) -> dict[datetime.date, 
 class UserVectors:
     """Some users of one snapshot.
 
-    `vectors` (users, dimensions) float32 are their LTEs, `event_counts` (users,) the events in each, and `ages`
-    (users,) the days from its newest event to the snapshot date.
+    `vectors` (users, dimensions) float32 are their LTEs, `event_counts` (users,) the numbers of events in them, and
+    `ages` (users,) the days from the newest event to the snapshot date.
     """
 
     user_ids: pa.Array
@@ -54,18 +54,18 @@ class UserVectors:
 
     @cached_property
     def norms(self) -> np.ndarray:
-        """The length of each vector (users,)."""
+        """The norm of each vector (users,)."""
         return np.linalg.norm(self.vectors, axis=1)
 
     def where(self, chosen: np.ndarray) -> "UserVectors":
-        """The users that are `chosen` (users,) bool."""
+        """The users selected by `chosen` (users,) bool."""
         return UserVectors(
             self.user_ids.filter(pa.array(chosen)), self.vectors[chosen], self.event_counts[chosen], self.ages[chosen]
         )
 
     @staticmethod
     def together(parts: Sequence["UserVectors"]) -> "UserVectors":
-        """All of them in the order of their ids, so that no mean has other last bits for other files."""
+        """All parts, ordered by id, so that means have the same bits however rows are split into files."""
         user_ids = pa.concat_arrays([part.user_ids for part in parts])
         order = pc.sort_indices(user_ids).to_numpy()
         columns = ("vectors", "event_counts", "ages")
@@ -76,7 +76,7 @@ class UserVectors:
 
 @dataclass(frozen=True)
 class SnapshotRows:
-    """Some rows of a snapshot: those that can be read, with the bucket of each, and how many can't be."""
+    """Some rows of a snapshot: users with readable rows, their buckets, and counts of invalid rows."""
 
     users: UserVectors
     buckets: np.ndarray
@@ -115,7 +115,7 @@ def _rows(batch: pa.RecordBatch, date: datetime.date, dimensions: int) -> Snapsh
 
 @dataclass
 class Tally:
-    """What is counted over all rows of a snapshot. `ages[days]` are the users whose newest event is so old."""
+    """Counts over all rows of a snapshot. `ages[days]` is the number of users with a newest event so old."""
 
     largest_norm: float
     null_rows: int = 0
@@ -124,11 +124,11 @@ class Tally:
     zero_rows: int = 0
     events: int = 0
     norms: int = 0
-    """In units of `NORM`: the same sum in any order."""
+    """In units of `NORM`, so that the sum doesn't depend on the order of rows."""
     ages: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
 
     def add(self, rows: SnapshotRows) -> None:
-        """Counts these rows too."""
+        """Adds these rows to the counts."""
         users = rows.users
         self.null_rows += rows.null_rows
         self.off_grid_rows += rows.off_grid_rows
@@ -136,13 +136,13 @@ class Tally:
         self.zero_rows += int((users.norms == 0).sum())
         self.events += int(users.event_counts.sum(dtype=np.int64))
         self.norms += int(np.rint(users.norms.astype(np.float64) / NORM).astype(np.int64).sum())
-        # No event of an LTE is dated on D or later: the gate of the snapshots has seen to it.
+        # No event of an LTE is dated on D or later: the gate of lte_snapshots checks that.
         ages = np.bincount(np.maximum(users.ages, 0), minlength=len(self.ages))
         ages[: len(self.ages)] += self.ages
         self.ages = ages
 
     def figures(self) -> dict[str, float]:
-        """The counts, and the means and quantiles over the rows that could be read, if any."""
+        """The counts, and the means and quantiles over readable rows, if any."""
         counts = {name: getattr(self, name) for name in ("null_rows", "off_grid_rows", "long_rows")}
         read, up_to = int(self.ages.sum()), self.ages.cumsum()
         if not read:
@@ -152,14 +152,14 @@ class Tally:
             "events_mean": self.events / read,
             "norm_mean": self.norms * NORM / read,
             "age_mean": int(self.ages @ np.arange(len(self.ages))) / read,
-            # The smallest age that this share of the users doesn't exceed.
+            # Quantile: the smallest age that this share of users doesn't exceed.
             "age_p50": int(np.searchsorted(up_to, 0.5 * read)),
             "age_p95": int(np.searchsorted(up_to, 0.95 * read)),
         }
 
 
 def read_sample(files: Listing, date: datetime.date, dimensions: int, buckets: int) -> UserVectors:
-    """The users of the first so many buckets."""
+    """The users of the first `buckets` buckets."""
     wanted = pc.field("user_bucket") < buckets
     return UserVectors.together(
         [_nobody(dimensions), *(rows.users for rows in read_rows(files, date, dimensions, wanted))]
@@ -167,7 +167,7 @@ def read_sample(files: Listing, date: datetime.date, dimensions: int, buckets: i
 
 
 def read_all(files: Listing, date: datetime.date, dimensions: int, buckets: int, tally: Tally) -> UserVectors:
-    """The same users, when every row has been added to the tally."""
+    """Adds every row to the tally; returns the users of the first `buckets` buckets."""
     sample = [_nobody(dimensions)]
     for rows in read_rows(files, date, dimensions):
         tally.add(rows)

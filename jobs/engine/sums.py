@@ -1,11 +1,11 @@
-"""The snapshot rows of one group of users, from the group's blobs and the rows of the base, where there is one.
+"""Makes the snapshot rows of one group of users from the group's blobs, and from the base's rows if there is a base.
 
-1. Each event that a move adds or takes is an entry of a sparse matrix, +1 or −1 at (step and user, item).
-2. Users go in blocks. The state of a block, (users, dimensions) sums in grid units, starts at the base's, or at zero.
-3. Along each step the block's rows of the sparse matrix times the item vectors are added to the state, and the state
-   is the snapshot of the date reached.
+1. Each event that a move adds or subtracts is an entry of a sparse matrix, +1 or −1 at (step and user, item).
+2. Users are processed in blocks. A block's state, (users, dimensions) sums in grid units, starts at the base or 0.
+3. Each step adds the block's rows of the sparse matrix times the item vectors to the state. The state is then the
+   snapshot of the date reached.
 
-All of it is integer arithmetic, which knows no order: whatever the blobs, the base or the dates, the sums are the same.
+Integer arithmetic makes the sums independent of order: they are the same whatever the blobs, the base or the dates.
 """
 
 import datetime
@@ -21,7 +21,7 @@ from lte_model.domain.basis import MAX_EVENTS
 from lte_model.errors import LTEError
 
 USERS_AT_ONCE = 4096
-"""The users of a block."""
+"""The number of users in a block."""
 
 ROWS = pa.schema(
     [
@@ -33,7 +33,7 @@ ROWS = pa.schema(
         ("snapshot_date", pa.date32()),
     ]
 )
-"""What a run makes. `vector_sum` is in grid units."""
+"""The schema of the rows that a run makes. `vector_sum` is in grid units."""
 
 
 def snapshot_rows(
@@ -41,7 +41,7 @@ def snapshot_rows(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of every date that the calendar makes, in one pass over the users of a group.
 
-    `base` has the columns of `ROWS` but the last; `units` is (items, dimensions) int32 in grid units. Raises
+    `base` has the columns of `ROWS` except the last; `units` is (items, dimensions) int32 in grid units. Raises
     `LTEError` for a user with more than `MAX_EVENTS` events in a window.
     """
     user_ids, users_of_blob, users_of_base = _number_users(blobs, base)
@@ -81,7 +81,7 @@ def snapshot_rows(
 def _number_users(
     blobs: Sequence[pa.RecordBatch], base: pa.Table | None
 ) -> tuple[pa.Array, list[np.ndarray], np.ndarray]:
-    """All users of the group, and the numbers of those of each blob and of the base."""
+    """All users of the group, the row numbers of each blob's users in it, and those of the base's."""
     columns = [blob["user_id"] for blob in blobs]
     columns += base["user_id"].chunks if base is not None else []
     encoded = pa.chunked_array(columns, pa.string()).combine_chunks().dictionary_encode()
@@ -94,8 +94,10 @@ def _number_users(
 def _moves(
     blobs: Sequence[pa.RecordBatch], users_of_blob: Sequence[np.ndarray], users: int, items: int, calendar: Calendar
 ) -> tuple[scipy.sparse.csr_matrix, np.ndarray | None]:
-    """What enters (+1) and leaves (−1) along each step, (steps · users, items); the newest day that enters, (steps ·
-    users,). A run of one date has one step, along which all enters, and its blobs say no days.
+    """The events that enter (+1) and leave (−1) along each step, (steps · users, items), and the newest entering days.
+
+    The days are (steps · users,). They are None for a run of one date: all events enter in its one step, and its blobs
+    have no days.
     """
     events_of_blob = [np.diff(blob["items"].offsets.to_numpy()) for blob in blobs]
     user = _joined([np.repeat(*pair) for pair in zip(users_of_blob, events_of_blob, strict=True)], np.int32)
@@ -120,7 +122,7 @@ def _moves(
 def _newest_of_first_date(
     blobs: Sequence[pa.RecordBatch], users_of_blob: Sequence[np.ndarray], users: int
 ) -> np.ndarray:
-    """The newest day (users,) of the events that are part of the first date."""
+    """The newest day (users,) of the events in the first date's LTE."""
     newest = np.full(users, NEVER, dtype=np.int32)
     for blob, numbers in zip(blobs, users_of_blob, strict=True):
         np.maximum.at(newest, numbers, blob["newest"].to_numpy())
@@ -145,7 +147,7 @@ def _rows(
     newest: np.ndarray,
     date: datetime.date,
 ) -> pa.RecordBatch:
-    """The rows of the users who have an event. Copies: the state goes on to the next date."""
+    """The rows of users with an event. Arrays are copied, because the next date changes the state."""
     alive = np.flatnonzero(count)
     offsets = np.arange(len(alive) + 1, dtype=np.int32) * sums.shape[1]
     return pa.RecordBatch.from_arrays(
@@ -162,7 +164,7 @@ def _rows(
 
 
 def _column(blobs: Sequence[pa.RecordBatch], name: str, kind: type) -> np.ndarray:
-    """The values of a column of lists, over all blobs."""
+    """The values of a list column, concatenated over all blobs."""
     return _joined([blob[name].flatten().to_numpy() for blob in blobs], kind)
 
 

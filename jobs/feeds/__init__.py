@@ -1,1 +1,1 @@
-"""The shop's feeds as they are read, and the account of their rows."""
+"""Reads and checks the shop's feeds, and accounts for each of their rows."""

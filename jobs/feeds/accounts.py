@@ -1,4 +1,4 @@
-"""What the two ingesting jobs share: rows that are kept, rows in quarantine, and an account that adds up.
+"""Writes a feed's kept rows, its quarantine, and an account that adds up, for both ingesting jobs.
 
     rows read = rows kept + rows in quarantine + exact duplicates
 
@@ -23,12 +23,12 @@ DAY = "_day"
 REASON = "_reason"
 COPIES = "_copies"
 RAW_ROW = "_raw_row"
-"""The row as its feed had it: JSON, or the line that could not be taken apart."""
+"""The raw row: JSON, or the line that could not be parsed."""
 
 
 @dataclass(frozen=True)
 class FeedAccount:
-    """The rows of a feed over some days, and where they went."""
+    """The number of rows of a feed over some days, and where they went."""
 
     rows_read: int
     rows_kept: int
@@ -55,9 +55,9 @@ def days_known(date: datetime.date, since: datetime.date | None) -> Interval:
 
 
 def with_missing_days(warehouse: Warehouse, feed: str, days: Interval) -> Interval:
-    """`days`, begun earlier where a day before them has no account: from the first such day on.
+    """`days`, extended back to the first earlier day without an account, if there is one.
 
-    So that runs may come in any order, or be left out: whichever is first brings all that its date may see.
+    Runs may therefore come in any order or be skipped: the next run ingests all days missing before its date.
     """
     if not warehouse.exists(INGESTED_DAYS):
         return days
@@ -66,7 +66,7 @@ def with_missing_days(warehouse: Warehouse, feed: str, days: Interval) -> Interv
 
 
 def missing_days(accounts: DataFrame, feed: str, before: datetime.date) -> list[datetime.date]:
-    """The days between the feed's first account and `before` that have none, ascending."""
+    """The days without an account between the feed's first account and `before`, ascending."""
     rows = accounts.where((F.col("feed") == feed) & (F.col("known_date") < before)).select("known_date").collect()
     ingested = {row.known_date for row in rows}
     first = min(ingested, default=before)
@@ -74,9 +74,9 @@ def missing_days(accounts: DataFrame, feed: str, before: datetime.date) -> list[
 
 
 def distinct_rows(rows: DataFrame, feed_columns: Sequence[str]) -> DataFrame:
-    """One row of each group that is equal in every column of the feed.
+    """One row for each group of rows equal in every column of the feed.
 
-    `_copies` counts the group, `_raw_row` holds the row as text.
+    `_copies` counts the group; `_raw_row` holds the row as text.
     """
     whole = [quoted(column) for column in feed_columns if column not in (CORRUPT, FILE_DAY)]
     return (
@@ -101,8 +101,8 @@ def write_feed(
 ) -> FeedAccount:
     """Writes the quarantine, then the kept rows, then the account of each day; returns the account of all days.
 
-    `rows` is the feed as read, `classified` what became of its distinct rows. The account comes last: a day that has
-    none was not ingested to its end.
+    `rows` is the feed as read; `classified` has its distinct rows with `_reason`. The account comes last: a day without
+    one was not fully ingested.
     """
     of_the_days = (
         f"feed = {sql_text(feed)} AND known_date >= {sql_date(days.start)} AND known_date < {sql_date(days.end)}"
@@ -130,10 +130,9 @@ def write_feed(
 
 
 def _accounts(feed: str, rows: DataFrame, classified: DataFrame, days: Interval) -> DataFrame:
-    """The table `ingested_days` for `days`: one row a day, also for a day without rows.
+    """The rows of `ingested_days` for `days`: one a day, also for a day without rows.
 
-    `content_hash` is the same for the same kept rows in any order; a snapshot knows by it whether what it read is
-    still what there is.
+    `content_hash` depends on the kept rows but not on their order. By it, a snapshot detects changed events.
     """
     content = [name for name in classified.columns if name not in (DAY, COPIES, SOURCE_FILE, RAW_ROW, REASON)]
     of_row = F.xxhash64(*content).cast("decimal(20, 0)")

@@ -1,7 +1,7 @@
-"""The columns of a feed: which types hold their values, what a value must be, and why one can't be kept.
+"""Parses the columns of a feed: their accepted types, their valid values, and the reasons to reject one.
 
-Each function takes the frame of a feed as `jobs.feeds.sources.read_source` returns it, and returns columns of it. What
-can't be read as the type that it should have is null, for `first_reason` of jobs/feeds/accounts.py to name.
+The functions take a frame that `jobs.feeds.sources.read_source` returned, and return columns of it. A value that can't
+be parsed becomes null, and `first_reason` of jobs/feeds/accounts.py gives the reason.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,16 @@ OURS = (SOURCE_FILE, FILE_DAY, "_day", "_known", "_reason", "_copies", "_raw_row
 """Names that a feed's columns can't have."""
 
 LONGEST_ID = 1024
-"""Characters. An item's id stands in the list of every user whom it is recommended to."""
+"""In characters. An item's id is repeated for every user whom it is recommended to."""
 NOT_IN_AN_ID = "[\\x00-\\x1F\\x7F\\uFEFF]"
-"""Control characters and the byte order mark: no list of ids, a line each, could name such an id."""
+"""Control characters and the byte order mark: a list with one id per line couldn't name such an id."""
 REPLACED = "\N{REPLACEMENT CHARACTER}"
-"""What stands where bytes were no UTF-8. Different ids may have become the same one by it."""
+"""Replaces bytes that aren't UTF-8. Different ids may become equal by it."""
 
 FULL_DATE = r"^\s*\d{4}-\d{1,2}-\d{1,2}([T\s].*)?$"
-"""Text that can be a time. Spark would also read 2024 as New Year's Day, and 12:00 and now as of the run's own day."""
+"""Text that can be a time. Spark would also parse 2024 (New Year's Day), 12:00 and now (the run's day)."""
 TIMES = ("1678-01-01", "2262-01-01")
-"""Times lie in between: readers of a Parquet file may count nanoseconds in 64 bits."""
+"""The range of valid times: readers of a Parquet file may count nanoseconds in 64 bits."""
 
 TEXT = (T.StringType, T.IntegerType, T.LongType, T.ShortType)
 NUMBER = (T.StringType, T.DoubleType, T.FloatType, T.IntegerType, T.LongType, T.ShortType, T.DecimalType)
@@ -38,7 +38,7 @@ TIME = (T.StringType, T.TimestampType, T.TimestampNTZType, T.DateType)
 def require_columns(
     frame: DataFrame, source: str, types: Mapping[str, Sequence[type[T.DataType]]], required: Sequence[str]
 ) -> None:
-    """Raises `LTEError` where a required column is missing, or a column has a type that can't hold its values."""
+    """Raises `LTEError` if a required column is missing, or a column's type can't hold its values."""
     present = {field.name: field.dataType for field in frame.schema}
     for column in required:
         if column not in present:
@@ -53,22 +53,22 @@ def require_columns(
 
 
 def quoted(column: str) -> Column:
-    """The column of a feed, whatever its name: a dot in it is no way into a struct."""
+    """A feed's column by any name; a dot in it doesn't select a struct's field."""
     return F.col(f"`{column.replace('`', '``')}`")
 
 
 def optional(frame: DataFrame, column: str) -> Column:
-    """The column, or null where the source has none."""
+    """The column, or null if the source has none."""
     return F.col(column) if column in frame.columns else F.lit(None).cast("string")
 
 
 def text(frame: DataFrame, column: str) -> Column:
-    """The column as text without surrounding space; null where that leaves nothing."""
+    """The column as text without surrounding spaces; null if nothing is left."""
     return F.nullif(F.trim(F.make_valid_utf8(optional(frame, column).cast("string"))), F.lit(""))
 
 
 def unfit_id(frame: DataFrame, column: str) -> list[tuple[Column, str]]:
-    """Why a value of the column is no id, with the condition of each reason."""
+    """The conditions under which a value isn't an id, each with its reason."""
     value = text(frame, column)
     return [
         (value.isNull(), f"{column} is missing"),
@@ -79,18 +79,18 @@ def unfit_id(frame: DataFrame, column: str) -> list[tuple[Column, str]]:
 
 
 def number(frame: DataFrame, column: str) -> Column:
-    """The column as a double; null where it isn't a number, and where it is infinite."""
+    """The column as a double; null if it is infinite or not a number."""
     value = optional(frame, column).try_cast("double")
     return F.when(F.abs(value) < float("inf"), value)  # NaN is greater than any number
 
 
 def not_a(what: str, value: Column, frame: DataFrame, column: str) -> tuple[Column, str]:
-    """The condition that the column says something of which `value` could not be made, and the reason."""
+    """The condition that the column has text but its parsed `value` is null, and the reason."""
     return text(frame, column).isNotNull() & value.isNull(), f"{column} is not a {what}"
 
 
 def time(frame: DataFrame, column: str) -> Column:
-    """The column as a timestamp, read as UTC where it names no zone; null where it isn't one."""
+    """The column as a timestamp, in UTC if it names no zone; null if it isn't one."""
     value = optional(frame, column)
     if isinstance(frame.select(value).schema[0].dataType, T.StringType):
         value = F.when(value.rlike(FULL_DATE), value)
@@ -100,5 +100,5 @@ def time(frame: DataFrame, column: str) -> Column:
 
 
 def day(frame: DataFrame, column: str) -> Column:
-    """The column as a date of UTC; null where it isn't one."""
+    """The column as a UTC date; null if it isn't a time."""
     return time(frame, column).cast("date")

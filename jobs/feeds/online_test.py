@@ -1,7 +1,7 @@
-"""The two feeds of an online test, exposures and outcomes, and what becomes of each of their rows: its fate.
+"""Reads the two feeds of an online test, exposures and outcomes, and decides the fate of each row.
 
-A frame of exposures has a row for each row of its feed, a frame of outcomes too; `fate` says which of them are part of
-the test, and why each of the others is not.
+Frames of exposures and outcomes have one row for each row of their feed. `fate` says whether the row is part of the
+test, and if not, why.
 """
 
 import datetime
@@ -32,15 +32,15 @@ from lte_model.online_test.statistics import CONTROL, REHEARSED, UNIT
 
 EXPOSURES, OUTCOMES = "exposures", "outcomes"
 FATE = "fate"
-"""What became of a row. The three that are part of the test:"""
+"""What became of a row. The next three are part of the test."""
 FIRST, IN_TEST, BEFORE = "first exposure", "in the test", "in the days before the test"
 
 LARGEST = 1e10
-"""A metric of one row lies below it: sums of squares of whole units then stay within DECIMAL(38)."""
+"""The bound on a row's metric: sums of squares of whole units then fit DECIMAL(38)."""
 
 
 def read_exposures(warehouse: Warehouse, days: Interval) -> DataFrame:
-    """The feed of the exposures on `days`. Raises `LTEError` where a column is missing or can't hold its values."""
+    """The exposures feed on `days`. Raises `LTEError` if a column is missing or can't hold its values."""
     source = warehouse.settings.sources.exposures
     types = {"user_id": TEXT, "variant": TEXT, "exposure_ts": TIME, "test": TEXT}
     feed = read_source(warehouse.spark, source, days, types)
@@ -49,7 +49,7 @@ def read_exposures(warehouse: Warehouse, days: Interval) -> DataFrame:
 
 
 def read_outcomes(warehouse: Warehouse, metrics: Sequence[str], days: Interval) -> DataFrame:
-    """The feed of the outcomes on `days`, with a number of each metric. Raises `LTEError` as `read_exposures` does."""
+    """The outcomes feed on `days`. Raises `LTEError` if a column is missing or can't hold its values."""
     source = warehouse.settings.sources.outcomes
     types = {"user_id": TEXT, "outcome_ts": TIME, **dict.fromkeys(metrics, NUMBER)}
     feed = read_source(warehouse.spark, source, days, types)
@@ -58,12 +58,12 @@ def read_outcomes(warehouse: Warehouse, metrics: Sequence[str], days: Interval) 
 
 
 def days_before(period: Interval) -> Interval:
-    """As many days before the period."""
+    """The days before the period, equally many."""
     return Interval(period.start - datetime.timedelta(days=period.days), period.start)
 
 
 def exposures_by_fate(feed: DataFrame, test: str, period: Interval) -> DataFrame:
-    """(user_id, variant, exposed_ts, fate) of every row of the exposures' feed."""
+    """(user_id, variant, exposed_ts, fate) of every row of the exposures feed."""
     exposed_ts = time(feed, "exposure_ts")
     of_test = text(feed, "test")
     wrong = [
@@ -81,7 +81,7 @@ def exposures_by_fate(feed: DataFrame, test: str, period: Interval) -> DataFrame
         exposed_ts.alias("exposed_ts"),
         first_reason(*wrong).alias("wrong"),
     )
-    # The rows of a user that are of the test; of equal times any is the first, for they are of one variant.
+    # A user's rows in the test. Of equal times any may come first, since all are of one variant.
     mine = Window.partitionBy("user_id", F.col("wrong").isNull())
     variants, first = F.size(F.collect_set("variant").over(mine)), F.min("exposed_ts").over(mine)
     return rows.select(
@@ -99,7 +99,7 @@ def exposures_by_fate(feed: DataFrame, test: str, period: Interval) -> DataFrame
 
 
 def rehearsed_exposures(outcomes: DataFrame, test: str, period: Interval) -> DataFrame:
-    """The exposures of a rehearsal: each user of an outcome in the period is exposed by the first."""
+    """A rehearsal's exposures: each user's first outcome in the period counts as the exposure."""
     whole = outcomes.where(F.col(CORRUPT).isNull())
     rows = whole.select(text(whole, "user_id").alias("user_id"), time(whole, "outcome_ts").alias("exposed_ts"))
     again = F.pmod(F.xxhash64("user_id", F.lit(test)), F.lit(2)) == 1
@@ -112,9 +112,9 @@ def rehearsed_exposures(outcomes: DataFrame, test: str, period: Interval) -> Dat
 
 
 def outcomes_by_fate(feed: DataFrame, exposures: DataFrame, metrics: Sequence[str], period: Interval) -> DataFrame:
-    """(user_id, variant, exposed_ts, outcome_ts, each metric in whole units, fate) of every row of the outcomes' feed.
+    """(user_id, variant, exposed_ts, outcome_ts, each metric in whole units, fate) of every outcomes row.
 
-    A metric that is missing in a row is 0. A row that equals another in every column is taken once.
+    A missing metric is 0. Rows equal in every column count once; the others are exact duplicates.
     """
     columns = [quoted(name) for name in feed.columns if name not in (SOURCE_FILE, FILE_DAY)]
     distinct = feed.groupBy(*columns).agg(F.count("*").alias("copies"))

@@ -1,9 +1,9 @@
-"""Reading a shop's feed: Parquet, CSV, JSON lines or Delta; a path, any Hadoop URL, or a table of the catalogue.
+"""Reads a shop's feed: Parquet, CSV, JSON lines or Delta, from a path, a Hadoop URL or a catalogue table.
 
-A source in the settings is `table:shop.events`, or a path or URL. `{date}` in a path stands for the day on which the
-rows became known, for feeds that are delivered as a file or folder a day: every day that is asked for must be there.
-A folder is read as Delta where it holds a Delta log, else by the ending of its name, else as Parquet. A column of ours
-may be written in upper or lower case; the others are read as they are, and an exact duplicate has them equal too.
+A source in the settings is a table, such as `table:shop.events`, or a path or URL. `{date}` in a path is the day on
+which rows became known, for feeds with a file or folder a day; every requested day must exist. A folder is read as
+Delta if it holds a Delta log, else by the ending of its name, else as Parquet. The case of the pipeline's columns is
+ignored. The feed's other columns are kept as they are; exact duplicates are equal in these too.
 """
 
 import re
@@ -28,12 +28,12 @@ DATE = "{date}"
 
 
 def read_source(spark: SparkSession, source: str, days: Interval, columns: Iterable[str]) -> DataFrame:
-    """The feed's rows as they are, of the files of `days` where it has files a day, and columns of ours.
+    """The feed's raw rows, from the files of `days` if it has one file a day, with added columns.
 
-    `_source_file` is the file of the row. `_corrupt_row` is the text of a CSV or JSON line that could not be taken
-    apart, of which the feed's columns are null, else null. A feed with files a day has `_file_day`, the day of the
-    row's file. Of `columns` those that the feed writes in another case come under these names. Raises `LTEError` where
-    the source isn't there or can't be read.
+    `_source_file` is the row's file. `_corrupt_row` is the text of a CSV or JSON line that could not be parsed, whose
+    other columns are null; for all other rows it is null. A feed with one file a day has `_file_day`, the day of the
+    row's file. `columns` that the feed writes in another case are renamed. Raises `LTEError` if the source doesn't
+    exist or can't be read.
     """
     if DATE in source:
         places = [source.replace(DATE, day.isoformat()) for day in every(1, days.start, days.end)]
@@ -48,7 +48,7 @@ def read_source(spark: SparkSession, source: str, days: Interval, columns: Itera
 
 
 def _with_ours(frame: DataFrame, source: str, columns: Iterable[str], file: Column) -> DataFrame:
-    """The frame with our case of our columns, and the columns that we add."""
+    """The frame with `columns` renamed to our case, and with the added columns."""
     written = {name.lower(): name for name in frame.columns}
     reserved = [written[name] for name in OURS if name in written]
     if reserved:
@@ -56,7 +56,7 @@ def _with_ours(frame: DataFrame, source: str, columns: Iterable[str], file: Colu
     frame = frame.withColumnsRenamed({written[name]: name for name in columns if name in written})
     ours = {SOURCE_FILE: file}
     if CORRUPT in frame.columns:
-        # Half of a broken line says nothing: no date on which it counts, and no id of another row.
+        # No value of a broken line is used: not its date, nor an id, which may be another row's.
         whole = F.col(CORRUPT).isNull()
         ours |= {name: F.when(whole, quoted(name)) for name in frame.columns if name != CORRUPT}
     else:
@@ -67,7 +67,7 @@ def _with_ours(frame: DataFrame, source: str, columns: Iterable[str], file: Colu
 
 
 def _day_of_file(source: str) -> Column:
-    """The day that stands in the row's path where the source has {date}."""
+    """The day in the row's path, where the source has {date}."""
     segment = next(part for part in source.split("/") if DATE in part)
     escaped = re.escape(urllib.parse.quote(segment, safe="!$&'()*+,;=:@{}"))
     place = "/" + escaped.replace(re.escape(DATE), r"(\d{4}-\d{2}-\d{2})") + "(/|$)"
@@ -81,25 +81,25 @@ def _read_files(spark: SparkSession, places: list[str]) -> list[DataFrame]:
     if name.endswith(".csv"):
         return [_read_csv(spark, alike, header) for header, alike in _by_header(spark, places).items()]
     if name.endswith((".json", ".jsonl")):
-        # Numbers as text too: an id such as 007 must not lose its zeros to a guess.
+        # Read numbers as text: an id such as 007 must not lose its zeros to type inference.
         lines = spark.read.options(columnNameOfCorruptRecord=CORRUPT, primitivesAsString=True).json(places)
-        # Of a line Spark looks at those columns alone that a query reads, and finds only there that it is broken. This
-        # reads all of them, so that a line is the same to every query.
+        # Spark parses only the columns that a query reads, and finds a broken line only there. This filter reads all
+        # columns, so that every query sees the same lines as broken.
         return [lines.where(F.to_json(F.struct("*")).isNotNull())]
     return [spark.read.option("mergeSchema", len(places) > 1).parquet(*places)]
 
 
 def _read_csv(spark: SparkSession, places: list[str], header: tuple[str, ...]) -> DataFrame:
-    # Only a schema that has the column keeps the lines that don't fit the header.
+    # Spark keeps lines that don't fit the header only if the schema has the corrupt column.
     schema = T.StructType([T.StructField(name, T.StringType()) for name in (*header, CORRUPT)])
-    # Of a folder's files each has a header of its own, and none may differ. That of a single file is this one, also
-    # where Spark had to make up a name.
+    # Files in a folder have a header each, and all must match. A single file's header is the given one, even if Spark
+    # had to make up a name.
     one_file_each = all(_is_file(spark, place) for place in places)
     return _csv_lines(spark).options(enforceSchema=one_file_each).schema(schema).csv(places)
 
 
 def _by_header(spark: SparkSession, places: list[str]) -> dict[tuple[str, ...], list[str]]:
-    """The files by the names of their columns: those of different days may differ, also in their order."""
+    """The files grouped by their column names, which may differ in order and content from day to day."""
     found: dict[tuple[str, ...], list[str]] = {}
     for place in places:
         found.setdefault(tuple(_csv_lines(spark).csv(place).columns), []).append(place)
@@ -107,7 +107,7 @@ def _by_header(spark: SparkSession, places: list[str]) -> dict[tuple[str, ...], 
 
 
 def _csv_lines(spark: SparkSession) -> DataFrameReader:
-    # As RFC 4180 has it: a quote inside quotes is doubled, and a quoted field may run over lines.
+    # RFC 4180: a quote inside quotes is doubled, and a quoted field may span lines.
     return spark.read.options(header=True, escape='"', multiLine=True, columnNameOfCorruptRecord=CORRUPT)
 
 
@@ -123,7 +123,7 @@ def _is_file(spark: SparkSession, place: str) -> bool:
 
 @contextmanager
 def reading(place: str) -> Iterator[None]:
-    """Turns what Spark says of an unreadable source into one line that names it."""
+    """Turns Spark's errors about an unreadable source into an `LTEError` of one line that names it."""
     try:
         yield
     except (PySparkException, Py4JError) as error:

@@ -1,1 +1,1 @@
-"""The gates: what must hold of a table before the next one is written from it."""
+"""The gates: data quality checks of a table before the next one is written from it."""

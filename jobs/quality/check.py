@@ -1,10 +1,10 @@
-"""The gate of one table and date: exits with 2 where a rule is broken, and says which rule and which rows.
+"""The quality gate of one table and date: exits with 2 if a rule is broken, and names the rule and the rows.
 
     python -m jobs.quality.check lte_snapshots --date 2024-12-30
     python -m jobs.quality.check lte_snapshots --from 2024-01-01 --to 2025-01-01 --every 7
 
-A range is one gate after the other, oldest date first, up to the first that is broken: the memory is that of a date.
-Every run is kept: its results as JSON, and as a page of the Data Docs. Runs without a JVM.
+A range runs one gate per date, oldest first, and stops at the first broken one; memory holds one date at a time.
+Every run's results are kept as JSON and as a page of the Data Docs. The gate needs no JVM.
 """
 
 import datetime
@@ -40,14 +40,14 @@ RESULTS, PAGES = "results", "site"
 ROWS_SHOWN = 5
 
 WITH_ANCHORS = ("item_encodings", "lte_snapshots", "item_popularity")
-"""The tables of which a training reads several dates."""
+"""The tables in which a training reads several dates."""
 
 WITH_BASES = ("item_embeddings", "item_encodings", "lte_snapshots")
-"""The tables of which a basis that isn't in force yet can be checked."""
+"""The tables in which `--basis` can check a basis that isn't in force yet."""
 
 
 def context_of(settings: Settings) -> AbstractDataContext:
-    """A context whose suites live in memory, as the code is their only source, and whose results and pages on disk."""
+    """A context with suites in memory, because the code defines them, and with results and pages on disk."""
 
     def folder(name: str) -> dict[str, str]:
         return {
@@ -58,7 +58,7 @@ def context_of(settings: Settings) -> AbstractDataContext:
     defaults = InMemoryStoreBackendDefaults()
     defaults.stores[defaults.validation_results_store_name]["store_backend"] = folder(RESULTS)
     config = DataContextConfig(store_backend_defaults=defaults, analytics_enabled=False)
-    # GX reads a dictionary here, whatever it declares.
+    # GX reads a dictionary here, although it declares another type.
     config.progress_bars = {"globally": False}  # type: ignore[assignment]
     context = gx.get_context(mode="ephemeral", project_config=config)
     context.add_data_docs_site(
@@ -67,7 +67,7 @@ def context_of(settings: Settings) -> AbstractDataContext:
             "class_name": "SiteBuilder",
             "store_backend": folder(PAGES),
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-            # GX reads this key, and its type of a site's configuration doesn't list it.
+            # GX reads this key, although its type of a site's configuration doesn't list it.
             "site_section_builders": {"validations": {"view": VIEW}},  # type: ignore[typeddict-unknown-key]
         },
     )
@@ -75,7 +75,7 @@ def context_of(settings: Settings) -> AbstractDataContext:
 
 
 def validate(context: AbstractDataContext, batch: CheckedRows, date: datetime.date) -> ExpectationSuiteValidationResult:
-    """The result of the batch's rules, stored and written to the Data Docs. A broken rule names its rows."""
+    """Checks the batch's rules, and writes the result to disk and the Data Docs. A broken rule names its rows."""
     rows = batch.rows.collect(engine="streaming").to_pandas()
     definition = (
         context.data_sources.add_pandas(batch.name)
@@ -135,14 +135,14 @@ def broken_rules(batch: CheckedRows, result: ExpectationSuiteValidationResult) -
 
 
 def _written(row: object) -> str:
-    """A row of a result, or a single value, for a line of a log."""
+    """A row of a result, or a single value, as text for the log."""
     if not isinstance(row, dict):
         return str(row)
     return ", ".join(f"{column}={str(value).removesuffix(' 00:00:00')}" for column, value in row.items())
 
 
 def check(settings: Settings, table: str, batches: Sequence[CheckedRows], date: datetime.date) -> None:
-    """Runs the gate. Raises `LTEError` where a rule is broken."""
+    """Runs the gate. Raises `LTEError` if a rule is broken."""
     if not batches:
         print(f"gate {table} of {date}: nothing to check: the settings, or the registered models, have no need of it")
         return

@@ -1,7 +1,7 @@
 """Great Expectations' pages with every value escaped.
 
-Its own view writes the rows that broke a rule as they are, and an id such as `<script>…` would run in the browser of
-whoever opens the page.
+Its own view doesn't escape the rows that broke a rule, so that an id such as `<script>…` would run in the browser of
+anyone who opens the page.
 """
 
 import html
@@ -14,11 +14,11 @@ VIEW = {"module_name": __name__, "class_name": "EscapedPageView"}
 
 
 class EscapedPageView(DefaultJinjaPageView):
-    """A page in whose content a bare text is text. Markup is what content blocks say of themselves."""
+    """A page that escapes plain text. Only content blocks render markup."""
 
     @pass_context
     def render_content_block(self, context: Any, content_block: Any, *arguments: Any, **options: Any) -> Any:
-        """The block, as Great Expectations renders it, with its values escaped."""
+        """The block rendered by Great Expectations, with its values escaped."""
         return super().render_content_block(context, _escaped(content_block), *arguments, **options)
 
 

@@ -1,7 +1,7 @@
-"""Takes users out of what the gates left: results that name the rows which broke a rule, and the pages of these.
+"""Erases users from the gates' files: results that name rows which broke a rule, and the pages of these results.
 
-A result can't be mended, for it says how many rows of which it shows: the whole result goes, and its page. The tables
-hold what it was about; the next run of the gate says it again of the rows that are left.
+A result that names a user is deleted whole, with its page, because its counts include the user's rows. The next run of
+the gate checks the rows that are left in the table.
 """
 
 import json
@@ -13,17 +13,17 @@ from lte_model.files import UNFINISHED
 from lte_model.settings import Settings
 
 RESULTS, PAGES, PAGES_OF_RESULTS = "results", "site", "site/validations"
-"""The folders of `data_docs` that hold the results, all pages, and a page for each result."""
+"""The folders in `data_docs` of the results, of all pages, and of the pages of single results."""
 
 
 def erase_from_gates(settings: Settings, user_ids: frozenset[str]) -> list[str]:
-    """Deletes the results that name one of the users; returns the files that are gone."""
+    """Deletes the results that name one of the users; returns the deleted files."""
     results, site = Path(settings.data_docs, RESULTS), Path(settings.data_docs, PAGES)
     gone = []
     for file in sorted(results.rglob("*.json")):
         if _result_names(file, user_ids):
             page = Path(settings.data_docs, PAGES_OF_RESULTS, file.relative_to(results)).with_suffix(".html")
-            # The result last: where it is gone its page is too, whenever the job is killed.
+            # The page goes first: after a kill, no page is left without its result.
             gone += [str(path) for path in (page, file) if path.exists()]
             page.unlink(missing_ok=True)
             file.unlink()
@@ -44,7 +44,7 @@ def _result_names(file: Path, user_ids: frozenset[str]) -> bool:
 
 
 def _names(value: object, user_ids: frozenset[str]) -> bool:
-    """Whether any text in a result is one of the ids, or speaks of one where a rule could not be checked."""
+    """Whether any text in a result equals an id, or an exception's text contains one."""
     if isinstance(value, dict):
         said = list(_texts(value.get("exception_info")))
         return any(user_id in text for text in said for user_id in user_ids) or any(
@@ -64,7 +64,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _write_index(settings: Settings) -> None:
-    """Great Expectations' own index, without links to the pages that are gone."""
-    from jobs.quality.check import SITE, context_of  # seconds of imports, which few erasures need
+    """Writes Great Expectations' index anew, without links to deleted pages."""
+    from jobs.quality.check import SITE, context_of  # its imports take seconds, and few erasures need them
 
     context_of(settings).build_data_docs(site_names=[SITE], resource_identifiers=[])

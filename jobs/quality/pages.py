@@ -1,7 +1,7 @@
-"""One page of all gate results, newest first, that needs nothing from the network.
+"""Writes one page of all gate results, newest first, that works offline.
 
-Great Expectations' own Data Docs, beside it, fetch their styles and scripts from public hosts, and stay blank in a
-browser that can't reach them.
+Great Expectations' own Data Docs fetch styles and scripts from public hosts, and stay blank in a browser that can't
+reach these.
 """
 
 import json
@@ -12,7 +12,7 @@ import jinja2
 from lte_model.files import write_atomically
 
 MOST_RESULTS = 500
-"""Results on the page. Older ones stay in the Data Docs and as JSON."""
+"""The most results on the page. Older ones stay in the Data Docs and as JSON."""
 
 PAGE = "gates.html"
 
@@ -52,7 +52,7 @@ def _arguments(kwargs: dict[str, object]) -> str:
 
 
 def write_gates_page(results: Path, site: Path) -> Path:
-    """Writes the page of the results under `results` (JSON, as Great Expectations stores them) into `site`."""
+    """Writes the page of the results under `results` (Great Expectations' JSON files) into `site`."""
     newest = sorted(results.rglob("*.json"), key=lambda file: file.parent.name, reverse=True)[:MOST_RESULTS]
     environment = jinja2.Environment(autoescape=True)
     environment.filters["arguments"] = _arguments

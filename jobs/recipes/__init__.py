@@ -1,1 +1,1 @@
-"""How the LTE of each representation is made for a date: bases, encoders, weights."""
+"""How each representation's LTE is made for a date: bases, encoders, event weights."""

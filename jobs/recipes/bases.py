@@ -1,4 +1,4 @@
-"""The registered bases, as a job meets them: which are in force, and the vectors of its items."""
+"""Finds the basis in force, and loads a registered basis and its items' vectors."""
 
 import numpy as np
 import polars as pl
@@ -12,13 +12,13 @@ from lte_model.errors import LTEError
 from lte_model.warehouse.tables import ITEM_EMBEDDINGS, ITEMS, SEMANTIC_BASES
 
 ITEMS_AT_ONCE = 2**16
-"""Items whose vectors are brought to the grid at a time."""
+"""The number of items whose vectors are converted to grid units at a time."""
 
 
 def basis_in_force(warehouse: Warehouse, wanted: str = "") -> str:
-    """The basis `wanted`, else the `basis_id` of the settings, or of the one basis that is registered.
+    """The basis id `wanted`, else the `basis_id` of the settings, else that of the only registered basis.
 
-    Raises `LTEError` for a basis that isn't registered, and where the settings leave a choice open.
+    Raises `LTEError` if the basis isn't registered, or if several are registered and the settings name none.
     """
     registered = [
         row.basis_id for row in warehouse.read(SEMANTIC_BASES).select("basis_id").orderBy("basis_id").collect()
@@ -29,7 +29,7 @@ def basis_in_force(warehouse: Warehouse, wanted: str = "") -> str:
 def load_basis(warehouse: Warehouse, basis_id: str) -> SemanticBasis:
     """The registered basis.
 
-    Raises `LTEError` where there is none, and where its state isn't the one that was registered.
+    Raises `LTEError` if there is none, or if its state doesn't hash to its id.
     """
     row = warehouse.read(SEMANTIC_BASES).where(F.col("basis_id") == basis_id).first()
     if row is None:
@@ -43,13 +43,13 @@ def load_basis(warehouse: Warehouse, basis_id: str) -> SemanticBasis:
 
 
 def load_index(warehouse: Warehouse, basis_id: str) -> ItemIndex:
-    """Every item with a vector in the basis, ordered by id. Raises `LTEError` where there is none."""
+    """Every item with a vector in the basis, ordered by id. Raises `LTEError` if there is none."""
     rows = _embedded_items(warehouse, basis_id).select("item_id", "known_day").sort("item_id").collect()
     return _index(rows, basis_id)
 
 
 def load_vectors(warehouse: Warehouse, basis_id: str) -> ItemVectors:
-    """The same items with their vectors."""
+    """The items of `load_index` with their vectors."""
     rows = _embedded_items(warehouse, basis_id).sort("item_id").collect()
     index = _index(rows, basis_id)
     dimensions = len(rows["vector"][0])

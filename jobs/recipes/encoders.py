@@ -1,9 +1,9 @@
-"""The encoders of items, as a job meets them: which one a snapshot date uses, and the vectors that it gives.
+"""Finds the item encoder of a snapshot date, and loads its vectors.
 
-An encoder gives an item a vector that was learned from behaviour, in the coordinates of a basis and on its grid. A
-snapshot date D uses the newest encoder fitted on D or before. An item that the encoder doesn't know, for it is newer,
-keeps the vector of its content. A snapshot that is there keeps the encoder that it was made with, also where another
-one, which would have been newer, was fitted since: made again, it has the old bits.
+An encoder gives an item a vector learned from behaviour, in the coordinates of a basis and on its grid. A snapshot date
+D uses the newest encoder fitted on D or before. An item newer than the encoder keeps the vector of its content. An
+existing snapshot keeps its encoder when it is made again, even if a newer one for its date was fitted since. So it has
+the same bits.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from lte_model.warehouse.tables import ITEM_ENCODINGS, SNAPSHOT_ACCOUNTS
 
 @dataclass(frozen=True)
 class EncoderRecord:
-    """An encoder that table `item_encodings` holds: its id, and the day whose past it was fitted on."""
+    """An encoder in table `item_encodings`; it was fitted on the past of day `fitted_on`."""
 
     encoder_id: str
     fitted_on: datetime.date
@@ -40,22 +40,22 @@ def encoders_there(warehouse: Warehouse, basis_id: str) -> list[EncoderRecord]:
 
 
 def made_with(warehouse: Warehouse, basis_id: str) -> dict[datetime.date, str]:
-    """The id of the encoder that each autoencoder snapshot was made with, of those that are there."""
+    """The existing autoencoder snapshots: date → id of the encoder that made it."""
     if not warehouse.exists(SNAPSHOT_ACCOUNTS):
         return {}
     accounts = pl.scan_delta(warehouse.path(SNAPSHOT_ACCOUNTS)).filter(basis_id=basis_id, representation=AUTOENCODER)
-    if "encoder_id" not in accounts.collect_schema():  # the table is of an earlier release, and knows no encoders
+    if "encoder_id" not in accounts.collect_schema():  # an earlier release made the table, without encoders
         return {}
     return dict(accounts.select("snapshot_date", "encoder_id").collect().iter_rows())
 
 
 def encoder_of(encoders: Sequence[EncoderRecord], date: datetime.date) -> EncoderRecord | None:
-    """The encoder that the snapshot of `date` uses; None where all were fitted later."""
+    """The encoder that the snapshot of `date` uses; None if all were fitted later."""
     return max((encoder for encoder in encoders if encoder.fitted_on <= date), key=_fitted_on, default=None)
 
 
 def require_encoder(encoders: Sequence[EncoderRecord], date: datetime.date, basis_id: str) -> EncoderRecord:
-    """The encoder that the snapshot of `date` uses. Raises `LTEError` where there is none."""
+    """The encoder that the snapshot of `date` uses. Raises `LTEError` if there is none."""
     encoder = encoder_of(encoders, date)
     if encoder is None:
         raise LTEError(
@@ -68,14 +68,14 @@ def require_encoder(encoders: Sequence[EncoderRecord], date: datetime.date, basi
 
 
 def encoded_items(warehouse: Warehouse, basis_id: str, fitted_on: datetime.date) -> pl.DataFrame:
-    """(encoder_id, item_id, vector) of the encoder of a date, ordered by item."""
+    """(encoder_id, item_id, vector) of the encoder fitted on a date, ordered by item id."""
     of_date = (pl.col("basis_id") == basis_id) & (pl.col("fitted_on") == fitted_on)
     rows = pl.scan_delta(warehouse.path(ITEM_ENCODINGS)).filter(of_date)
     return rows.select("encoder_id", "item_id", "vector").sort("item_id").collect()
 
 
 def with_encoder(warehouse: Warehouse, vectors: ItemVectors, encoder: EncoderRecord) -> ItemVectors:
-    """The same items with the encoder's vectors, and their own where the encoder doesn't know them."""
+    """The items with the encoder's vectors; items that it doesn't know keep theirs."""
     rows = encoded_items(warehouse, vectors.basis_id, encoder.fitted_on)
     numbered = pl.DataFrame({"item_id": vectors.index.item_ids}).with_row_index("number")
     found = rows.join(numbered, "item_id")

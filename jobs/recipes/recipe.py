@@ -1,4 +1,4 @@
-"""How the LTE of one representation is made for a date: its lag, its encoder, and what else decides its bits."""
+"""How one representation's LTE is made for a date: lag, encoder, and whatever else decides its bits."""
 
 import datetime
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from lte_model.domain.representations import AUTOENCODER, RECENCY, Representatio
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the snapshots of one representation have in common, and `encoder`, which only dates near each other do.
+    """Whatever decides how a representation's snapshots are made. Dates with different encoders differ in recipe.
 
-    `choices` enters the hash of the inputs: two LTEs of different choices are never made from each other.
+    The hash of the inputs includes `choices`: no LTE is made from one with other choices.
     """
 
     kind: Representation
@@ -26,7 +26,7 @@ class Recipe:
 
     @property
     def condition(self) -> str:
-        """The SQL condition that an LTE is of this basis and representation."""
+        """The SQL condition that selects LTEs of this basis and representation."""
         return lte_of(self.basis_id, self.kind.name)
 
     def partition(self, date: datetime.date) -> dict[str, str]:
@@ -34,19 +34,19 @@ class Recipe:
         return {"basis_id": self.basis_id, "representation": self.kind.name, "snapshot_date": str(date)}
 
     def hash(self, inputs: Inputs, date: datetime.date) -> str:
-        """16 hex digits of all that decides the bits of the snapshot of `date`."""
+        """16 hex digits of a hash of everything that decides the bits of the snapshot of `date`."""
         return inputs.hash(date, self.lag_days, self.window_days, self.choices)
 
 
 def lte_of(basis_id: str, name: str) -> str:
-    """The SQL condition that an LTE is of a basis and of a representation."""
+    """The SQL condition that selects LTEs of a basis and a representation."""
     return f"basis_id = {sql_text(basis_id)} AND representation = {sql_text(name)}"
 
 
 def recipes(
     warehouse: Warehouse, basis_id: str, name: str, dates: Sequence[datetime.date]
 ) -> dict[Recipe, list[datetime.date]]:
-    """The recipes of a representation for `dates`, ascending, and the dates of each: one, or one for each encoder.
+    """A representation's recipes and their dates, from ascending `dates`: one recipe, or one per encoder.
 
     Raises `LTEError` for a date without an encoder.
     """
@@ -68,5 +68,5 @@ def recipes(
 
 
 def recipe(warehouse: Warehouse, basis_id: str, name: str, date: datetime.date) -> Recipe:
-    """The recipe of a representation for one date. Raises `LTEError` where the date has no encoder."""
+    """A representation's recipe for one date. Raises `LTEError` if the date needs an encoder and has none."""
     return next(iter(recipes(warehouse, basis_id, name, [date])))

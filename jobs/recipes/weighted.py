@@ -1,16 +1,16 @@
-"""The LTEs whose events weigh differently: always made in full, for their weights change with the date.
+"""Makes LTEs with event weights, always in full, because the weights change with the date.
 
-1. Spark adds up, for each date, user and item, the weights of the user's events: integers, in units of 2^-12.
-2. These pairs are grouped by user. Ids travel, vectors wait: in the task of a group a sparse matrix of weights (users,
-   items) meets the items' vectors, and their product is Σ w·E in grid units.
-3. An average is stored as every LTE is, as a sum and a count: the sum is Σ w·E · n / Σ w, rounded to the nearest grid
-   unit, half to even, and n the number of events. Readers need not know that the events had weights.
+1. Spark sums the weights of each user's events by date, user and item: integers, in units of 2^-12.
+2. These pairs are grouped by user. The task of a group multiplies a sparse matrix of weights (users, items) by the item
+   vectors, which gives Σ w·E in grid units. Only ids and weights are shuffled.
+3. An average is stored as a sum and a count, as in every LTE: the sum is Σ w·E · n / Σ w, rounded to the nearest grid
+   unit, half to even, and the count n is the number of events. Readers need not know that events had weights.
 
-All of it is integer arithmetic, the same whatever the partitions. Nothing overflows: of at most 131,071 < 2^17 events
-that weigh at most 2^12 each, with components of at most 2^14, Σ w·E · n is below 2^60.
+Integer arithmetic gives the same result whatever the partitions. Nothing overflows: at most 131,071 < 2^17 events weigh
+at most 2^12 each, with components of at most 2^14, so Σ w·E · n is below 2^60.
 
-An erasure changes how often an item was sold, and so what inverse_popularity would give the others if it were made
-again; what was made stays.
+An erasure changes item counts, and so the weights that inverse_popularity would give other users if it were made again.
+Existing snapshots stay.
 """
 
 import datetime
@@ -32,11 +32,11 @@ from lte_model.domain.representations import INVERSE_POPULARITY, RECENCY
 from lte_model.domain.windows import lte_window
 
 SCALE = 2**12
-"""The greatest weight of an event. The least is 1: an event of the window always counts."""
+"""The greatest weight of an event. The least is 1: an event in the window always counts."""
 
 
 def recency_weights(window_days: int, half_life_days: float) -> list[int]:
-    """The weight of an event by its age in days before D−L: of the newest day, whose age is 1, first."""
+    """The event weights for ages 1 (the day before D−L) to `window_days`, in days before D−L."""
     return [max(1, round(SCALE * math.exp2(-age / half_life_days))) for age in range(1, window_days + 1)]
 
 
@@ -45,8 +45,8 @@ def weighted_pairs(
 ) -> DataFrame:
     """(snapshot_date, user_id, item, weight, event_count, newest_event_date), a row for each date, user and item.
 
-    `events` has (user_id, item_id, event_date, known_date); `items` (item_id, item, item_known_date), where `item` is
-    the number of the item's vector. What became known on a date or later is no part of it.
+    `events` has (user_id, item_id, event_date, known_date); `items` has (item_id, item, item_known_date), where `item`
+    is the row of the item's vector. A date counts only events and items known before it.
     """
     windows = [(date, lte_window(date, recipe.lag_days, recipe.window_days)) for date in dates]
     calendar = events.sparkSession.createDataFrame(
@@ -59,7 +59,7 @@ def weighted_pairs(
         & (F.col("known_date") < F.col("snapshot_date"))
         & (F.col("item_known_date") < F.col("snapshot_date"))
     )
-    # A condition on the days alone, so that files without any of them are never opened.
+    # A condition on the dates only, so that Delta skips files of other days.
     near = (F.col("event_date") >= windows[0][1].start) & (F.col("event_date") < windows[-1][1].end)
     pairs = (
         events.where(near & (F.col("known_date") < dates[-1]))
@@ -76,7 +76,7 @@ def weighted_pairs(
 
 
 def _weight_of_event(recipe: Recipe, half_life_days: float) -> Column:
-    """BIGINT. An item's part of the weight is multiplied in later, when its events are counted."""
+    """The weight as BIGINT. `_by_inverse_popularity` applies the item's factor later, from event counts."""
     if recipe.kind.name != RECENCY:
         return F.lit(1).cast("bigint")
     weights = F.lit(recency_weights(recipe.window_days, half_life_days))
@@ -84,7 +84,7 @@ def _weight_of_event(recipe: Recipe, half_life_days: float) -> Column:
 
 
 def _by_inverse_popularity(pairs: DataFrame) -> DataFrame:
-    """The pairs, each event weighing 2^12 · √(m/n): n the events of its item at the date, m those of the rarest."""
+    """The pairs with event weights 2^12 · √(m/n): n events of the item at the date, m of the rarest item."""
     sold = pairs.groupBy("snapshot_date", "item").agg(F.sum("event_count").alias("sold"))
     rarest = F.min("sold").over(Window.partitionBy("snapshot_date"))
     rounded = F.floor(SCALE * F.sqrt(rarest / F.col("sold")) + 0.5).cast("bigint")
@@ -94,7 +94,7 @@ def _by_inverse_popularity(pairs: DataFrame) -> DataFrame:
 
 
 def weighted_rows(pairs: pa.Table, units: np.ndarray) -> Iterator[pa.RecordBatch]:
-    """The snapshot rows (`ROWS`) of the users of a group, from all of their pairs.
+    """The snapshot rows (`ROWS`) of a group's users, from all of their pairs.
 
     `units` is (items, dimensions) int64 in grid units. Raises `LTEError` for a user with more than `MAX_EVENTS` events
     in a window.
@@ -106,7 +106,7 @@ def weighted_rows(pairs: pa.Table, units: np.ndarray) -> Iterator[pa.RecordBatch
     users = pairs["user_id"].combine_chunks().dictionary_encode().indices.to_numpy()
     weight, event_count = (pairs[name].to_numpy() for name in ("weight", "event_count"))
     another = (np.diff(dates) != 0) | (np.diff(users) != 0)
-    starts = np.concatenate(([0], np.flatnonzero(another) + 1))  # (rows,), a row of the snapshot for each
+    starts = np.concatenate(([0], np.flatnonzero(another) + 1))  # (rows,): the first pair of each snapshot row
     counts = np.add.reduceat(event_count, starts)
     newest = np.maximum.reduceat(pairs["newest_event_date"].cast(pa.int32()).to_numpy(), starts)
     weights = np.add.reduceat(weight, starts)
@@ -134,7 +134,7 @@ def weighted_rows(pairs: pa.Table, units: np.ndarray) -> Iterator[pa.RecordBatch
 
 
 def rounded_quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Numerator / denominator as the nearest integers, half to even; both int64, the denominator positive."""
+    """The quotient rounded to integers, half to even; both int64, the denominator positive."""
     quotient, rest = np.divmod(numerator, denominator)
     twice = 2 * rest
     return quotient + ((twice > denominator) | ((twice == denominator) & (quotient % 2 == 1)))
@@ -149,8 +149,9 @@ def run_weighted(
     recipe: Recipe,
     half_life_days: float,
 ) -> DataFrame:
-    """The rows of `dates`, ascending, as the engine gives them; computed when they are written. `records` are the
-    rows of `events`, by which the work is cut.
+    """The snapshot rows of `dates`, ascending, lazily, with the engine's columns.
+
+    `records` is the number of rows of `events`; it decides the number of groups.
     """
     shipped = Shipped.ship(spark, vectors)
     tasks = spark.sparkContext.defaultParallelism

@@ -1,1 +1,1 @@
-"""The Spark session, the warehouse as jobs write it, commits, files, shipped code."""
+"""The Spark session, the warehouse's tables, commit notes, table files, and code shipped to executors."""

@@ -1,10 +1,10 @@
-"""What every commit of a table says of itself in Delta's commit info, `userMetadata` of DESCRIBE HISTORY.
+"""The note in every table commit: `userMetadata` in Delta's commit info, shown by DESCRIBE HISTORY.
 
     {"job": "publish_lte", "dates": ["2024-06-01"], "code": "7ad1b19c03f2",
      "run": "lte_daily scheduled__2024-06-01T00:00:00+00:00 publish_lte 1"}
 
-`dates` are the first and the last that the job was asked for, `run` is Airflow's: DAG, run, task and try; outside
-Airflow there is none. Nothing of a row is in it: the log outlives rows, and nobody could be erased from it.
+`dates` are the first and the last date that the job was asked for. `run` names Airflow's DAG, run, task and try; it is
+absent outside Airflow. The note holds no row data, because users couldn't be erased from the log.
 """
 
 import datetime
@@ -14,7 +14,7 @@ import os
 from lte_model.tracking.code_version import code_version
 
 RUN_VARIABLES = ("AIRFLOW_CTX_DAG_ID", "AIRFLOW_CTX_DAG_RUN_ID", "AIRFLOW_CTX_TASK_ID", "AIRFLOW_CTX_TRY_NUMBER")
-"""What Airflow's BashOperator tells a command of the run that it is part of."""
+"""The variables with which Airflow's BashOperator tells a command its run."""
 
 
 def commit_note(job: str, *dates: datetime.date) -> str:

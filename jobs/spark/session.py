@@ -39,7 +39,7 @@ BUNDLED_WITH_SPARK = (
     "org.roaringbitmap:shims",
     "org.slf4j:slf4j-api",
 )
-"""What the packages of the settings ask for and PySpark already carries, in another version."""
+"""Dependencies of the settings' packages that PySpark already bundles, in another version."""
 
 _DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
@@ -49,11 +49,11 @@ _EVERYWHERE = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.ui.showConsoleProgress": "false",
-    # Vectors don't repeat, and a row group is what a reader of some days or users can skip.
+    # Vectors don't repeat. Small row groups let a reader of some days or users skip the rest.
     "spark.hadoop.parquet.enable.dictionary#vector_sum.list.element": "false",
     "spark.hadoop.parquet.enable.dictionary#vector.list.element": "false",
     "spark.hadoop.parquet.block.size": str(16 * 2**20),
-    # A sweep's rows go to the files of their dates as they come, where Spark would sort them by date first.
+    # Rows of many dates are written to open files directly; otherwise Spark would sort them by date first.
     "spark.sql.maxConcurrentOutputFileWriters": "64",
 }
 _LOCAL = {
@@ -71,11 +71,11 @@ _LOCAL = {
 
 @contextmanager
 def spark_session(settings: Settings, job: str, *dates: datetime.date) -> Iterator[SparkSession]:
-    """A Spark session for the job, stopped afterwards. Whatever it commits says by which job, for which of the `dates`,
-    in which run and by which code: jobs/spark/commits.py.
+    """A Spark session for the job, stopped afterwards.
 
-    Under spark-submit the cluster, the jars and the memory are those of its command line. The executors of a cluster
-    get the project's code from here. An `LTEError` that a worker process raised comes out as itself.
+    Its commits carry the note of jobs/spark/commits.py: job, `dates`, run and code. Under spark-submit, the command
+    line sets the cluster, jars and memory. The executors of a cluster get the project's code from the driver. An
+    `LTEError` raised in a worker process is raised again here.
     """
     require_java()
     os.environ.setdefault("PYSPARK_PYTHON", str(settings.spark.conf.get("spark.pyspark.python", sys.executable)))
@@ -108,7 +108,7 @@ def _configuration(settings: Settings) -> dict[str, str]:
 
 
 def hadoop_files(spark: SparkSession, place: str) -> tuple[JavaObject, JavaObject]:
-    """The Hadoop file system that `place` lies in, a path or any URL of Hadoop's, and `place` as its path."""
+    """The Hadoop file system of `place`, a path or any Hadoop URL, and `place` as a Hadoop path."""
     jvm = spark.sparkContext._jvm
     if jvm is None:
         raise LTEError("Spark has no JVM; start a session first")
@@ -117,12 +117,12 @@ def hadoop_files(spark: SparkSession, place: str) -> tuple[JavaObject, JavaObjec
 
 
 def is_local(master: str) -> bool:
-    """Whether the driver is the executor too: not on a cluster, of which `local-cluster` is a small one."""
+    """Whether the driver is also the executor. `local-cluster` counts as a cluster."""
     return master == "local" or master.startswith("local[")
 
 
 def _jars(settings: Settings) -> dict[str, str]:
-    """Delta's jars: on the class path where the driver is all there is, else sent to the executors."""
+    """Delta's jars: on the class path of a local driver, else sent to the executors."""
     if not settings.spark.jars:
         return {
             "spark.jars.packages": ",".join(settings.spark.packages),
@@ -137,11 +137,11 @@ def _jars(settings: Settings) -> dict[str, str]:
 
 
 def java_options(settings: Settings) -> str:
-    """What the JVM of a local session is started with."""
+    """The options of a local session's JVM."""
     logging = Path(__file__).with_name("log4j2.properties")
     options = [f"-Dlog4j2.configurationFile={logging}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off", "-XX:+UseSerialGC"]
-    # Without the optimising compiler a JVM keeps 48 MB for compiled code, which some dozens of queries fill: from then
-    # on a third of a session's time went into sweeping it.
+    # Without the optimising compiler, a JVM reserves 48 MB for compiled code. A few dozen queries fill it, and then a
+    # third of a session's time was spent sweeping it.
     options.append("-XX:ReservedCodeCacheSize=240m")
     archive = settings.spark.class_data_archive
     if archive and Path(archive).exists():
@@ -150,7 +150,7 @@ def java_options(settings: Settings) -> str:
 
 
 def require_java() -> None:
-    """Raises `LTEError`, with the way to get it, where Java 17 or later isn't found in JAVA_HOME or on PATH."""
+    """Raises `LTEError`, with how to install it, if Java 17 or later isn't in JAVA_HOME or on PATH."""
     home = os.environ.get("JAVA_HOME")
     java = shutil.which("java", path=f"{home}/bin") if home else shutil.which("java")
     way_out = (

@@ -1,7 +1,7 @@
-"""What a job brings to its executors, which share no disk with it: files, and the project's own code.
+"""Ships files and the project's code to executors, which share no disk with the driver.
 
-The driver serves them from a folder of its own for as long as it lives, and an executor fetches each once; its tasks
-find a file by `SparkFiles.get`, and import the code as it is here, whatever their machine has of it.
+The driver serves them from a temporary folder until it ends, and each executor fetches a file once. Tasks find a file
+by `SparkFiles.get`. They import the driver's copy of the code, whatever their machine has installed.
 """
 
 import atexit
@@ -18,19 +18,19 @@ CODE = "lte-code.zip"
 
 
 def served_folder() -> Path:
-    """A new folder, for files that executors fetch; deleted when the driver ends."""
+    """A new folder for files that executors fetch; deleted when the driver ends."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def ship_code(spark: SparkSession) -> None:
-    """Lets the tasks of this session import the packages of the project from a copy of those that the driver runs."""
+    """Lets this session's tasks import the driver's copy of the project's packages."""
     spark.sparkContext.addPyFile(str(write_code(served_folder() / CODE)))
 
 
 def write_code(archive: Path) -> Path:
-    """Writes the packages into a zip that Python imports from: also for `spark-submit --py-files`."""
+    """Writes the packages into an importable zip, which `spark-submit --py-files` takes too."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as code:
         for package in PACKAGES:
             for file in sorted((REPOSITORY / package).rglob("*")):

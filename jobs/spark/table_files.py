@@ -1,12 +1,12 @@
-"""The files of a table: what lies in its folder, what a version of it names, and how what nobody needs goes.
+"""The files of a table: lists those in its folder and in a version, and deletes those that nobody needs.
 
-Three things of Delta 4.4 decide how:
+Three properties of Delta 4.4 matter here:
 
-- VACUUM takes its retention from the table property `delta.deletedFileRetentionDuration` alone; the hours that are
-  asked for are ignored, unless they are 0.
-- When a file was removed stands in the log until that time is over. From then on VACUUM can't tell the file from one
-  that never belonged to the table. So the files of versions that must stay are not even shown to it: it gets a list.
-- A version needs its commits too; they are deleted after `delta.logRetentionDuration`, with any later commit.
+- VACUUM takes its retention only from the table property `delta.deletedFileRetentionDuration`; it ignores the hours of
+  its RETAIN clause, unless they are 0.
+- The log records when a file was removed, but only until the retention is over. After that, VACUUM can't tell the file
+  from one that never belonged to the table. So VACUUM gets a list without the files of versions that must stay.
+- A version needs its commits too; any later commit deletes those older than `delta.logRetentionDuration`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +29,7 @@ _LIST = "files_that_may_go"
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file in a table's folder. `name` is its path within; `modified` is in milliseconds since 1970."""
+    """A file in a table's folder. `name` is relative to the folder; `modified` is in milliseconds since 1970."""
 
     name: str
     path: str
@@ -38,7 +38,7 @@ class DataFile:
 
 
 def data_files(warehouse: Warehouse, table: Table) -> list[DataFile]:
-    """Every file in the table's folder, those of no version too, but not its log."""
+    """Every file in the table's folder, also files of no version, except the log."""
     filesystem, root = hadoop_files(warehouse.spark, warehouse.path(table))
     prefix = filesystem.makeQualified(root).toString() + "/"
     listed, found = filesystem.listFiles(root, True), []
@@ -52,10 +52,9 @@ def data_files(warehouse: Warehouse, table: Table) -> list[DataFile]:
 
 
 def files_of_version(warehouse: Warehouse, table: Table, version: int | None = None) -> pl.DataFrame:
-    """(name, size, and a column `partition.…` for each) of the files of a version, or of the newest.
+    """(name, size, and one `partition.…` column per partition column) of the files of a version (None: the newest).
 
-    Raises `DeltaError` where the log no longer reaches back to the version. A store that doesn't answer is another
-    error.
+    Raises `DeltaError` if the log no longer reaches back to the version. An unreachable store raises another error.
     """
     actions = DeltaTable(warehouse.path(table), version=version).get_add_actions(flatten=True)
     files = pl.DataFrame(pa.table(actions))
@@ -67,7 +66,7 @@ def files_of_version(warehouse: Warehouse, table: Table, version: int | None = N
 
 
 def is_readable(warehouse: Warehouse, table: Table, version: int, there: Iterable[DataFile]) -> bool:
-    """Whether the log knows the version and all its files are among those that are `there`."""
+    """Whether the log has the version and `there` includes all its files."""
     try:
         files = files_of_version(warehouse, table, version)
     except DeltaError:
@@ -76,13 +75,13 @@ def is_readable(warehouse: Warehouse, table: Table, version: int, there: Iterabl
 
 
 def stale_files(warehouse: Warehouse, table: Table, there: Iterable[DataFile]) -> list[DataFile]:
-    """The files that the newest version doesn't read. Deletion vectors are not told from stale files, and listed."""
+    """The files that the newest version doesn't read. Its deletion vectors are listed too."""
     current = set(files_of_version(warehouse, table)["name"])
     return [file for file in there if file.name not in current]
 
 
 def purge(warehouse: Warehouse, table: Table) -> None:
-    """Deletes every file that the newest version doesn't read, however young, and whoever may want it."""
+    """Deletes every file that the newest version doesn't read, whatever its age or use by models."""
     place = f"delta.`{warehouse.path(table)}`"
     if table.deletion_vectors:
         warehouse.spark.sql(f"REORG TABLE {place} APPLY (PURGE)")
@@ -91,9 +90,9 @@ def purge(warehouse: Warehouse, table: Table) -> None:
 
 
 def vacuum(warehouse: Warehouse, table: Table, candidates: Iterable[DataFile]) -> None:
-    """Deletes those of the candidates that no version has read for the table's retention.
+    """Deletes the candidates that no version has read for the table's retention.
 
-    It leaves no commit: a second run, which finds nothing, would make two.
+    VACUUM's logging is off: even a run that finds nothing would add two commits.
     """
     rows = [(file.path, file.size, False, file.modified) for file in candidates]
     listed = warehouse.spark.createDataFrame(rows, "path STRING, length BIGINT, isDir BOOLEAN, modificationTime BIGINT")
@@ -108,7 +107,7 @@ def vacuum(warehouse: Warehouse, table: Table, candidates: Iterable[DataFile]) -
 
 @contextmanager
 def configured(spark: SparkSession, options: Mapping[str, str]) -> Iterator[None]:
-    """The session with these options, for the block."""
+    """Sets the session's options for the block, and restores them afterwards."""
     before = {key: spark.conf.get(key, None) for key in options}
     for key, value in options.items():
         spark.conf.set(key, value)

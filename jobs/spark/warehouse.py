@@ -1,7 +1,7 @@
-"""The few ways in which a job may touch a table of the warehouse; lte_model/warehouse/tables.py has the tables.
+"""How a job reads and writes the warehouse's tables, which lte_model/warehouse/tables.py declares.
 
 A table is a Delta table in the folder `<warehouse>/<name>`. A job writes with `replace`, which swaps the rows of
-one date and leaves every other row alone, so that a second run, or a run after a kill, ends in the same table.
+one date and leaves all other rows alone. Writes are therefore idempotent, also after a kill.
 """
 
 import datetime
@@ -26,18 +26,19 @@ class Warehouse:
         self.settings = settings
 
     def path(self, table: Table) -> str:
-        """Where the table lies, or will."""
+        """The table's folder, whether or not it exists yet."""
         return self.settings.table_path(table.name)
 
     def exists(self, table: Table) -> bool:
-        """Whether the table is there."""
+        """Whether the table exists."""
         from delta.tables import DeltaTable
 
         return DeltaTable.isDeltaTable(self.spark, self.path(table))
 
     def create(self, table: Table) -> None:
-        """Creates the table if it isn't there. A table that is there keeps its rows, and gets the columns that it
-        lacks, if an earlier release made it.
+        """Creates the table if it doesn't exist.
+
+        An existing table keeps its rows, and gets the columns that an earlier release didn't have.
         """
         if self.exists(table):
             self._add_missing_columns(table)
@@ -48,36 +49,37 @@ class Warehouse:
             )
 
     def _clear_log(self, table: Table) -> None:
-        """Removes the log of a creation that ended before its commit, by a kill or on a full disk.
+        """Removes the log folder of a creation that failed before its commit, by a kill or on a full disk.
 
-        Spark's catalog takes the mere folder for a table, and would create none.
+        Spark's catalog would take the folder for a table, and create none.
         """
         files, log = hadoop_files(self.spark, f"{self.path(table)}/_delta_log")
         files.delete(log, True)
 
     def require(self, *tables: Table) -> None:
-        """Raises `LTEError` for a table that isn't there yet."""
+        """Raises `LTEError` for a table that doesn't exist yet."""
         for table in tables:
             if not self.exists(table):
                 raise missing(table, self.path(table))
 
     def read(self, table: Table) -> DataFrame:
-        """The table's rows. Raises `LTEError` where the table isn't there yet."""
+        """The table's rows. Raises `LTEError` if the table doesn't exist yet."""
         self.require(table)
         return self.spark.read.format("delta").load(self.path(table))
 
     def replace(self, table: Table, frame: DataFrame, where: str) -> None:
-        """Swaps the rows that match the SQL condition `where` for those of `frame`, in one commit.
+        """Replaces the rows that match the SQL condition `where` by those of `frame`, in one commit.
 
-        Delta refuses a frame with a row that doesn't match, so that a job can't touch another date's rows.
+        Delta refuses a frame with a row that doesn't match, so that a job can't write another date's rows.
         """
         self.create(table)
         rows = self.as_stored(table, frame)
         rows.write.format("delta").mode("overwrite").option("replaceWhere", where).save(self.path(table))
 
     def as_stored(self, table: Table, frame: DataFrame) -> DataFrame:
-        """The frame with the columns that the table has where it lies, in their order. One that this release doesn't
-        know, for a later one added it, is null.
+        """The frame with the columns of the stored table, in their order.
+
+        Columns that a later release added are null.
         """
         ours = _columns(table).names
         stored = self.spark.read.format("delta").load(self.path(table)).schema
@@ -97,7 +99,7 @@ class Warehouse:
 
 
 def _columns(table: Table) -> StructType:
-    """The columns of the table as this release knows them."""
+    """The table's columns in this release."""
     schema = StructType.fromDDL(table.columns)
     if not isinstance(schema, StructType):
         raise LTEError(f"table {table.name} is declared with {table.columns!r}, which is no list of columns")
@@ -115,5 +117,5 @@ def sql_date(date: datetime.date) -> str:
 
 
 def sql_text(text: str) -> str:
-    """A SQL string literal; quotes and backslashes in `text` are its own."""
+    """A SQL string literal, with quotes and backslashes escaped."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

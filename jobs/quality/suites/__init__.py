@@ -1,1 +1,1 @@
-"""The rules of each table, as Great Expectations expectations on Polars frames."""
+"""Each table's rules, as Great Expectations expectations on Polars frames."""

@@ -1,4 +1,4 @@
-"""The rules of what the feeds became: events and items."""
+"""The rules of the tables made from the feeds: events and items."""
 
 import datetime
 
@@ -13,7 +13,7 @@ from lte_model.warehouse.reading import scan
 
 
 def events(settings: Settings, date: datetime.date, since: datetime.date | None) -> list[CheckedRows]:
-    """The events of the days that the run of `date` brought, or of those since `since`, and the account of them."""
+    """The events of the days that the run of `date` ingested, or since `since`, and their account."""
     first = since or _first_day_brought(settings, date)
     of_the_days = pl.col("known_date").is_between(first, date, closed="left")
     known_items = scan(settings, "items").select("item_id", item_known=pl.lit(True))
@@ -69,7 +69,7 @@ def events(settings: Settings, date: datetime.date, since: datetime.date | None)
 
 
 def _first_day_brought(settings: Settings, date: datetime.date) -> datetime.date:
-    """The day before `date`, or an earlier one if the run of `date` made up for days that were missing."""
+    """The day before `date`, or an earlier one if the run of `date` ingested missing days too."""
     of_run = (pl.col("feed") == "events") & (pl.col("ingested_for") == date)
     days = scan(settings, "ingested_days").filter(of_run).select(pl.col("known_date").min()).collect()
     return days.item() or date - ONE_DAY

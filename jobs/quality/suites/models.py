@@ -1,4 +1,4 @@
-"""The rules of what models read and write: popularity, training set, recommendations."""
+"""The rules of tables that models read or write: popularity, training set, recommendations."""
 
 import datetime
 
@@ -14,7 +14,7 @@ from lte_model.warehouse.reading import exists, scan
 
 
 def item_popularity(settings: Settings, date: datetime.date, anchors: bool) -> list[CheckedRows]:
-    """The counts of `date`, or those that the training of `date` reads. Every date must have some."""
+    """The counts of `date`, or of every date that the training of `date` reads. Each date must have some."""
     dates = settings.training_set.dates(date).snapshot_dates if anchors else (date,)
     keys = ("snapshot_date", "item_id")
     counts = scan(settings, "item_popularity").filter(pl.col("snapshot_date").is_in(dates))
@@ -37,7 +37,7 @@ def item_popularity(settings: Settings, date: datetime.date, anchors: bool) -> l
 
 
 def training_set(settings: Settings, date: datetime.date) -> list[CheckedRows]:
-    """The training set of `date`, all splits, each row against the dates of its own anchor or cut."""
+    """The training set of `date`, all splits; each row is checked against the dates of its anchor or cut."""
     dates = settings.training_set.dates(date)
     ends = {"validation": dates.validation.end, "test": dates.test.end}
     keys = ("split", "snapshot_date", "user_id")
@@ -105,9 +105,9 @@ def training_set(settings: Settings, date: datetime.date) -> list[CheckedRows]:
 
 
 def recommendations(settings: Settings, date: datetime.date) -> list[CheckedRows]:
-    """The recommendations of `date`, and whether everybody with an LTE has some.
+    """The recommendations of `date`, and whether every user with an LTE has some.
 
-    Nothing to check where there are none, and no model is champion.
+    There is nothing to check if there are none and no model is champion.
     """
     there = exists(settings, "recommendations")
     if not there or scan(settings, "recommendations").filter(date=date).head(1).collect().is_empty():

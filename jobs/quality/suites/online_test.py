@@ -11,13 +11,13 @@ from lte_model.warehouse.reading import scan
 
 
 def test_measurements(settings: Settings, date: datetime.date, test: str) -> list[CheckedRows]:
-    """The measurements of one online test as of `date`: the days, and their sums by variant and metric."""
+    """The measurements of one online test as of `date`: by day, and summed by variant and metric."""
     keys = ("variant", "metric", "day")
     sums = ("sum_y", "sum_yy", "sum_x", "sum_xx", "sum_xy")
     rows = (
         scan(settings, "test_measurements")
         .filter((pl.col("test_name") == test) & (pl.col("measured_for") == date))
-        # pandas has no decimals: a rule looks at signs and orders, for which a float is near enough.
+        # pandas has no decimals. The rules check signs and orders, for which floats suffice.
         .select(*keys, "test_start", "test_end", "users", pl.col(*sums).cast(pl.Float64))
     )
     spread = pl.col("users") * pl.col("sum_yy") - pl.col("sum_y").pow(2)
@@ -49,7 +49,7 @@ def test_measurements(settings: Settings, date: datetime.date, test: str) -> lis
             (
                 gxe.ExpectColumnValuesToBeBetween(column="users", min_value=2),
                 gxe.ExpectColumnValuesToBeBetween(column="sum_xx", min_value=0),
-                # A variance is not below 0, but for what a float rounds off.
+                # A variance is at least 0, up to rounding.
                 gxe.ExpectColumnValuesToBeBetween(column="spread", min_value=-1e-9),
             ),
         ),

@@ -1,8 +1,8 @@
-"""What must hold of each table, as Great Expectations suites, and the rows that they look at.
+"""The building blocks of the tables' Great Expectations suites, and the rows that a suite checks.
 
-A batch is a frame of the checked rows with a few derived columns; vectors never enter it, only their length and norm.
-Each suite is built for one date, so that a rule can name the very day: the leak rule says that the newest event in the
-snapshot of D is dated before D−L.
+A batch is a frame of the checked rows with a few derived columns: not vectors, only their length and norm. Each suite
+is built for one date, so that a rule can use it: the leak rule says that the newest event in the snapshot of D is
+dated before D−L.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from great_expectations.expectations.expectation import Expectation
 
 @dataclass(frozen=True)
 class CheckedRows:
-    """Rows of one table and one date, and the rules for them. `keys` name a row where it breaks one."""
+    """Rows of one table and date, and their rules. `keys` are the columns that identify a row in a report."""
 
     name: str
     rows: pl.LazyFrame
@@ -23,19 +23,19 @@ class CheckedRows:
 
 
 def present(*columns: str) -> list[Expectation]:
-    """Each of the columns has a value in every row."""
+    """Every row has a value in each of the columns."""
     return [gxe.ExpectColumnValuesToNotBeNull(column=column) for column in columns]
 
 
 def at_least_one_row() -> Expectation:
-    """There is a row."""
+    """The rule that there is at least one row."""
     return gxe.ExpectTableRowCountToBeBetween(min_value=1)
 
 
 def later(column: str, than: str, or_equal: bool = False) -> Expectation:
-    """One value, mostly a date, is after another.
+    """The rule that a value of `column`, mostly a date, is after that of `than`.
 
-    A missing one is not compared; `present` asks for it where it must be there.
+    Missing values are not compared; `present` requires them.
     """
     return gxe.ExpectColumnPairValuesAToBeGreaterThanB(
         column_A=column, column_B=than, or_equal=or_equal, ignore_row_if="either_value_is_missing"
@@ -43,5 +43,5 @@ def later(column: str, than: str, or_equal: bool = False) -> Expectation:
 
 
 def first_value(rows: pl.LazyFrame, column: str) -> list[object]:
-    """The value of the first row; every other row must have it too."""
+    """The first row's value, for a rule that every other row has it too."""
     return rows.select(column).head(1).collect()[column].to_list()

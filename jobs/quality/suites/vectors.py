@@ -16,8 +16,9 @@ from lte_model.warehouse.reading import scan
 
 
 def bases(settings: Settings, asked: Sequence[str] = ()) -> dict[str, int]:
-    """The bases that are `asked` for, or those in force, with their dimensions. Raises `LTEError` for one that isn't
-    registered.
+    """The bases `asked` for, or else those in force, with their dimensions.
+
+    Raises `LTEError` for a basis that isn't registered.
     """
     registered = dict(
         scan(settings, "semantic_bases").select("basis_id", "dimensions").sort("basis_id").collect().rows()
@@ -28,13 +29,13 @@ def bases(settings: Settings, asked: Sequence[str] = ()) -> dict[str, int]:
 
 
 def _with_dimensions_of_basis(settings: Settings, rows: pl.LazyFrame) -> pl.LazyFrame:
-    """The rows with the dimensions that their basis has; none for a basis that isn't registered."""
+    """The rows with the dimensions of their basis; null if the basis isn't registered."""
     registered = scan(settings, "semantic_bases").select("basis_id", dimensions_of_basis=pl.col("dimensions"))
     return rows.join(registered, "basis_id", "left")
 
 
 def item_embeddings(settings: Settings, date: datetime.date, asked: Sequence[str] = ()) -> list[CheckedRows]:
-    """The vectors of every basis, and every item known before `date` in each of the bases `asked` for, or in force."""
+    """All vectors, and the coverage of items known before `date` in each basis `asked` for, or in force."""
     vector = pl.col("vector")
     vectors = _with_dimensions_of_basis(settings, scan(settings, "item_embeddings"))
     embeddings = vectors.select(
@@ -71,10 +72,10 @@ def item_embeddings(settings: Settings, date: datetime.date, asked: Sequence[str
 def item_encodings(
     settings: Settings, date: datetime.date, anchors: bool, asked: Sequence[str] = ()
 ) -> list[CheckedRows]:
-    """The encoder of `date`, or those of every date that the training of `date` reads, in the basis of the trainings or
-    in those `asked` for. Every date must have one.
+    """The encoder of `date`, or with `anchors` of every date that the training of `date` reads.
 
-    Nothing to check where the settings don't ask for the autoencoder.
+    Each date must have one, in the bases `asked` for, or else in that of the trainings. There is nothing to check if
+    the settings don't ask for the autoencoder.
     """
     if AUTOENCODER not in settings.model.representations:
         return []
@@ -127,8 +128,10 @@ def item_encodings(
 def lte_snapshots(
     settings: Settings, date: datetime.date, anchors: bool, asked: Sequence[str] = ()
 ) -> list[CheckedRows]:
-    """The snapshots of `date`, of all representations of the settings in each of the bases `asked` for, or in force; or
-    those that the training of `date` reads, in the basis of the trainings.
+    """The snapshots of `date`, or with `anchors` of every date that the training of `date` reads.
+
+    Each representation of the settings must be there in each basis `asked` for. The default is every basis in force, or
+    with `anchors` that of the trainings.
     """
     dates = settings.training_set.dates(date).snapshot_dates if anchors else (date,)
     keys = ("basis_id", "representation", "snapshot_date", "user_id")
@@ -146,8 +149,9 @@ def lte_snapshots(
 
 
 def lte_live(settings: Settings, date: datetime.date) -> list[CheckedRows]:
-    """What is live on `date`, of all representations of the settings in each basis in force; of one that is never
-    published, nothing.
+    """The live rows on `date`.
+
+    Each publishable representation of the settings must be live in each basis in force; no unpublishable one may be.
     """
     keys = ("basis_id", "representation", "user_id")
     rows = _ltes(settings, "lte_live", (*keys, "snapshot_date"))
@@ -172,7 +176,7 @@ def lte_live(settings: Settings, date: datetime.date) -> list[CheckedRows]:
 
 
 def _ltes(settings: Settings, table: str, keys: Sequence[str]) -> pl.LazyFrame:
-    """The rows of a table of LTEs that are of the settings' representations, as `_rules_of_ltes` looks at them."""
+    """An LTE table's rows of the settings' representations, with the columns that `_rules_of_ltes` checks."""
     sums = pl.col("vector_sum")
     squared_sum = sums.list.eval((pl.element().cast(pl.Float64) / GRID).pow(2)).list.sum()
     kinds = {name: REPRESENTATIONS[name] for name in settings.model.representations}
@@ -205,12 +209,12 @@ def _ltes(settings: Settings, table: str, keys: Sequence[str]) -> pl.LazyFrame:
 
 
 def _rules_of_ltes(settings: Settings, keys: Sequence[str]) -> tuple[Expectation, ...]:
-    """What holds of every row of LTEs, of whatever representation; `keys` name a row once."""
+    """The rules for every row of LTEs, of any representation; `keys` identify a row."""
     return (
         at_least_one_row(),
         *present("user_id", "event_count", "newest_event_date", "dimensions"),
         gxe.ExpectCompoundColumnsToBeUnique(column_list=list(keys)),
-        # The leak rule: the newest event in the LTE of D is dated before D−L. (A representation without lag says so.)
+        # The leak rule: the newest event in the LTE of D is dated before D−L. (L is 0 without a lag.)
         later("window_end", "newest_event_date"),
         later("newest_event_date", "window_start", or_equal=True),
         gxe.ExpectColumnValuesToBeBetween(column="event_count", min_value=1, max_value=MAX_EVENTS),
@@ -222,7 +226,7 @@ def _rules_of_ltes(settings: Settings, keys: Sequence[str]) -> tuple[Expectation
 
 
 def _per_representation(rows: pl.LazyFrame, names: Sequence[str], in_bases: Iterable[str]) -> pl.LazyFrame:
-    """(basis_id, representation, users) of each of the names in each basis; no number where it has no row."""
+    """(basis_id, representation, users) for each name in each basis; `users` is null without rows."""
     keys = ("basis_id", "representation")
     wanted = pl.LazyFrame(list(itertools.product(in_bases, names)), dict.fromkeys(keys, pl.String), orient="row")
     return wanted.join(rows.group_by(keys).agg(users=pl.len()), keys, "left")
