@@ -1,18 +1,18 @@
-"""What is lost on the way from one basis to another, on real data: `make bench-basis-map`.
+"""Measures what mapping LTEs from one basis to another loses, on real data: `make bench-basis-map`.
 
 For each data set one ranker is trained, with the uniform LTE as prefix, in a basis of 64 dimensions fitted on all items
-that are known by the training. Other bases stand for what a shop may come from:
+known by the training date. Other bases stand for a shop's old basis:
 
-    earlier      fitted on the items that were known in the middle of the feed
+    earlier      fitted on the items known in the middle of the feed
     wider        128 dimensions
     narrower     32 dimensions
-    titles       of the titles alone, where the set has more text than that
+    titles       fitted on titles only, if the data set has other text too
 
-Each is mapped to the ranker's basis (lte_model/registry/basis_map.py): the loss on items held out; the cosine of the
-test users' LTEs, mapped and own; and NDCG of the ranker with its own LTEs, with the mapped ones, and with none.
+Each is mapped to the ranker's basis (lte_model/registry/basis_map.py). It measures the loss on held-out items, the
+cosine between test users' mapped and own LTEs, and the ranker's NDCG with its own LTEs, mapped ones, and none.
 
-It reads the tables of the drill (`make drill`), and makes them where they aren't there. LTEs are added up from the
-events as the drill does it, in integers, so that nothing of the other bases has to be registered.
+It reads the tables of the drill (`make drill`), and makes missing ones. Like the drill, it sums LTEs from the events in
+integers, so that the other bases need not be registered.
 """
 
 import argparse
@@ -52,7 +52,7 @@ OWN = "own"
 def fitted_bases(
     items: pl.DataFrame, middle: datetime.date, template: str, dimensions: int
 ) -> dict[str, SemanticBasis]:
-    """The bases by name, that of the ranker first."""
+    """{name: basis}, the ranker's basis first."""
     earlier = items.filter(pl.col("known_date") < middle)
     bases = {
         OWN: SemanticBasis.fit(items.to_dicts(), template, dimensions),
@@ -67,7 +67,7 @@ def fitted_bases(
 
 
 def in_basis(opened: TrainingSet, items: pl.DataFrame, basis: SemanticBasis) -> EncodedSet:
-    """The training set with the catalogue and the uniform LTEs of a basis."""
+    """The training set with a basis' catalogue and uniform LTEs."""
     vectors, known = basis.encode(items.to_dicts())
     catalogue = Catalogue(items["item_id"].filter(known), items["title"].filter(known), vectors[known])
     kind = dataclasses.replace(opened.kind, basis_id=basis.basis_id)
@@ -75,7 +75,7 @@ def in_basis(opened: TrainingSet, items: pl.DataFrame, basis: SemanticBasis) -> 
 
 
 def shared_vectors(source: EncodedSet, target: EncodedSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The vectors of the items of both catalogues in each, and which of them are held out."""
+    """(source vectors, target vectors, held-out mask) of the items in both catalogues."""
     rows = source.catalogue.item_ids.cast(target.catalogue.rows, strict=False).to_physical()
     both = rows.is_not_null().to_numpy()
     held_out = held_out_items(source.catalogue.item_ids.filter(both).to_list())
@@ -83,7 +83,7 @@ def shared_vectors(source: EncodedSet, target: EncodedSet) -> tuple[np.ndarray, 
 
 
 def measure(folder: Path, seed: int, with_ranking: bool = True) -> list[dict[str, Any]]:
-    """The figures of a data set in the form of every measuring command: a list of measure, side, value, unit."""
+    """A data set's figures as rows of measure, side, value and unit, the format of every `--json` option."""
     _, settings, _, date = drill.make_tables(drill.options(["--data", str(folder)]))
     settings = settings.model_copy(update={"training": settings.training.model_copy(update={"seed": seed})})
     opened = open_training_set(settings, date)
@@ -115,7 +115,7 @@ def measure(folder: Path, seed: int, with_ranking: bool = True) -> list[dict[str
 
 
 def cosine_of_users(ours: EncodedSet, source: EncodedSet, basis_map: BasisMap) -> float:
-    """The mean over the test users with an LTE in both."""
+    """The mean cosine over test users with an LTE in both bases."""
     own, mapped = ours.cases("test"), mapped_set(ours, source, basis_map).cases("test")
     both = own.has_lte[:, 0] & mapped.has_lte[:, 0]
     return mean_cosine(mapped.lte[both, 0], own.lte[both, 0])

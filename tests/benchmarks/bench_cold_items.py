@@ -1,15 +1,15 @@
-"""What is a new item's content worth on real data? `make bench-cold-items`.
+"""Measures the value of new items' content on real data: `make bench-cold-items`.
 
-Few targets of a real test window are new by themselves. So a share of the items is hidden: a model is trained on the
-ablation's training set (infra/runs/ablation.py) as if nobody had ever bought them. Then the test users whose target is
-a hidden item are ranked, over the full catalogue:
+Few targets of a real test window are new items. So a share of the items is hidden: a model is trained on the ablation's
+training set (infra/runs/ablation.py) as if nobody had ever bought them. Then the test cases whose target is a hidden
+item are ranked over the full catalogue:
 
-    content        the model, which knows of a hidden item its content vector alone
-    no_content     the same model, and the vectors of the hidden items are 0
-    all_items      the model of the same settings that was trained on all events: what hiding costs
-    chance         any order: the mean over all ranks
+    content        the model, which knows only the content vectors of hidden items
+    no_content     the same model, with the content vectors of hidden items set to 0
+    all_items      a model with the same settings, trained on all events: shows the cost of hiding
+    chance         a random order: the mean over all ranks
 
-The model is `prefix_newest`: an item bias by popularity would tell how the hidden items sold.
+The model is `prefix_newest`, because an item bias by popularity would leak the hidden items' sales.
 """
 
 import argparse
@@ -46,8 +46,9 @@ SHARE = 0.1
 
 @dataclass(frozen=True)
 class WithoutItems(TrainingSet):
-    """A training set of which `hidden` (items,) bool were never bought before the test, nor asked for on the
-    validation days. Test cases are what they are.
+    """A training set without `hidden` (items,) bool: they are no input of training, and no target of validation.
+
+    Test cases are unchanged.
     """
 
     hidden: np.ndarray
@@ -62,9 +63,9 @@ class WithoutItems(TrainingSet):
 
 
 def without(cases: Cases, hidden: np.ndarray) -> Cases:
-    """The cases as if the `hidden` (items,) bool had no event; `cases` are as read, before anything cuts them.
+    """Removes the events of `hidden` (items,) bool from `cases`, which must be as read, before any cut.
 
-    The gap after an event is left as it was.
+    The time gaps of the remaining events don't change.
     """
     case = np.repeat(np.arange(len(cases)), cases.lengths)
     is_target = cases.ends[case] - np.arange(len(case)) <= cases.target_counts[case]
@@ -83,7 +84,7 @@ def without(cases: Cases, hidden: np.ndarray) -> Cases:
 
 
 def measured(settings: Settings, date: datetime.date, share: float, seed: int) -> list[dict[str, Any]]:
-    """The rows {"measure", "side", "value", "unit"}, which are printed with their intervals, too."""
+    """Prints the figures with their intervals; returns them as rows of measure, side, value and unit."""
     own = VARIANT.settings(settings, seed)
     device = choose_device(own.training.device)
     training_set = open_training_set(own, date)

@@ -1,17 +1,16 @@
-"""How good the models are on real data, beside each other and RecTools' SASRec: `make bench-quality`.
+"""Compares the models on real data with each other and with RecTools' SASRec: `make bench-quality`.
 
-For each data set: the ablation (infra/runs/ablation.py) of the sides below, the rival's search and ranks (rival.py),
-and one report of all. Choices are made on the validation days, of both makers' models; figures are NDCG@500 on the test
-days.
+For each data set it runs the ablation (infra/runs/ablation.py) of the sides below and the rival's search (rival.py),
+and writes one report. All models are selected on the validation days; figures are NDCG@500 on the test days.
 
-    popularity_7d                         what sold in the last 7 days
+    popularity_7d                         popularity in the last 7 days
     none … leak                           the paper's policy: the sequence is [D−L, D)
-    long_sequence, long_prefix            200 of the newest events, without LTE and with it
+    long_sequence, long_prefix            the newest 200 events, without LTE and with it
     best                                  the variant that validation chose
-    rectools                              SASRec of RecTools: length, epochs and whether seen items are ranked by
-                                          validation, then all days before the cut
+    rectools                              RecTools' SASRec: validation chooses length, epochs and whether seen items
+                                          are ranked; then it trains on all days before the cut
 
-What succeeded before isn't run again, so that a stopped run goes on. All other variants of the report: VARIANTS.
+Steps that succeeded before are skipped, so that a stopped run resumes. VARIANTS adds other variants to the report.
 """
 
 import argparse
@@ -40,18 +39,18 @@ SIDES = (
     "leak", "long_sequence", "long_prefix", "best", RIVAL,
 )  # fmt: skip
 COMPARED = ("none_newest", "prefix_newest", "prefix_newest_autoencoder")
-"""What the questions about the policy `newest` need."""
+"""The variants for the report's questions about the policy `newest`."""
 
 CANDIDATES = (
     "prefix_newest_popularity_time", "prefix_newest_popularity_time_repeats", "none_newest_popularity_time_repeats",
     "long_prefix_popularity_time_repeats", "long_sequence_popularity_time_repeats",
     "prefix_newest_popularity_time_repeats_by_event",
 )  # fmt: skip
-"""What one would deploy. All but the leak are candidates; these are the likely ones."""
+"""The likely candidates for deployment. (Every variant but the leak is a candidate.)"""
 
 
 def rows_of(data: str, ablation: Ablation) -> list[dict[str, Any]]:
-    """The figures of one data set in the form of every measuring command: a list of measure, side, value, unit."""
+    """A data set's figures as rows of measure, side, value and unit, the format of every `--json` option."""
     measure, sides = f"{ablation['headline']}_{data}", dict(ablation["sides"])
     if ablation["best"]["variant"]:
         sides["best"] = sides[ablation["best"]["variant"]]

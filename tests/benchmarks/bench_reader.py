@@ -1,12 +1,12 @@
-"""How fast a service reads users' LTEs from the online store, and how fast they are pushed there: `make bench-reader`.
+"""Measures reads of users' LTEs from the online store, and the push: `make bench-reader`.
 
-`lte_live` is made up: 100,000 users of 64 dimensions. All of it is pushed, then `OnlineReader` reads one user, or 100
-at once, drawn anew each time. The figures are of one process that reads again and again, Feast's way there and back and
-the division included. SQLite is a file on this disk; Redis runs on this machine and is reached by TCP.
+`lte_live` is synthetic: 100,000 users, 64 dimensions. All rows are pushed, then `OnlineReader` reads one user, or 100
+at once, drawn at random each time. One process reads repeatedly; times include Feast's round trip and the division.
+SQLite is a file on this disk; Redis runs on this machine and is reached by TCP.
 
     read_1_p50, read_1_p99         a read of one user
-    read_100_p50, read_100_p99     a read of a hundred
-    pushed_rows                    the first push, all rows of it
+    read_100_p50, read_100_p99     a read of a hundred users
+    pushed_rows                    the first push, of all rows
 """
 
 import argparse
@@ -32,7 +32,7 @@ from tests.redis_server import MISSING, installed, redis_server
 
 DATE = datetime.date(2024, 6, 1)
 READS = {1: 2_000, 100: 500}
-"""How often so many users are read."""
+"""{users per read: number of reads}."""
 WARM_UP = 20
 
 
@@ -69,7 +69,7 @@ def user_id(number: int) -> str:
 
 
 def measure(settings: Settings, sums: np.ndarray, counts: np.ndarray) -> Iterator[tuple[str, float, str]]:
-    """(measure, value, unit)."""
+    """Yields (measure, value, unit)."""
     store = OnlineStore(settings)
     begin = time.perf_counter()
     push = push_lte(settings, store, DATE)

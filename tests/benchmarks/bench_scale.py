@@ -1,18 +1,18 @@
-"""What each step costs at three sizes, and from that what it would cost a shop of 50 million users: `make bench-scale`.
+"""Measures each step at three sizes and extrapolates to a shop of 50 million users: `make bench-scale`.
 
-Shops of 2,500, 7,500 and 25,000 users with the mix of the large one: 200 events a user and year, two years of them, two
-items a user. Every step runs as its task runs it; those on Spark share a session of two tasks, whose start is a step
-of its own, the others have a process each. Of each step are measured
+The shops have 2,500, 7,500 and 25,000 users, with the large shop's proportions: 200 events per user and year, two
+years, two items per user. Every step runs as in its task. Spark steps share a session with two task slots, whose start
+is a step of its own; every other step has its own process. It measures for each step
 
-    CPU seconds      of the whole tree of processes: what is fitted, for wall seconds are those of a busy machine
+    CPU seconds      of the whole process tree; these are fitted, because wall seconds depend on the machine's load
     wall seconds
-    shuffled, written    bytes: what Spark wrote for its shuffles, and what the warehouse grew by
-    driver           bytes: the peak of the step's own process, where it has one
+    shuffled, written    bytes that Spark wrote for shuffles, and bytes that the warehouse grew by
+    driver           bytes: the peak memory of the step's own process, if it has one
 
-Of the three sizes the least squares give `fixed + per unit × units`, with the largest residual as a share of the
-value; a step's unit is what it goes over. `Target` names all that the extrapolation assumes; its arithmetic is below.
+Least squares over the three sizes give `fixed + per unit × units`, and the largest relative residual. A step's unit is
+what it iterates over. `Target` states all assumptions of the extrapolation; its arithmetic is below.
 
-Longer than 350 lines, because the steps, their measuring and the extrapolation from them are one argument.
+Longer than 350 lines, because the steps, their measurement and the extrapolation belong together.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from tests.repository import REPOSITORY
 HOME = REPOSITORY / ".lte" / "bench" / "scale"
 SIZES = (2_500, 7_500, 25_000)
 EVENTS_A_USER = 400
-"""In the shop's two years: 200 a year, as of the shop that is extrapolated to."""
+"""Events per user in the shop's two years: 200 a year, as in the target shop."""
 ITEMS_A_USER = 2
 DATE = datetime.date(2024, 12, 31)
 FIRST_DAY = datetime.date(2023, 1, 1)
@@ -48,13 +48,13 @@ ANCHORS = 2
 CHAMPIONS_ITEMS = 2_000
 RANKED_ITEMS = 1_000_000
 USERS_A_RANKED_ONE = 50
-"""So many users of the shop to one who is ranked a large catalogue."""
+"""One of this many users is ranked over the large catalogue."""
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class Target:
-    """The shop that is extrapolated to, and what is assumed of how it is run."""
+    """The target shop of the extrapolation, and the assumptions about its operation."""
 
     users: float = 50e6
     events_a_year: float = 10e9
@@ -66,14 +66,14 @@ class Target:
     epochs: int = 10
     trainings_a_year: int = 52
     snapshots_kept: int = 30 + 52
-    """30 daily ones, and of older ones those of a year's trainings."""
+    """30 daily snapshots, and the older ones that a year's weekly trainings read."""
     cores: int = 256
     sides: int = 2
-    """Rankers that a training trains: with the LTE and without it."""
+    """Rankers per training: with the LTE and without it."""
     touched_share: float = 1.0
-    """Of the users, those whose LTE changes in a day: the most that a push can have to write."""
+    """The share of users whose LTE changes in a day; 1 is the upper bound for a push."""
     gpu_operations_a_second: float = 2e13
-    """Not measured here: 5 % of what an H100 reaches in large products of bfloat16 matrices (about 4e14)."""
+    """An assumption: 5 % of an H100's rate for large bfloat16 matrix products (about 4e14)."""
 
     @property
     def events_a_day(self) -> float:
@@ -85,14 +85,12 @@ class Target:
 
     @property
     def events_seen(self) -> float:
-        """Those of window and lag together."""
+        """The number of events in the window and the lag together."""
         return self.events_a_day * (self.window_days + self.lag_days)
 
     @property
     def dates(self) -> int:
-        """The snapshots that a training reads: its anchors, of which the last cuts off the validation, and the test's
-        cut.
-        """
+        """The snapshots that a training reads: its anchors (the last is the validation cut), and the test cut."""
         return self.anchors + 1
 
     @property
@@ -102,7 +100,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Measured:
-    """One step at one size."""
+    """The measurements of one step at one size."""
 
     step: str
     users: int
@@ -117,7 +115,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Fitted:
-    """fixed + per_unit × units. `residual` is the largest share by which it misses a measured value."""
+    """The fit fixed + per_unit × units. `residual` is its largest relative error."""
 
     fixed: float
     per_unit: float
@@ -128,8 +126,9 @@ class Fitted:
 
 
 def fitted(units: Sequence[float], values: Sequence[float]) -> Fitted:
-    """By least squares of the relative error, so that the smallest size weighs as much as the largest; neither part is
-    below zero.
+    """The least-squares fit of the relative error, with neither part below zero.
+
+    The relative error gives the smallest size the same weight as the largest.
     """
     x, y = np.asarray(units, float), np.asarray(values, float)
     if len(x) < 2 or not y.any():
@@ -145,7 +144,7 @@ def fitted(units: Sequence[float], values: Sequence[float]) -> Fitted:
     return Fitted(float(fixed), float(per_unit), float(missed.max()))
 
 
-# The steps of one size, measured in a process of their own.
+# The steps of one size, measured in one process per size.
 
 
 class Meter:
@@ -158,7 +157,7 @@ class Meter:
 
     @contextmanager
     def step(self, name: str, unit: str, units: float | Callable[[], float]) -> Iterator[None]:
-        """A step in this process and the JVM and workers below it."""
+        """Measures a step in this process, its JVM and its workers."""
         cpu, shuffled, written, started = tree_cpu(), self._shuffled(), self._written(), time.perf_counter()
         yield
         self._note(
@@ -166,7 +165,7 @@ class Meter:
         )
 
     def process(self, name: str, unit: str, units: float | Callable[[], float], *command: str, **env: str) -> None:
-        """A step that is a command line of its own."""
+        """Measures a step that runs as a command line."""
         written, started = self._written(), time.perf_counter()
         environment = os.environ | {"LTE_SETTINGS": f"{self.settings.home}/settings.toml"} | env
         log = Path(self.settings.home, "step.log")
@@ -184,7 +183,7 @@ class Meter:
             said = f"{' '.join(command)}: {log.read_text()[-2000:]}"
             if child.returncode != 2:
                 raise SystemExit(said)
-            print(said, file=sys.stderr)  # a gate that stops has looked at as many rows
+            print(said, file=sys.stderr)  # a gate that fails has read as many rows
         cpu = usage.ru_utime + usage.ru_stime
         self._note(name, unit, units, cpu, started, 0.0, self._written() - written, peak)
 
@@ -205,25 +204,25 @@ class Meter:
 
 
 def tree_cpu() -> float:
-    """The CPU seconds of this process and of all below it, dead ones too."""
+    """The CPU seconds of this process and all of its descendants, including ended ones."""
     total = 0.0
     for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
         try:
-            total += sum(process.cpu_times()[:4])  # own, and of children that ended
+            total += sum(process.cpu_times()[:4])  # its own, and its ended children's
         except psutil.NoSuchProcess:
             continue
     return total
 
 
 def peak_memory(pid: int) -> float:
-    """The most bytes that a process held at once, until now; what wait4 tells begins at what its parent held."""
+    """A process' peak memory in bytes, until now; the figure of wait4 would start at its parent's memory."""
     status = Path(f"/proc/{pid}/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return max((int(line.split()[1]) * 1024.0 for line in lines if line.startswith("VmHWM")), default=0.0)
 
 
 def measure_here(users: int) -> list[Measured]:
-    """Every step of a shop of so many users."""
+    """Measures every step for a shop with `users` users."""
     from jobs.demo_shop.feed import write_demo_shop
     from jobs.demo_shop.spec import ShopSpec
     from jobs.spark.session import spark_session
@@ -244,7 +243,7 @@ def measure_here(users: int) -> list[Measured]:
         meter.spark = None
         session.__exit__(None, None, None)
     events = pl.scan_delta(settings.table_path("events"))
-    gated = events.select(pl.len()).collect().item()  # of all days: a single one of so small a shop costs nothing
+    gated = events.select(pl.len()).collect().item()  # all days: one day of so small a shop costs nothing
     gate = ("jobs.quality.check", "--date", str(DATE))
     meter.process("gate of events", "events checked", gated, *gate, "events", "--since", str(FIRST_DAY))
     live = pl.scan_delta(settings.table_path("lte_live")).select(pl.len()).collect().item()
@@ -314,7 +313,7 @@ def on_spark(meter: Meter, warehouse, rows: int) -> None:
 
 
 def rank(users: int) -> None:
-    """What `score_users` does for so many users with a catalogue of a million items, in one thread."""
+    """Runs the ranking of `score_users` for `users` users and a million items, in one thread."""
     import pyarrow as pa
     import torch
 
@@ -347,7 +346,7 @@ def users_of(settings: Settings, date: datetime.date) -> int:
 
 
 def made_up_champion(settings: Settings, basis_id: str):
-    """A ranker with random weights over as many items at every size; what more items cost is a step of its own."""
+    """A ranker with random weights over the same number of items at every size; another step measures more items."""
     import torch
 
     from jobs.score_users import Champion
@@ -396,12 +395,12 @@ class_data_archive = "{cache / "classes.jsa"}"
     return load_settings(home / "settings.toml")
 
 
-# From the measured to the large.
+# The extrapolation.
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the large shop: how many units a run goes over, and how many runs a year has."""
+    """A step of the target shop: its units per run, and its runs per year."""
 
     name: str
     units: Callable[[Target], float]
@@ -430,7 +429,7 @@ STEPS = (
 
 @dataclass(frozen=True)
 class Extrapolated:
-    """One run of a step of the large shop."""
+    """The cost of one run of a step in the target shop."""
 
     name: str
     units: float
@@ -443,7 +442,7 @@ class Extrapolated:
 
 
 def fits(found: Sequence[Measured]) -> dict[str, dict[str, Fitted]]:
-    """What each step's figures are a line of."""
+    """{step: {measure: fit}}."""
     by_step: dict[str, list[Measured]] = {}
     for one in found:
         by_step.setdefault(one.step, []).append(one)
@@ -457,7 +456,7 @@ def fits(found: Sequence[Measured]) -> dict[str, dict[str, Fitted]]:
 
 
 def extrapolated(found: Sequence[Measured], target: Target) -> list[Extrapolated]:
-    """The steps that were measured, at the size of the target."""
+    """The measured steps, extrapolated to the target's size."""
     lines, steps = fits(found), []
     for step in STEPS:
         if step.name not in lines:
@@ -480,7 +479,7 @@ def extrapolated(found: Sequence[Measured], target: Target) -> list[Extrapolated
 
 
 def arithmetic(target: Target, row_bytes: float) -> list[tuple[str, float, str]]:
-    """What needs no measuring: sizes that follow from the shop's numbers. `row_bytes` is a snapshot's row on disk."""
+    """Sizes that follow from the target's numbers alone. `row_bytes` is the size of a snapshot's row on disk."""
     a_user = target.events_in_window / target.users
     a_token = 2 * (8 + 4) * 64**2 + 2 * 2 * 50 * 64
     a_target = 3 * (a_token + 2 * 8192 * 64)

@@ -1,14 +1,14 @@
-"""To how many users a second the job recommends, beside the model alone: `make bench-scoring`.
+"""Measures how many users per second the job ranks, compared with the bare model: `make bench-scoring`.
 
-A made-up shop of 20,000 users and 3,399 items, a model with random weights at the settings' sizes (width 64, 2 blocks,
-2 heads, 50 tokens), the best 100 items of each user. The sequences are as long as a shop's (bench_training.py): the
-newest 49 events of users of whom half have fewer than 40. All sides read the same rows and rank them on a CPU.
+It ranks the best 100 items for each user of a synthetic shop of 20,000 users and 3,399 items, by a model with random
+weights and the settings' sizes (width 64, 2 blocks, 2 heads, 50 tokens). Sequences have realistic lengths
+(bench_training.py): the newest 49 events; half of the users have fewer than 40. All sides rank the same rows on a CPU.
 
-    spark_1, spark_2   the job, from the rows of users to those of `recommendations`, in 1 partition and in 2
+    spark_1, spark_2   the job, from users' rows to rows of `recommendations`, in 1 partition and in 2
     ranker             the model alone: scores and topk in one process and thread, all users sorted by length
-    served             `predict` of the served model in one process and thread, on frames of as many users as a group
+    served             `predict` of the served model in one process and thread, on frames as large as the job's groups
 
-Each side runs in a process of its own, once to warm up before it is measured. Figures are medians of the repeats.
+Each side runs in its own process, with one warm-up run. Figures are medians of the repeats.
 """
 
 import argparse
@@ -49,7 +49,7 @@ KIND = LTEKind("made up", "uniform", 30, 365)
 
 
 def prepare(folder: Path, users: int, items: int, length: int) -> None:
-    """Writes the rows of the users, the model, and settings for Spark."""
+    """Writes the users' rows, the model, and settings for Spark."""
     events = made_up(users, items).sort("user_id", "event_ts")
     newest = events.group_by("user_id", maintain_order=True).agg(pl.col("item_id").tail(length))
     sums = np.random.default_rng(1).integers(-GRID, GRID, (users, DIMENSIONS), dtype=np.int32)
@@ -74,7 +74,7 @@ def prepare(folder: Path, users: int, items: int, length: int) -> None:
 
 
 def measured(side: str, folder: Path, repeats: int) -> list[float]:
-    """The seconds of each repeat of a side, in this process."""
+    """Runs a side in this process; returns each repeat's seconds."""
     if side.startswith("spark"):
         return on_spark(folder, int(side.removeprefix("spark_")), repeats)
     recommender = open_recommender(str(folder / "model"))

@@ -1,20 +1,20 @@
-"""How fast a snapshot is made, beside the other ways to make it, and how the time grows: `make bench-snapshot`.
+"""Measures how fast a snapshot is made, compared with other ways, at two sizes: `make bench-snapshot`.
 
-One shop of 200,000 users, 50,000 items and 20 million events, one date, all of the events in its window. Every side
-reads the same Delta table and writes every user's row; every side's rows are compared with the floor's.
+The large shop has 200,000 users, 50,000 items and 20 million events, all in the window of one date. Every side reads
+the same Delta table and writes every user's row; its rows are compared with the floor's.
 
     full, incremental, sweep_30   the job: from all days, from yesterday's snapshot, thirty dates in one pass
-    rewrite                       Spark copies yesterday's rows to today: what no daily run can do without
+    rewrite                       Spark copies yesterday's rows to today: a lower bound for a daily run
     spark_vector_avg              events ⋈ vectors, then `vector_avg` by user
-    spark_array_avg               the same with one average per component
-    spark_posexplode              the same, one row per component; at the small size alone
+    spark_array_avg               the same join, then one average per component
+    spark_posexplode              the same join, then one row per component; at the small size only
     duckdb, polars                one process: counts of (user, item), ⋈ vectors, one sum per component
     floor                         one process: pyarrow reads, scipy multiplies, pyarrow writes
 
-Each side runs in a process of its own, those on Spark once before they are measured; the slowest, thirty dates and
-Spark's own ways at the full size, run once and that is it. `--explain` prints the plan of `full`.
+Each side runs in its own process; Spark sides have a warm-up run. The slowest (sweep_30, and Spark's own ways at the
+full size) run only once, without a warm-up. `--explain` prints the plan of `full`.
 
-Longer than 350 lines, because the sides that are compared stand side by side.
+Longer than 350 lines, because all sides of the comparison are in one file.
 """
 
 import argparse
@@ -48,7 +48,7 @@ USERS = {"small": 4_000, "2m": 20_000, "5m": 50_000, "20m": 200_000}
 ITEMS = 50_000
 DATE = datetime.date(2024, 12, 30)
 LAG, WINDOW = 30, 730
-"""The window that holds all but the last month of the shop's two years."""
+"""Lag and window in days: the window holds all but the last month of the shop's two years."""
 
 DAILY = 30
 DIMENSIONS = (64, 384)
@@ -58,7 +58,7 @@ SIDES = (*SPARK_SIDES, "spark_posexplode", *OTHER_SIDES)
 
 
 def settings_of(size: str, dimensions: int) -> Settings:
-    """The installation of one size: one warehouse, with a basis of each width."""
+    """The settings of one size's installation: one warehouse, with a basis for each number of dimensions."""
     home = HOME / size
     home.mkdir(parents=True, exist_ok=True)
     cache = REPOSITORY / ".cache"
@@ -84,7 +84,7 @@ class_data_archive = "{cache / "classes.jsa"}"
 
 
 def prepare(size: str) -> None:
-    """Makes the warehouse of one size, unless it is there: the demo shop's events as `ingest_events` lays them out."""
+    """Makes one size's warehouse, unless it exists, with the demo shop's events in the layout of `ingest_events`."""
     done = HOME / size / "prepared"
     if done.exists():
         return
@@ -164,14 +164,14 @@ def vectors_of(items: int, dimensions: int) -> np.ndarray:
     return (np.rint(vectors * GRID) / GRID).astype(np.float32)
 
 
-# The sides. Each returns a function that runs it once, and the place of its rows.
+# The sides. Each is a function that runs once and returns the location of its rows.
 
 Run = Callable[[], Path]
 
 
 @contextmanager
 def side(name: str, settings: Settings) -> Iterator[Run]:
-    """A function that runs the side once and returns the Parquet files, or the Delta partition, of its rows."""
+    """A function that runs the side once and returns its rows' Parquet files or Delta partition."""
     target = Path(settings.home, f"{name}.parquet")
     if name in OTHER_SIDES:
         yield lambda: {"duckdb": duckdb_run, "polars": polars_run, "floor": floor_run}[name](settings, target)
@@ -183,13 +183,13 @@ def side(name: str, settings: Settings) -> Iterator[Run]:
         if name.startswith("spark_"):
             yield lambda: spark_run(Warehouse(spark, settings), name, target)
         else:
-            if name == "sweep_30":  # thirty dates are no warming up
+            if name == "sweep_30":  # no warm-up: thirty dates take too long
                 job_run(Warehouse(spark, settings), "full")
             yield lambda: job_run(Warehouse(spark, settings), name)
 
 
 def files_and_condition(settings: Settings) -> tuple[list[str], pc.Expression]:
-    """The Parquet files of `events`, and which of their rows are in the window of `DATE`."""
+    """The Parquet files of `events`, and a filter for rows in the window of `DATE`."""
     window = lte_window(DATE, LAG, WINDOW)
     inside = (pc.field("event_date") >= window.start) & (pc.field("event_date") < window.end)
     return DeltaTable(settings.table_path("events")).file_uris(), inside & (pc.field("known_date") < DATE)
@@ -337,7 +337,7 @@ def job_run(warehouse, name: str) -> Path:
 
 
 def prepare_base(settings: Settings) -> None:
-    """Makes yesterday's snapshot anew: what `incremental` goes on from, and `rewrite` copies."""
+    """Makes yesterday's snapshot, from which `incremental` starts and which `rewrite` copies."""
     from jobs.snapshot_lte import snapshot_lte
     from jobs.spark.session import spark_session
     from jobs.spark.warehouse import Warehouse
@@ -364,11 +364,11 @@ def explain(settings: Settings) -> None:
         run_engine(spark, files, condition, None, vectors, calendar).explain()
 
 
-# Measuring: a process for each side and size.
+# Measuring: one process per side and size.
 
 
 def measure_here(name: str, size: str, dimensions: int, repeats: int, warm: bool) -> dict[str, object]:
-    """Runs the side in this process: the seconds of each repetition, and where its rows are."""
+    """Runs the side in this process; returns each repetition's seconds and the location of its rows."""
     settings = settings_of(size, dimensions)
     if name in ("incremental", "rewrite"):
         prepare_base(settings)
@@ -384,7 +384,7 @@ def measure_here(name: str, size: str, dimensions: int, repeats: int, warm: bool
 
 
 def measure(name: str, size: str, dimensions: int, repeats: int) -> float:
-    """The median seconds of the side, in a process of its own; its rows are compared with the floor's."""
+    """Runs the side in a new process and compares its rows with the floor's; returns its median seconds."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_snapshot", "--one", name, "--size", size]
     command += ["--dimensions", str(dimensions), "--repeats", str(repeats)]
     done = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True)
@@ -402,7 +402,7 @@ def measure(name: str, size: str, dimensions: int, repeats: int) -> float:
 
 
 def rows_of(place: Path, dimensions: int) -> tuple[pl.Series, np.ndarray, np.ndarray]:
-    """Users, event counts and mean vectors of a side's rows, by user."""
+    """(users, event counts, mean vectors) of a side's rows, sorted by user."""
     if "snapshot_date=" in place.name:
         table = DeltaTable(str(place.parents[2]))
         basis, date = place.parts[-3].partition("=")[2], place.parts[-1].partition("=")[2]

@@ -1,16 +1,16 @@
-"""How fast our model learns and is measured, beside SASRec of RecTools: `make bench-training`.
+"""Measures the speed of training and evaluation, compared with RecTools' SASRec: `make bench-training`.
 
-Both are given the same sequences, of a made-up shop of 5,000 users and 3,399 items or of a data set's: of each user
-the last event is the one to rank, and the 51 before it train, for that is all that RecTools keeps. Width 64, 2 blocks,
-2 heads, 50 events, batches of 128 users, a softmax over the whole catalogue, 2 threads. Ours are the settings as they
-come, but for the length: the item table is made of content vectors too, and an LTE is read as prefix.
+Both get the same sequences, of a synthetic shop of 5,000 users and 3,399 items or of a data set. Each user's last event
+is the target to rank; the 51 before it are for training, because RecTools keeps no more. Width 64, 2 blocks, 2 heads,
+50 events, batches of 128 users, a softmax over the whole catalogue, 2 threads. Our model has default settings except
+for the length: its item table also uses content vectors, and it reads an LTE as prefix.
 
-    training_targets_per_second    the epochs alone; padding is no target
-    evaluation_users_per_second    NDCG@500. Ours takes exact ranks; RecTools recommends 500 items, then measures them
+    training_targets_per_second    epochs only; padding doesn't count
+    evaluation_users_per_second    NDCG@500: ours from exact ranks; RecTools recommends 500 items and measures those
     peak_memory                    of the process, until the training ends
 
-Each side runs in a process of its own, in turns; figures are medians. With a GPU, ours is measured at a hundred
-thousand and a million items too.
+The sides take turns, each in its own process; figures are medians. With a GPU, our model is also measured with a
+hundred thousand and a million items.
 """
 
 import argparse
@@ -53,16 +53,16 @@ UNITS = {
     "peak_memory": "MB",
 }
 AT_SCALE = (100_000, 1_000_000)
-"""Items of the catalogues that a GPU is measured with."""
+"""Catalogue sizes for the measurement on a GPU."""
 
 
 # The sequences.
 
 
 def made_up(users: int, items: int, seed: int = 0) -> pl.DataFrame:
-    """Events (user_id, item_id, event_ts) whose numbers by user and by item are spread as a shop's.
+    """Synthetic events (user_id, item_id, event_ts), distributed over users and items as in a shop.
 
-    Half of the users has fewer than 40 events, a tenth more than 200 (online_retail's figures).
+    Half of the users have fewer than 40 events, a tenth more than 200 (online_retail's figures).
     """
     random = np.random.default_rng(seed)
     counts = np.clip(random.lognormal(math.log(40), 1.25, users), 3, 2_000).astype(np.int64)
@@ -80,7 +80,7 @@ def made_up(users: int, items: int, seed: int = 0) -> pl.DataFrame:
 
 
 def prepare(folder: Path, events: pl.DataFrame) -> None:
-    """Writes the sequences for both sides: of each user with 3 events or more the newest `LENGTH` + 2."""
+    """Writes the sequences for both sides: the newest `LENGTH` + 2 events of each user with at least 3."""
     events = events.select("user_id", "item_id", "event_ts").sort("user_id", "event_ts", "item_id")
     events = events.filter(pl.len().over("user_id") >= 3)
     newest = events.group_by("user_id", maintain_order=True).tail(LENGTH + 2)
@@ -95,14 +95,14 @@ def prepare(folder: Path, events: pl.DataFrame) -> None:
 
 @dataclass(frozen=True)
 class Sequences:
-    """The same users as cases: those that train, and those to rank."""
+    """The users as training cases and as cases to rank."""
 
     training: Cases
     evaluation: Cases
 
 
 def sequences(user_ids: pl.Series, rows: np.ndarray, lengths: np.ndarray, targets: np.ndarray, items: int) -> Sequences:
-    """Cases of flat `rows`, of which each user has `lengths`; `targets` are to be ranked. LTEs are made up."""
+    """Cases from flat item `rows`, `lengths` of them per user; `targets` are ranked. LTEs are random."""
     users = len(lengths)
     ends = lengths.cumsum()
     lte = np.random.default_rng(1).normal(size=(users, 1, DIMENSIONS)).astype(np.float32)
@@ -128,7 +128,7 @@ def sequences(user_ids: pl.Series, rows: np.ndarray, lengths: np.ndarray, target
 
 
 def read_sequences(folder: Path) -> tuple[Sequences, int]:
-    """The cases of a folder, and the number of items of its catalogue."""
+    """A folder's cases, and the number of items in its catalogue."""
     catalogue = pl.Enum(pl.read_parquet(folder / "items.parquet")["item_id"])
     events, wanted = pl.read_parquet(folder / "train.parquet"), pl.read_parquet(folder / "targets.parquet")
     by_user = events.sort("order").group_by("user_id", maintain_order=True).agg(pl.col("item_id"))
@@ -144,9 +144,7 @@ def read_sequences(folder: Path) -> tuple[Sequences, int]:
 
 
 def new_fit(found: Sequences, items: int, device: torch.device, **training: object) -> Fit:
-    """A training of the sequences that has not begun: `LENGTH` events and one prefix, and else the
-    settings' defaults.
-    """
+    """A new training on the sequences, with `LENGTH` events, one prefix, and the settings' defaults."""
     settings = Settings(model=Model(max_tokens=LENGTH + 1), training=Training(**training))
     sizes = settings.model.model_dump(exclude={"representations"})
     config = ranker_config(items=items, dimensions=DIMENSIONS, **sizes)
@@ -159,7 +157,7 @@ def new_fit(found: Sequences, items: int, device: torch.device, **training: obje
 
 
 def targets_per_second(fit: Fit, seconds: float) -> float:
-    """Whole epochs, as many as begin within `seconds`."""
+    """Trains whole epochs as long as they start within `seconds`; returns targets per second."""
     epochs, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         epochs += 1
@@ -191,7 +189,7 @@ def ours(folder: Path, seconds: float, threads: int) -> dict[str, float]:
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process has held at once."""
+    """The peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -199,10 +197,10 @@ def peak_memory_mb() -> float:
 
 
 def at_scale(items: int, device: torch.device, users: int, seconds: float) -> tuple[float, float]:
-    """Targets per second with a catalogue of `items`, and the arithmetic that takes as a share of what the device can.
+    """Targets per second with a catalogue of `items`, and the model FLOPs utilisation.
 
-    What it can is what a large product of bfloat16 matrices reaches. Counted are the products of the model alone,
-    forward and backward; nothing for dropout, norms, the optimizer, and what a checkpoint computes twice.
+    The device's rate is measured with a large bfloat16 matrix product. Only the model's matrix products count, forward
+    and backward, without dropout, norms, the optimizer, and recomputation by activation checkpoints.
     """
     random = np.random.default_rng(3)
     rows = random.integers(items, size=users * (LENGTH + 1))
@@ -240,7 +238,7 @@ def greatest_rate(device: torch.device) -> float:
     return 20 * 2 * size**3 / (time.perf_counter() - started)
 
 
-# Measuring: a process for each side and repetition.
+# Measuring: one process per side and repetition.
 
 
 def measure(side: str, folder: Path, seconds: float, threads: int) -> dict[str, float]:
@@ -295,7 +293,7 @@ def shown(run: dict[str, float]) -> str:
 
 
 def report(found: dict[str, list[dict[str, float]]]) -> None:
-    """Medians, every value, and ours beside RecTools'."""
+    """Prints the medians, all values, and the ratio of ours to RecTools'."""
 
     def median(side: str, name: str) -> float:
         return statistics.median(run[name] for run in found[side])

@@ -1,16 +1,14 @@
-"""The rival: SASRec of RecTools on our events, searched fairly, ranked as our models are.
+"""The rival: RecTools' SASRec on our events, with a fair search, ranked like our models.
 
-`rectools_ranks` exports the events of a training date, lets `rectools/sasrec.py` search the length of its sessions, its
-epochs and whether to rank what a user has seen, on the validation window, and fit anew on all before the test cut, and
-returns the rank of every test case. It runs in an environment of its own, `.cache/rectools`, which is made when it is
-missing.
+`rectools_ranks` exports the events of a training date and runs `rectools/sasrec.py`. That searches session length,
+epochs and whether to rank seen items on the validation window, trains again on all events before the test cut, and
+returns the rank of every test case. It runs in its own environment, `.cache/rectools`, which is made if missing.
 
     python -m tests.benchmarks.rival --settings S --date D [--seeds 0,1,2 --lengths 50,100,200]
 
-What it is given is what our models may know: the events that were dated and known before the cut, of the items of the
-catalogue, all years of them. Events of a user with the same time are ordered by a hash of user, item and time: as in
-the training set, any order of the items would give the next one away; it is another hash, for that of Spark needs
-Spark. Targets are those of the training set.
+It gets what our models may know: all years of events dated and known before the cut, of items in the catalogue. A hash
+of user, item and time orders a user's events with the same time: an order by item would leak the next item, as in the
+training set. The hash differs from the training set's, which needs Spark. Targets are those of the training set.
 """
 
 import argparse
@@ -40,22 +38,22 @@ from tests.repository import REPOSITORY
 
 ENVIRONMENT = REPOSITORY / ".cache" / "rectools"
 THERE = Path(__file__).with_name("rectools")
-"""What runs in that environment, and which versions it holds."""
+"""The folder of that environment's script and pinned versions."""
 
 LENGTHS = (50, 100, 200)
 MOST_EPOCHS = 100
 PATIENCE = 8
 THREADS = 2
 OUR_THREADS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-"""What our package sets (lte_model/__init__.py): threads of the rival wait as torch lets them."""
+"""Variables that our package sets (lte_model/__init__.py); the rival runs with torch's defaults."""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """The ranks of the test cases, `user_ids` in the order of `TrainingSet.cases("test")`, by seed, and their making.
+    """The ranks of the test cases by seed, for `user_ids` in the order of `TrainingSet.cases("test")`.
 
-    `length` and `epochs` are what the validation chose; `seconds` is what all fits took together; `record` is the
-    whole of what was tried: search.json.
+    The validation chose `length` and `epochs`; `seconds` is the time of all fits; `record` is the whole search, as in
+    search.json.
     """
 
     user_ids: pl.Series
@@ -76,9 +74,9 @@ def rectools_ranks(
     threads: int = THREADS,
     folder: Path | None = None,
 ) -> Rival:
-    """Searches and fits; every fit that is in `folder` already, of the same rows and options, is taken from there.
+    """Searches and fits; reuses fits in `folder` with the same rows and options.
 
-    Raises `LTEError` where a table is missing, and where the search fails.
+    Raises `LTEError` if a table is missing, or the search fails.
     """
     folder = folder or Path(settings.home, "rival", str(training_date))
     training_set = open_training_set(settings, training_date)
@@ -98,7 +96,7 @@ def rectools_ranks(
 
 
 def read_rival(training_set: TrainingSet, folder: Path, seeds: Sequence[int]) -> Rival:
-    """What the search left in `folder`."""
+    """Reads the search's results from `folder`."""
     record = json.loads((folder / "search.json").read_text())
     users = targets(training_set, "test").select("user_id")
     ranks = {}
@@ -123,7 +121,7 @@ def read_rival(training_set: TrainingSet, folder: Path, seeds: Sequence[int]) ->
 
 
 def export(training_set: TrainingSet, split: str, cut: datetime.date, folder: Path) -> None:
-    """Writes what a model may know at `cut`, and the targets of `split`, as sasrec.py reads it."""
+    """Writes the events that a model may know at `cut`, and the targets of `split`, for sasrec.py."""
     catalogue = training_set.catalogue.item_ids
     events = (
         training_set.tables.scan("events")
@@ -135,14 +133,14 @@ def export(training_set: TrainingSet, split: str, cut: datetime.date, folder: Pa
 
 
 def targets(training_set: TrainingSet, split: str) -> pl.DataFrame:
-    """(user_id, target_item_id) of the cases of `split`, in their order."""
+    """(user_id, target_item_id) of the cases in `split`, in their order."""
     rows = training_set.rows(split).select("snapshot_date", "user_id", "target_item_id").collect()
     known = rows.filter(pl.col("target_item_id").is_in(training_set.catalogue.item_ids.implode()))
     return known.sort("snapshot_date", "user_id").drop("snapshot_date")
 
 
 def write_folder(folder: Path, events: pl.DataFrame, wanted: pl.DataFrame, catalogue: pl.Series) -> None:
-    """A folder for sasrec.py: `events` (user_id, item_id, event_ts), `wanted` (user_id, target_item_id), item ids."""
+    """Writes a folder for sasrec.py: `events` (user_id, item_id, event_ts), `wanted` (user_id, target_item_id), ids."""
     folder.mkdir(parents=True, exist_ok=True)
     ties = [
         hashlib.blake2b(f"{user}\0{item}\0{moment}".encode(), digest_size=8).digest()
@@ -163,9 +161,9 @@ def write_folder(folder: Path, events: pl.DataFrame, wanted: pl.DataFrame, catal
 
 
 def sasrec(*arguments: str, capture: bool = False) -> str:
-    """Runs sasrec.py in its environment; returns what it printed, if that is to be captured.
+    """Runs sasrec.py in its environment; returns its output if `capture` is set.
 
-    Raises `LTEError` where it fails, with the end of what it said.
+    Raises `LTEError` with the end of its output if it fails.
     """
     command = [str(installed()), str(THERE / "sasrec.py"), *arguments]
     environment = {name: value for name, value in os.environ.items() if name not in OUR_THREADS}
@@ -176,7 +174,7 @@ def sasrec(*arguments: str, capture: bool = False) -> str:
 
 
 def installed() -> Path:
-    """The Python of the environment that has RecTools, which is made where it is missing or of other versions."""
+    """The Python of RecTools' environment, which is made if it is missing or has other versions."""
     python = ENVIRONMENT / "venv" / "bin" / "python"
     done = ENVIRONMENT / "installed"
     wanted = "".join((THERE / name).read_text() for name in ("requirements.txt", "constraints.txt"))

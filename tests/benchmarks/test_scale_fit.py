@@ -1,4 +1,4 @@
-"""The line through what was measured, and the arithmetic behind the plan of the large shop."""
+"""The linear fit of the measurements, and the arithmetic for the large shop."""
 
 import pytest
 
@@ -9,7 +9,7 @@ def test_a_line_is_found_and_how_far_a_value_lies_from_it():
     line = fitted([1e6, 3e6, 1e7], [12.0, 16.0, 30.0])
     assert (line.fixed, line.per_unit) == pytest.approx((10, 2e-6)) and line.residual < 1e-9
     assert fitted([1e6, 3e6, 1e7], [12.0, 16.0, 33.0]).residual > 0.01
-    assert fitted([1, 2, 3], [5.0, 5.0, 4.0]).per_unit == 0  # noise, and no cost below zero
+    assert fitted([1, 2, 3], [5.0, 5.0, 4.0]).per_unit == 0  # falling costs are noise: the slope stays at 0
     assert fitted([1, 2, 4], [1.0, 2.2, 4.4]).fixed == 0
 
 

@@ -1,20 +1,20 @@
-"""SASRec of RecTools, fitted, ranked and timed as our own models are. Runs in RecTools' environment, alone.
+"""Trains, ranks and times RecTools' SASRec like our own models. Runs only in RecTools' environment.
 
     sasrec.py fit-and-rank FOLDER --session-max-len 50 --epochs 20     FOLDER/ranks.parquet, FOLDER/result.json
     sasrec.py search FOLDER --lengths 50,100,200 --seeds 0,1,2         FOLDER/ranks_<seed>.parquet, FOLDER/search.json
     sasrec.py speed FOLDER --seconds 20                                one line of JSON
 
 A folder holds `train.parquet` (user_id, item_id, event_ts, order), `targets.parquet` (user_id, target_item_id) and
-`items.parquet` (item_id), the catalogue, of which every event and target is one. `order` decides between events of a
-user with the same time. `search` reads two such folders, FOLDER/validation and FOLDER/test.
+`items.parquet` (item_id), the catalogue, which contains the items of all events and targets. `order` breaks ties
+between a user's events with the same time. `search` reads two such folders, FOLDER/validation and FOLDER/test.
 
-A rank is 1 + the items that score higher + half of the others that score the same, from the model's own logits after
-the user's newest `session_max_len` events. What the user has seen already is kept or dropped, that is, scores lower
-than all else: `search` lets the validation choose, as RecTools lets its user. An item that the model has not met scores
-lower than all that it has. A user with no event that it knows is ranked by popularity: the items'
-number of events in `train.parquet`.
+A rank is 1 + the number of items with a higher score + half of the other items with the same score, from the model's
+logits after the user's newest `session_max_len` events. Seen items are kept or dropped (they score lower than all
+others); RecTools leaves that choice to its user, and `search` to the validation. Items unknown to the model score lower
+than all known ones. Users without an event known to the model get items ranked by popularity: the number of events in
+`train.parquet`.
 
-RecTools trains on a user's last `session_max_len` + 1 events, and on nobody with a single one.
+RecTools trains on a user's last `session_max_len` + 1 events, and skips users with a single event.
 
 Longer than 350 lines, because it runs in an environment where no other file of this repository can be imported.
 """
@@ -43,14 +43,14 @@ from rectools.models.nn.item_net import IdEmbeddingsItemNet
 
 CUTOFF = 500
 SEEN = ("kept", "dropped")
-"""What may become of the items that the user has seen."""
+"""The options for items that the user has seen."""
 WARM_BATCHES = 3
-"""Batches of `speed` that are not timed."""
+"""Warm-up batches of `speed`, which are not timed."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the model is and how it learns, beside the length of a session and the number of epochs."""
+    """The options of model and training, except session length and epochs."""
 
     factors: int = 64
     blocks: int = 2
@@ -63,9 +63,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Data:
-    """One folder, with rows of the catalogue in place of item ids, and of `user_ids` in place of users'.
+    """One folder's data, with item ids as rows of the catalogue and user ids as rows of `user_ids`.
 
-    `events` has RecTools' columns, each user's rows in order. User `users[i]` is to be given `targets[i]`.
+    `events` has RecTools' columns, each user's rows in order. `targets[i]` is the target of user `users[i]`.
     """
 
     user_ids: np.ndarray
@@ -110,7 +110,7 @@ class Data:
         return Dataset.construct(self.events)
 
     def training_targets(self, session_max_len: int) -> int:
-        """The targets of an epoch: padding is none, and the first event of a session neither."""
+        """The number of targets in an epoch, without padding and the first event of each session."""
         lengths = self.events[Columns.User].value_counts().clip(upper=session_max_len + 1)
         return int((lengths - 1).sum())
 
@@ -124,7 +124,7 @@ def ndcg(ranks: np.ndarray) -> float:
 
 
 def ranks_by_counts(counts: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The ranks of `targets` where every user has the same scores, `counts` (items,)."""
+    """The ranks of `targets` if every user's scores are `counts` (items,)."""
     ascending, of_target = np.sort(counts), counts[targets]
     not_greater = np.searchsorted(ascending, of_target, side="right")
     less = np.searchsorted(ascending, of_target, side="left")
@@ -132,7 +132,7 @@ def ranks_by_counts(counts: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 class Ranking:
-    """The targets of `data`, to be ranked by `model` at any time of its training; the sessions are made once."""
+    """Ranks the targets of `data` by `model` at any time of its training; the sessions are made once."""
 
     def __init__(self, model: SASRecModel, data: Data):
         self.model = model
@@ -147,7 +147,7 @@ class Ranking:
         self.columns = torch.from_numpy(column[data.targets[self.places]])
         of_unknown = len(known) + 1 + (data.items - len(known) - 1) / 2
         counts = np.bincount(data.events[Columns.Item], minlength=data.items)
-        # What the model itself doesn't rank: users without a session, and items that it hasn't met.
+        # The model doesn't rank users without a session, or unknown items: these get ranks by popularity.
         self.ranks = ranks_by_counts(counts, data.targets)
         self.ranks[self.places] = of_unknown
         place_of_user = pd.Series(np.arange(len(self.places)), index=data.users[self.places])
@@ -159,7 +159,7 @@ class Ranking:
         self.unknown_targets = int((self.columns < 0).sum())
 
     def now(self, *asked: str) -> dict[str, np.ndarray]:
-        """The rank of each target of the data, in its order, with what was seen `kept` and `dropped`, or as asked."""
+        """{option for seen items: rank of each target, in the data's order}, for both options or those in `asked`."""
         network, extra = self.model.torch_model, self.model.data_preparator.n_item_extra_tokens
         device = network.item_model.device
         was_training = network.training
@@ -191,14 +191,14 @@ class Ranking:
 
 
 class Clock(Callback):
-    """Counts targets and the seconds that they took; `seconds` ends the training, after some batches to warm up."""
+    """Counts targets and their seconds after some warm-up batches; stops the training after `seconds`."""
 
     def __init__(self, seconds: float | None = None):
         self.limit = seconds
         self.batches, self.targets, self.seconds = 0, 0, 0.0
 
     def __deepcopy__(self, memo: dict) -> "Clock":
-        return self  # RecTools copies its trainer; what the copy counts is what we want to read
+        return self  # RecTools copies its trainer, but the copy's counts must be readable here
 
     def on_train_epoch_start(self, trainer: Trainer, module) -> None:
         self.started = time.perf_counter()
@@ -215,7 +215,7 @@ class Clock(Callback):
 
 
 class EarlyStop(Callback):
-    """Measures each epoch on the targets, and stops after `patience` epochs that brought nothing better."""
+    """Evaluates each epoch on the targets; stops after `patience` epochs without improvement."""
 
     def __init__(self, model: SASRecModel, data: Data, patience: int):
         self.model, self.data, self.patience = model, data, patience
@@ -232,7 +232,7 @@ class EarlyStop(Callback):
         return int(np.argmax(self.curve)) + 1
 
     def on_train_epoch_end(self, trainer: Trainer, module) -> None:
-        with torch.random.fork_rng():  # a loader draws a seed: measuring is not to change what is measured
+        with torch.random.fork_rng():  # a loader draws a seed; evaluation must not change the training
             self.ranking = self.ranking or Ranking(self.model, self.data)
         quality = {seen: ndcg(ranks) for seen, ranks in self.ranking.now().items()}
         self.seen_items.append(max(quality, key=quality.__getitem__))
@@ -251,7 +251,7 @@ class EarlyStop(Callback):
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted model, the epochs that its weights have seen, what becomes of seen items, and what the fit took."""
+    """A fitted model, the epochs of its weights, its option for seen items, and the cost of the fit."""
 
     model: SASRecModel
     epochs: int
@@ -271,8 +271,10 @@ class Fit:
         patience: int | None = None,
         seconds: float | None = None,
     ) -> "Fit":
-        """Trains for `epochs`. With `patience`, these are the most, and the weights are those of the best epoch on the
-        targets of `data`, with seen items kept or dropped; with `seconds`, the training ends after that time.
+        """Trains for `epochs`, or until `seconds` are over.
+
+        With `patience`, `epochs` is the maximum, and the weights are those of the best epoch on the targets of `data`,
+        with seen items kept or dropped.
         """
         seed_everything(seed, workers=True, verbose=False)
         clock = Clock(seconds)
@@ -328,11 +330,10 @@ def fit_and_rank(
     seen_items: str,
     ranks_file: Path,
 ) -> dict[str, object]:
-    """Fits on the folder and writes the ranks of its targets; returns what there is to know of it.
+    """Fits on the folder, writes its targets' ranks, and returns the record of the fit.
 
-    With `patience`, the folder's targets choose what becomes of `seen_items`, too.
-
-    A result that is there is kept, if it comes from the same rows and options.
+    With `patience`, the folder's targets also choose the option for seen items. An existing result with the same rows
+    and options is kept.
     """
     data = Data.read(folder)
     asked = {
@@ -383,8 +384,9 @@ def fit_and_rank(
 def search(
     folder: Path, options: Options, lengths: Sequence[int], seeds: Sequence[int], most_epochs: int, patience: int
 ) -> dict[str, object]:
-    """The length, the epochs and what becomes of seen items, as FOLDER/validation decides by the first seed; then
-    FOLDER/test with each seed.
+    """Chooses length, epochs and the option for seen items on FOLDER/validation, then fits FOLDER/test.
+
+    The search uses the first seed, the test every seed.
     """
     started = time.perf_counter()
     tried = {
@@ -426,9 +428,9 @@ def search(
 
 
 def speed(folder: Path, options: Options, session_max_len: int, seconds: float) -> dict[str, float]:
-    """How fast it learns for `seconds`, and how fast `recommend` and RecTools' NDCG measure the targets' users.
+    """The speed of training for `seconds`, and of evaluating the targets' users by `recommend` and RecTools' NDCG.
 
-    `exact_users_per_second` is beside the point: ranks from the logits, which no user of RecTools is offered.
+    `exact_users_per_second` is for information: it ranks from the logits, which RecTools doesn't offer its users.
     """
     before = peak_memory_mb()
     data = Data.read(folder)
@@ -458,7 +460,7 @@ def speed(folder: Path, options: Options, session_max_len: int, seconds: float) 
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process has held at once."""
+    """The peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -487,7 +489,7 @@ def main() -> None:
             command.add_argument("--seeds", default="0,1,2")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    # What they say is of no use here: which device there is, and what will change in pandas and pydantic.
+    # Silence logs about devices, and deprecation warnings of pandas and pydantic.
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.simplefilter("ignore")
     options = Options(**{option: getattr(arguments, option) for option in asdict(Options())})
