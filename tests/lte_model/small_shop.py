@@ -14,15 +14,6 @@ import polars as pl
 from lte_model.domain.basis import GRID, SemanticBasis
 from lte_model.domain.windows import Interval, TrainingDates, lte_window, target_window
 from lte_model.settings import Settings, TrainingSetSettings, Window
-from tests.lte_model.small_shop import (
-    OTHER_REPRESENTATION,
-    REPRESENTATION,
-    SETTINGS,
-    TRAINING_DATE,
-    make_shop,
-    write_table,
-    write_warehouse,
-)
 
 TRAINING_DATE = datetime.date(2024, 12, 1)
 REPRESENTATION = "uniform"

@@ -1,3 +1,5 @@
+"""The transformer: what it sees, what it ignores, its sizes and biases."""
+
 import dataclasses
 import math
 
