@@ -1,4 +1,4 @@
-# Long-term embeddings. `make help` says what there is.
+# Long-term embeddings. `make help` lists the targets.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -8,17 +8,17 @@ BIN := $(VENV)/bin
 FEAST := .cache/feast
 VERSITYGW := .cache/versitygw/versitygw
 UV := 0.13.9
-# The lines of lte_model and jobs that no test ran; `make test COVERAGE=` leaves them out.
+# Lists the lines of lte_model and jobs that no test runs; `make test COVERAGE=` skips the list.
 COVERAGE := --cov --cov-report term-missing:skip-covered
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-# The demo's installation where there is one, else an empty one for your own feed.
+# The demo's installation if it exists, else an empty one for your own feed.
 SETTINGS ?= $(firstword $(wildcard .lte/demo/settings.toml) infra/settings/local.toml)
 
-help:  ## this list
+help:  ## print this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
 
-setup: .cache/prepared  ## install Python packages, check Java, fetch Delta's jars once
+setup: .cache/prepared  ## install Python packages, check Java, download Delta's jars once
 	@echo "ready: $$($(BIN)/python --version), packages of infra/constraints.txt, jars in .cache/jars"
 
 $(VENV)/installed: pyproject.toml infra/constraints.txt
@@ -38,7 +38,7 @@ $(FEAST)/installed: infra/feast/requirements.txt infra/feast/constraints.txt | $
 	VIRTUAL_ENV=$(FEAST)/venv $(BIN)/uv pip install --quiet --compile-bytecode --requirements infra/feast/requirements.txt --constraints infra/feast/constraints.txt
 	@touch $@
 
-online-store: $(FEAST)/installed  ## Feast, in an environment of its own: for [online_store] of the settings
+online-store: $(FEAST)/installed  ## install Feast in its own environment, for [online_store] of the settings
 	@echo "ready: $(FEAST)/venv/bin/python, packages of infra/feast/constraints.txt"
 
 .cache/prepared-s3: infra/settings/s3.toml .cache/prepared
@@ -50,85 +50,85 @@ $(VERSITYGW):
 	@command -v go >/dev/null || { echo "error: the S3 server of the tests is built with Go; install it (Debian: apt-get install golang)"; exit 2; }
 	GOBIN=$(CURDIR)/$(dir $@) go install github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
-object-storage: .cache/prepared-s3 $(VERSITYGW)  ## S3: packages, Hadoop's client of it (690 MB), and a server for the tests
+object-storage: .cache/prepared-s3 $(VERSITYGW)  ## install S3 packages, Hadoop's S3 client (690 MB), and an S3 server for the tests
 	@echo "ready: packages, jars in .cache/jars-s3, $(VERSITYGW)"
 
-environments: $(VENV)/installed  ## Airflow, jobs and trainings apart, in .cache/environments: for [lte] of airflow.cfg
+environments: $(VENV)/installed  ## make separate environments for Airflow, jobs and trainings in .cache/environments, for [lte] of airflow.cfg
 	@$(BIN)/python -m infra.environments airflow jobs training
 
-demo: .cache/prepared  ## the whole pipeline through Airflow [DATA= JSON= LAG= WINDOW= DATE= TEST_DAYS= USERS= ITEMS=]
+demo: .cache/prepared  ## run the whole pipeline through Airflow [DATA= JSON= LAG= WINDOW= DATE= TEST_DAYS= USERS= ITEMS=]
 	@$(BIN)/python -m infra.runs.demo $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)') \
 	    $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
 	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS)) $(if $(USERS),--users $(USERS)) $(if $(ITEMS),--items $(ITEMS))
 
-ablation: .cache/prepared  ## every variant of the model on a feed, compared [DATA= VARIANTS= SEEDS=3 JSON= LAG= WINDOW= DATE= TEST_DAYS=]
+ablation: .cache/prepared  ## compare every variant of the model on a feed [DATA= VARIANTS= SEEDS=3 JSON= LAG= WINDOW= DATE= TEST_DAYS=]
 	@test -n '$(DATA)' || { echo "error: give DATA=folder with events.parquet and items.parquet"; exit 2; }
 	@$(BIN)/python -m infra.runs.ablation --data '$(DATA)' $(if $(VARIANTS),--variants '$(VARIANTS)') $(if $(SEEDS),--seeds $(SEEDS)) \
 	    $(if $(JSON),--json '$(JSON)') $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
 	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS))
 
-drill: .cache/prepared  ## rankers with LTEs of another version, on a feed or the demo shop [DATA= SEEDS=3 GAP= JSON= LAG= WINDOW= DATE= TEST_DAYS=]
+drill: .cache/prepared  ## measure rankers with LTEs of another version, on a feed or the demo shop [DATA= SEEDS=3 GAP= JSON= LAG= WINDOW= DATE= TEST_DAYS=]
 	@$(BIN)/python -m infra.runs.drill $(if $(DATA),--data '$(DATA)') $(if $(SEEDS),--seeds $(SEEDS)) $(if $(GAP),--gap $(GAP)) \
 	    $(if $(JSON),--json '$(JSON)') $(if $(LAG),--lag $(LAG)) $(if $(WINDOW),--window $(WINDOW)) $(if $(DATE),--date $(DATE)) \
 	    $(if $(TEST_DAYS),--test-days $(TEST_DAYS))
 
-up: .cache/prepared  ## Airflow, MLflow and the pages on loopback until Ctrl-C [SETTINGS= HOST= AIRFLOW_PORT= MLFLOW_PORT= PAGES_PORT=]
+up: .cache/prepared  ## run Airflow, MLflow and the pages on loopback until Ctrl-C [SETTINGS= HOST= AIRFLOW_PORT= MLFLOW_PORT= PAGES_PORT=]
 	@exec $(BIN)/python -m infra.local.stack --settings $(SETTINGS) $(if $(HOST),--host '$(HOST)')
 
-format: $(VENV)/installed  ## ruff: lay out every file, sort its imports
+format: $(VENV)/installed  ## format every file and sort its imports with ruff
 	$(BIN)/ruff check --quiet --select I --fix .
 	$(BIN)/ruff format .
 
-lint: $(VENV)/installed  ## ruff: the rules of pyproject.toml, and the layout
+lint: $(VENV)/installed  ## check the rules of pyproject.toml and the format with ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-typecheck: $(VENV)/installed  ## mypy: lte_model, jobs and infra
+typecheck: $(VENV)/installed  ## check the types of lte_model, jobs and infra with mypy
 	$(BIN)/mypy
 
-test-fast: $(VENV)/installed  ## the tests without Spark, Airflow, MLflow or a long training, in two processes [ARGS="tests/jobs" WORKERS=2]
+test-fast: $(VENV)/installed  ## run the tests without Spark, Airflow, MLflow or a long training, in two processes [ARGS="tests/jobs" WORKERS=2]
 	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),2) --dist loadfile --ignore tests/dags --ignore tests/e2e \
 	    -m 'not spark and not airflow and not mlflow and not e2e and not slow' $(ARGS)
 
-test: .cache/prepared $(FEAST)/installed  ## the tests but those of a production, in three processes, and the lines that none ran [ARGS="-m 'not e2e'" WORKERS=3]
+test: .cache/prepared $(FEAST)/installed  ## run all but the production tests in three processes, and list the lines that no test runs [ARGS="-m 'not e2e'" WORKERS=3]
 	$(BIN)/python -m pytest --numprocesses $(or $(WORKERS),3) --dist loadfile --no-loadscope-reorder $(COVERAGE) $(ARGS)
 
-test-production: .cache/prepared  ## clusters, stores and databases, broken and mended; what was lost [ARGS="-k postgres" JSON=]
+test-production: .cache/prepared  ## break clusters, stores and databases, and count what was lost [ARGS="-k postgres" JSON=]
 	$(BIN)/python -m pytest --production $(if $(JSON),--outcomes '$(JSON)') $(ARGS)
 
-test-kills: .cache/prepared  ## kill jobs at random instants, run them again, compare every table [KILLS=30 SEED= JSON=]
+test-kills: .cache/prepared  ## kill jobs at random instants, rerun them, compare every table [KILLS=30 SEED= JSON=]
 	@$(BIN)/python -m tests.jobs.kills --kills $(or $(KILLS),30) $(if $(SEED),--seed $(SEED)) $(if $(JSON),--json '$(JSON)')
 
-bench-snapshot: .cache/prepared  ## a snapshot beside the other ways to make it [SIZE=small|20m DIMENSIONS= SIDES= REPEATS= JSON=]
+bench-snapshot: .cache/prepared  ## measure a snapshot against other ways to make it [SIZE=small|20m DIMENSIONS= SIDES= REPEATS= JSON=]
 	@$(BIN)/python -m tests.benchmarks.bench_snapshot $(if $(SIZE),--size $(SIZE)) $(if $(SIDES),--sides $(SIDES)) \
 	    $(if $(DIMENSIONS),--dimensions $(DIMENSIONS)) $(if $(REPEATS),--repeats $(REPEATS)) $(if $(JSON),--json '$(JSON)')
 
-bench-quality: .cache/prepared  ## every model on the real data sets, beside RecTools' SASRec [DATA= SETS= VARIANTS= SEEDS=3 LENGTHS= JSON=]
+bench-quality: .cache/prepared  ## compare every model on real data sets with RecTools' SASRec [DATA= SETS= VARIANTS= SEEDS=3 LENGTHS= JSON=]
 	@$(BIN)/python -m tests.benchmarks.bench_quality $(if $(DATA),--data '$(DATA)') $(if $(SETS),--sets '$(SETS)') \
 	    $(if $(VARIANTS),--variants '$(VARIANTS)') $(if $(SEEDS),--seeds $(SEEDS)) $(if $(LENGTHS),--lengths '$(LENGTHS)') \
 	    $(if $(JSON),--json '$(JSON)')
 
-bench-cold-items: $(VENV)/installed  ## items that training never saw, by their content and without, in an ablation's tables: SETTINGS= DATE= [SHARE= SEED= JSON=]
+bench-cold-items: $(VENV)/installed  ## rank items that training never saw, with and without content, on an ablation's tables: SETTINGS= DATE= [SHARE= SEED= JSON=]
 	@$(BIN)/python -m tests.benchmarks.bench_cold_items --settings '$(SETTINGS)' --date '$(DATE)' \
 	    $(if $(SHARE),--share $(SHARE)) $(if $(SEED),--seed $(SEED)) $(if $(JSON),--json '$(JSON)')
 
-bench-training: $(VENV)/installed  ## training and evaluation beside RecTools' SASRec [SECONDS= REPEATS= DATA= JSON=]
+bench-training: $(VENV)/installed  ## measure training and evaluation against RecTools' SASRec [SECONDS= REPEATS= DATA= JSON=]
 	@$(BIN)/python -m tests.benchmarks.bench_training $(if $(SECONDS),--seconds $(SECONDS)) \
 	    $(if $(REPEATS),--repeats $(REPEATS)) $(if $(DATA),--data '$(DATA)') $(if $(JSON),--json '$(JSON)')
 
-bench-reader: $(FEAST)/installed  ## reading the online store: p50 and p99, SQLite and Redis [USERS= DIMENSIONS= JSON=]
+bench-reader: $(FEAST)/installed  ## measure reads of the online store: p50 and p99, SQLite and Redis [USERS= DIMENSIONS= JSON=]
 	@$(FEAST)/venv/bin/python -m tests.benchmarks.bench_reader $(if $(USERS),--users $(USERS)) \
 	    $(if $(DIMENSIONS),--dimensions $(DIMENSIONS)) $(if $(JSON),--json '$(JSON)')
 
-bench-basis-map: .cache/prepared  ## what a map from one basis to another loses, on real data [DATA= SETS= JSON=]
+bench-basis-map: .cache/prepared  ## measure what a map from one basis to another loses, on real data [DATA= SETS= JSON=]
 	@$(BIN)/python -m tests.benchmarks.bench_basis_map $(if $(DATA),--data '$(DATA)') $(if $(SETS),--sets '$(SETS)') \
 	    $(if $(JSON),--json '$(JSON)')
 
-bench-scoring: .cache/prepared  ## every user's recommendations: the job, what is served, the bare model [USERS= ITEMS= LENGTH= REPEATS= JSON=]
+bench-scoring: .cache/prepared  ## measure users ranked per second: the job, the served model, the bare model [USERS= ITEMS= LENGTH= REPEATS= JSON=]
 	@$(BIN)/python -m tests.benchmarks.bench_scoring $(if $(USERS),--users $(USERS)) $(if $(ITEMS),--items $(ITEMS)) \
 	    $(if $(LENGTH),--length $(LENGTH)) $(if $(REPEATS),--repeats $(REPEATS)) $(if $(JSON),--json '$(JSON)')
 
-bench-scale: .cache/prepared  ## every step's cost at three sizes, and what it is at 50 million users [SIZES=2500,7500,25000 AGAIN=1 JSON=]
+bench-scale: .cache/prepared  ## measure every step's cost at three sizes, and extrapolate to 50 million users [SIZES=2500,7500,25000 AGAIN=1 JSON=]
 	@$(BIN)/python -m tests.benchmarks.bench_scale $(if $(SIZES),--sizes $(SIZES)) $(if $(AGAIN),--again) \
 	    $(if $(JSON),--json '$(JSON)')
 
@@ -138,16 +138,16 @@ $(CHECKS)/installed: infra/checks/requirements.txt infra/checks/constraints.txt 
 	GOBIN=$(CURDIR)/$(CHECKS)/bin go install helm.sh/helm/v3/cmd/helm@v3.22.0 || echo "no helm: go can't build it here"
 	@touch $@
 
-check-infra: $(CHECKS)/installed  ## images, compose, Kubernetes and Helm files, by the tools that know them [CHART=]
+check-infra: $(CHECKS)/installed  ## validate image, compose, Kubernetes and Helm files with their own tools [CHART=]
 	@$(BIN)/python -m infra.checks.files --tools $(CHECKS) $(if $(CHART),--chart '$(CHART)')
 
-audit: $(CHECKS)/installed  ## installed versions: known vulnerabilities, yanked or unknown ones
+audit: $(CHECKS)/installed  ## check pinned versions for vulnerabilities, yanked and unknown ones
 	@$(BIN)/python -m infra.checks.audit --tools $(CHECKS)
 
-clean:  ## remove what demos and tests made; packages, jars and .lte/local stay
+clean:  ## remove the outputs of demos and tests; keep packages, jars and .lte/local
 	test ! -d .lte || find .lte -mindepth 1 -maxdepth 1 ! -name local -exec rm -rf {} +
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .cache/coverage
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf
 
-# Every target that is a plain word; files have a dot or a slash.
+# Every target that is not a file: files have a dot or a slash.
 .PHONY: $(shell sed -nE 's/^([a-z-]+):.*/\1/p' $(firstword $(MAKEFILE_LIST)))

@@ -1,4 +1,4 @@
--- PostgreSQL runs this once, when its volume is new: one database for each that keeps something in it.
+-- PostgreSQL runs this once, when its volume is new: one database per service.
 CREATE DATABASE airflow;
 CREATE DATABASE mlflow;
 CREATE DATABASE mlflow_users;
