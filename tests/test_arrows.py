@@ -139,6 +139,7 @@ def test_what_jobs_need_brings_neither_torch_nor_spark(rooms):
     assert done.stdout.strip() == ""
 
 
+@pytest.mark.slow
 def test_the_model_runs_where_spark_is_not_installed():
     """A GPU image has neither PySpark nor Java; MLflow looks for PySpark but works without it."""
     modules = ", ".join(map(_module, _files("lte_model")))

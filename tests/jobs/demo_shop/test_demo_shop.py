@@ -22,6 +22,8 @@ from jobs.demo_shop.feed import BROKEN_TIMESTAMPS, FILES, MOST_DAYS_LATE, Plante
 from jobs.demo_shop.spec import END, START, ShopSpec
 from lte_model.errors import LTEError
 
+pytestmark = pytest.mark.slow
+
 SPEC = ShopSpec(users=400, items=300, seed=7)
 
 

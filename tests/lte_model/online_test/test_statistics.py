@@ -15,6 +15,8 @@ from lte_model.errors import LTEError
 from lte_model.online_test import statistics
 from lte_model.online_test.statistics import ALPHA, SUMS, UNIT, Growth, Moments, Uplift, uplift
 
+pytestmark = pytest.mark.slow
+
 TESTS, USERS = 4000, 400
 PAPER = 0.0116
 
