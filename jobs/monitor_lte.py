@@ -34,7 +34,7 @@ from lte_model import metrics
 from lte_model.command_line import CommandParser, asked_bases, run
 from lte_model.domain.basis import chosen_basis
 from lte_model.domain.representations import REPRESENTATIONS, Representation
-from lte_model.domain.windows import Interval, lte_window, target_window
+from lte_model.domain.windows import INERTIA_DAYS, Interval, lte_window, target_window
 from lte_model.errors import LTEError
 from lte_model.monitoring import measures
 from lte_model.monitoring.measures import Level, Reading
@@ -43,9 +43,6 @@ from lte_model.settings import Settings
 from lte_model.tracking import lineage
 from lte_model.warehouse.reading import place_of, scan
 from lte_model.warehouse.tables import EVENTS, LTE_MONITORING, LTE_SNAPSHOTS, SEMANTIC_BASES
-
-INERTIA_DAYS = 7
-"""Inertia is the cosine of a user's LTEs at D and at D−7."""
 
 REFERENCE_DAYS = 30
 """How far back the reference of the drift lies if no model has a training date."""

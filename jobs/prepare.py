@@ -29,6 +29,7 @@ from jobs.spark.warehouse import Warehouse
 from lte_model.command_line import CommandParser, run
 from lte_model.domain.windows import ONE_DAY, parse_date
 from lte_model.errors import LTEError
+from lte_model.files import UNFINISHED
 from lte_model.settings import Basis, Settings, Sources
 from lte_model.warehouse.tables import SEMANTIC_BASES
 
@@ -59,8 +60,7 @@ def fetch_jars(settings: Settings) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for jar in jars:
             # Renamed when complete: a folder with half a jar would look prepared.
-            shutil.copy(jar, folder / f"{jar.name}.part")
-            (folder / f"{jar.name}.part").replace(folder / jar.name)
+            Path(shutil.copy(jar, folder / f"{jar.name}{UNFINISHED}")).replace(folder / jar.name)
 
 
 def write_class_data_archive(settings: Settings) -> None:

@@ -101,7 +101,7 @@ def publish_lte(warehouse: Warehouse, date: datetime.date, name: str = UNIFORM, 
         and before == now
         and before.hash(inputs, live.date) == live.inputs
         and now.hash(inputs, date) == there[date]
-        and now.kind.exact
+        and now.representation.exact
     ):
         touched = touched_users(warehouse.read(EVENTS), warehouse.read(ITEMS), live.date, date, window)
         written = merge(warehouse, snapshot, touched, of_basis)
@@ -154,14 +154,7 @@ def record(warehouse: Warehouse, published: Publication, made_by: Recipe) -> Non
     row = warehouse.spark.createDataFrame(
         [(published.date, published.inputs, published.users, published.written_users)],
         "snapshot_date DATE, inputs STRING, users BIGINT, written_users BIGINT",
-    ).withColumns(
-        {
-            "lag_days": F.lit(made_by.lag_days),
-            "window_days": F.lit(made_by.window_days),
-            "basis_id": F.lit(made_by.basis_id),
-            "representation": F.lit(made_by.kind.name),
-        }
-    )
+    ).withColumns(made_by.columns)
     of_date = f"{made_by.condition} AND snapshot_date = {sql_date(published.date)}"
     warehouse.replace(PUBLICATIONS, row, of_date)
 

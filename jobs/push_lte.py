@@ -29,7 +29,7 @@ from lte_model.command_line import CommandParser, asked_bases, asked_representat
 from lte_model.domain.basis import chosen_basis
 from lte_model.domain.representations import UNIFORM
 from lte_model.errors import LTEError
-from lte_model.serving.online_store import OnlineStore, Pushed, continue_in_feast
+from lte_model.serving.online_store import LTE_FEATURES, READ_FROM, USER, OnlineStore, Pushed, continue_in_feast
 from lte_model.settings import Settings
 from lte_model.warehouse.reading import place_of
 
@@ -40,15 +40,7 @@ ROWS_AT_ONCE = 5_000
 USERS_AT_ONCE = 1_000_000
 """The number of users whose ids are compared at a time."""
 
-COLUMNS = (
-    "user_id",
-    "vector_sum",
-    "event_count",
-    "newest_event_date",
-    "snapshot_date",
-    "lag_days",
-    "window_days",
-)
+PUSHED_COLUMNS = (USER, *(name for name in LTE_FEATURES if name != READ_FROM))
 
 
 @dataclass(frozen=True)
@@ -127,7 +119,7 @@ def users_who_left(before: pl.LazyFrame, now: pl.LazyFrame, groups: int) -> Iter
 
 def _write(store: OnlineStore, view: "FeatureView", rows: pl.LazyFrame, target: Pushed) -> int:
     written = 0
-    for batch in rows.select(COLUMNS).collect_batches(chunk_size=ROWS_AT_ONCE, maintain_order=False):
+    for batch in rows.select(PUSHED_COLUMNS).collect_batches(chunk_size=ROWS_AT_ONCE, maintain_order=False):
         store.write(view, batch, target)
         written += len(batch)
     return written

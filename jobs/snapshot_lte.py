@@ -79,7 +79,7 @@ def snapshot_lte(
     inputs = read_inputs(warehouse, vectors.index, basis_id)
     accounts = []
     for recipe, its_dates in due:
-        if recipe.kind.exact:
+        if recipe.representation.exact:
             accounts += _by_the_engine(warehouse, recipe, its_dates, vectors, inputs, full)
         else:
             accounts += _by_weights(warehouse, recipe, its_dates, vectors, inputs)
@@ -100,7 +100,7 @@ def _by_the_engine(
     plan = choose_plan(dates, window, there, lambda date: recipe.hash(inputs, date))
     calendar = plan.calendar
     events = _complete_events(warehouse, inputs, calendar)
-    print(f"{recipe.kind.name}: {plan.reason}", flush=True)
+    print(f"{recipe.representation.name}: {plan.reason}", flush=True)
 
     base = None
     if calendar.base is not None:
@@ -118,7 +118,7 @@ def _by_weights(
     """Makes the dates of a representation with event weights, from all events of their windows."""
     calendar = Calendar(tuple(dates), recipe.lag_days, recipe.window_days)
     listing = _complete_events(warehouse, inputs, calendar)
-    print(f"{recipe.kind.name}: {in_words(dates)}: in full, as always where events have weights", flush=True)
+    print(f"{recipe.representation.name}: {in_words(dates)}: in full, as always where events have weights", flush=True)
     # Pin the version that was found complete: an ingest may be writing a later one.
     events = (
         warehouse.spark.read.format("delta")
@@ -140,7 +140,7 @@ def _complete_events(warehouse: Warehouse, inputs: Inputs, calendar: Calendar) -
 
 def _possible_bases(warehouse: Warehouse, recipe: Recipe) -> dict[datetime.date, str]:
     """The existing snapshots that use the recipe's encoder: date → hash of the inputs."""
-    there = snapshots_there(warehouse, recipe.basis_id, recipe.kind.name)
+    there = snapshots_there(warehouse, recipe.basis_id, recipe.representation.name)
     if recipe.encoder is None:
         return there
     used = made_with(warehouse, recipe.basis_id)
@@ -174,24 +174,23 @@ def write_snapshots(
     """Writes the rows of the calendar's made dates, then their accounts; returns the accounts."""
     made_from = None if calendar.base is None else calendar.dates[calendar.base]
     encoder_id = recipe.encoder.encoder_id if recipe.encoder else None
-    kind = {
-        "lag_days": F.lit(calendar.lag_days),
-        "window_days": F.lit(calendar.window_days),
-        "basis_id": F.lit(recipe.basis_id),
-        "representation": F.lit(recipe.kind.name),
-    }
     of_dates = f"{recipe.condition} AND {dated('snapshot_date', calendar.made)}"
     hashes = {date: recipe.hash(inputs, date) for date in calendar.made}
-    there = snapshots_there(warehouse, recipe.basis_id, recipe.kind.name)
+    there = snapshots_there(warehouse, recipe.basis_id, recipe.representation.name)
     if any(there.get(date, hashes[date]) != hashes[date] for date in calendar.made):
         # Delete outdated accounts first: one must never describe other rows, wherever the job is killed.
         warehouse.create(SNAPSHOT_ACCOUNTS)  # adds the columns that an older table lacks
         warehouse.replace(SNAPSHOT_ACCOUNTS, warehouse.read(SNAPSHOT_ACCOUNTS).where("false"), of_dates)
-    warehouse.replace(LTE_SNAPSHOTS, rows.withColumns(kind), of_dates)
+    warehouse.replace(LTE_SNAPSHOTS, rows.withColumns(recipe.columns), of_dates)
     written = list_files(warehouse.path(LTE_SNAPSHOTS))
     accounts = [
         SnapshotAccount(
-            recipe.kind.name, date, hashes[date], made_from, written.of(recipe.partition(date)).records, encoder_id
+            recipe.representation.name,
+            date,
+            hashes[date],
+            made_from,
+            written.of(recipe.partition(date)).records,
+            encoder_id,
         )
         for date in calendar.made
     ]
@@ -209,7 +208,7 @@ def write_snapshots(
         "events_version": F.lit(events_version).cast("bigint"),
         "encoder_id": F.lit(encoder_id).cast("string"),
     }
-    frame = frame.withColumns(kind | made_with)
+    frame = frame.withColumns(recipe.columns | made_with)
     warehouse.replace(SNAPSHOT_ACCOUNTS, frame, of_dates)
     return accounts
 

@@ -11,9 +11,18 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+SIDE_NAMES = {
+    "prefix": "with LTE",
+    "none": "without LTE",
+    "popularity_all": "popularity, all time",
+    "popularity_30d": "popularity, 30 days",
+    "popularity_7d": "popularity, 7 days",
+}
+"""How charts and tables name the sides of an evaluation, in their order."""
+
 
 class Outcome(Enum):
-    """The verdict of the confidence interval of a relative difference."""
+    """What the confidence interval of a relative difference says."""
 
     BETTER = "better"
     WORSE = "worse"

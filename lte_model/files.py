@@ -6,6 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+PACKAGE = Path(__file__).resolve().parent
+"""The folder of `lte_model`."""
+
 UNFINISHED = ".part"
 """The suffix of a file that is still being written. A kill may leave such a file behind."""
 

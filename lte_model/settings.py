@@ -215,6 +215,11 @@ class EvaluationSettings(_Section):
     cutoffs: tuple[Count, ...] = (10, 100, 500)
     bootstrap_samples: Count = 1000
 
+    @property
+    def headline(self) -> str:
+        """The metric that decides: NDCG at the largest cut-off, `ndcg@500` by default."""
+        return f"ndcg@{max(self.cutoffs)}"
+
 
 class Scoring(_Section):
     """What table `recommendations` holds for each user: the `k` best items.

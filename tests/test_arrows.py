@@ -27,7 +27,7 @@ FLOORS = {
         {"evaluation"},
         {"monitoring", "studies", "registry"},
     ),
-    "jobs": ({"spark"}, {"feeds", "engine"}, {"recipes"}, {"quality", "demo_shop"}),
+    "jobs": ({"spark", "quality", "demo_shop"}, {"feeds", "engine"}, {"recipes"}),
     "infra": ({"repository"}, {"local", "checks", "environments"}, {"runs"}),
 }
 """Rooms and files, from the lowest floor up: each imports only from lower floors. Tasks of jobs/ may import all."""

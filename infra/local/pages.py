@@ -6,7 +6,6 @@ The pages name no user, but are not public: on any address but loopback a reader
 UI_PASSWORD. Passwords travel in clear text: put a proxy with TLS between this server and other machines.
 """
 
-import argparse
 import base64
 import hmac
 import http
@@ -16,9 +15,9 @@ import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 
-from lte_model.command_line import run
+from lte_model.command_line import CommandParser, run
 from lte_model.errors import LTEError
-from lte_model.settings import SETTINGS_VARIABLE, Settings, load_settings
+from lte_model.settings import Settings, load_settings
 
 LOOPBACK = "127.0.0.1"
 USER = "admin"
@@ -105,8 +104,7 @@ def _pages_of(folders: Mapping[str, str], password: str) -> type[http.server.Sim
 
 def main() -> None:
     """Reads the command line and runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", help=f"settings file (default: the one that {SETTINGS_VARIABLE} names)")
+    parser = CommandParser(__doc__)
     parser.add_argument("--host", default=LOOPBACK, help=f"the address to listen on (default: {LOOPBACK})")
     parser.add_argument("--port", type=int, default=8090)
     arguments = parser.parse_args()

@@ -48,7 +48,7 @@ def reached_at(host: str) -> str:
     return LOOPBACK if host == "0.0.0.0" else host  # noqa: S104 – compared, not bound
 
 
-def answers(url: str) -> bool:
+def answers_at(url: str) -> bool:
     """Whether a GET of the URL is answered with 200 within five seconds."""
     address = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or LOOPBACK, address.port, timeout=5)

@@ -16,7 +16,6 @@ password itself.
 The demo and the end-to-end test use the same class as a context manager.
 """
 
-import argparse
 import datetime
 import fcntl
 import http.server
@@ -40,10 +39,10 @@ import psutil
 from infra.local.airflow_api import AirflowAPI
 from infra.local.airflow_config import AirflowConfig, is_given, private_file
 from infra.local.pages import LOOPBACK, USER, pages_server, required_password
-from infra.local.ports import Ports, answers, reached_at
+from infra.local.ports import Ports, answers_at, reached_at
 from infra.local.processes import MARK, is_spark_driver, processes_of, stop_on_signals, stop_processes
 from infra.repository import REPOSITORY
-from lte_model.command_line import run
+from lte_model.command_line import CommandParser, run
 from lte_model.errors import LTEError
 from lte_model.settings import SETTINGS_VARIABLE, load_settings
 
@@ -288,7 +287,7 @@ class LocalStack:
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             self.check()
-            if answers(url):
+            if answers_at(url):
                 return
             if time.monotonic() > deadline:
                 raise LTEError(f"{component} doesn't answer at {url}; see {self._log_file(component)}")
@@ -304,8 +303,7 @@ class LocalStack:
 
 def main() -> None:
     """Reads the command line and runs the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", default=os.environ.get(SETTINGS_VARIABLE))
+    parser = CommandParser(__doc__, no_settings=os.environ.get(SETTINGS_VARIABLE))
     parser.add_argument(
         "--host", default=LOOPBACK, help="the address to listen on; another than loopback takes UI_PASSWORD"
     )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.repository import REPOSITORY
-from infra.runs.commands import SEEDS, TRAININGS_AT_ONCE, Commands
+from infra.runs.commands import TRAININGS_AT_ONCE, Commands
 from infra.runs.installation import STUDY_TRAINING, add_installation, read_feed, settle
 from lte_model.command_line import run
 from lte_model.domain.windows import ONE_DAY, parse_date
@@ -28,7 +28,7 @@ from lte_model.errors import LTEError
 from lte_model.figures import FigureOfUsers
 from lte_model.settings import Settings
 from lte_model.studies.results import Ablation, ablation_path, read_ablation
-from lte_model.studies.variants import Variant, chosen_variants
+from lte_model.studies.variants import SEEDS, Variant, chosen_variants
 
 
 def table_commands(

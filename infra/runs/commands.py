@@ -13,9 +13,6 @@ from lte_model.settings import SETTINGS_VARIABLE
 
 TRAININGS_AT_ONCE = 2
 
-SEEDS = 3
-"""The default number of seeds per training in an ablation or a drill."""
-
 POLL_SECONDS = 0.5
 
 LOG_LINES = 15

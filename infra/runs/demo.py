@@ -69,10 +69,9 @@ def print_outcome(
         f"\n{figures.metric_label(metric)}, 95 % intervals: {evaluation['test_users']:,} users, "
         f"{evaluation['catalogue_items']:,} items, test days [{evaluation['test'][0]}, {evaluation['test'][1]})"
     )
-    names = {"prefix": "with LTE", "none": "without LTE", "popularity_30d": "popularity, 30 days"}
-    for side, name in names.items():
+    for side in RECORDED_SIDES:
         figure = evaluation["sides"][side]["metrics"][metric]
-        print(f"  {name:<34} {figure.number()}  {figure.interval()}")
+        print(f"  {figures.SIDE_NAMES[side]:<34} {figure.number()}  {figure.interval()}")
     for rival, name in ((results.OVER_NONE, "without LTE"), (results.OVER_POPULARITY, "popularity")):
         figure = evaluation["uplift"][rival][metric]
         print(f"  with LTE over {name:<20} {figure.percent()}  {figure.percent_interval()}")

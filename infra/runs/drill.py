@@ -22,7 +22,7 @@ from typing import Any
 import polars as pl
 
 from infra.repository import REPOSITORY
-from infra.runs.commands import SEEDS, TRAININGS_AT_ONCE, Commands
+from infra.runs.commands import TRAININGS_AT_ONCE, Commands
 from infra.runs.installation import (
     SHOP_ITEMS,
     SHOP_LAG,
@@ -43,6 +43,7 @@ from lte_model.settings import Settings
 from lte_model.studies.drill_page import judged_change
 from lte_model.studies.results import Drill, drill_path, read_drill
 from lte_model.studies.spaces import MATRIX, SKEWED, SPACES
+from lte_model.studies.variants import SEEDS
 
 ENCODER_LAGS = 2
 """Version 1's encoder is fitted on the days before its oldest anchor: this many lags, plus one."""

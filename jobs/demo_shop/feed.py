@@ -23,6 +23,7 @@ from jobs.demo_shop.browsing import EVENT_TYPES, EventType, ShopEvents, browse, 
 from jobs.demo_shop.shoppers import Shoppers, Taste, make_shoppers, truth_table
 from jobs.demo_shop.spec import DAYS, SALE_OF_DAY, SECONDS_OF_DAY, START, ShopSpec, item_id, user_id
 from lte_model.errors import LTEError
+from lte_model.files import write_atomically
 
 
 class Dirt(IntEnum):
@@ -170,7 +171,7 @@ def _fill(rows: _FeedRows, place: slice, events: ShopEvents) -> None:
 
 
 def _soil(spec: ShopSpec, rows: _FeedRows, place: slice, state: np.ndarray) -> None:
-    """Gives each row of `place` its dirt."""
+    """Marks which rows of `place` are dirty, and with which kind of dirt."""
     clean_share = 1 - sum(spec.dirt_rates)
     bounds = np.cumsum([clean_share, *spec.dirt_rates])[:-1]
     dirt = np.searchsorted(bounds, randomness.uniform(state, "dirt"), side="right")
@@ -291,10 +292,7 @@ def _record(spec: ShopSpec, folder: Path, planted: Planted | None) -> None:
     if planted is not None:
         content["planted"] = {name: value for name, value in asdict(planted).items() if name != "reused"}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{PLANTED}.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / PLANTED)
+        write_atomically(folder / PLANTED, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise LTEError(f"the demo shop can't be written to {folder}: {error.strerror}; give another folder") from None
 

@@ -20,7 +20,7 @@ BUCKETS = 4096
 NEVER = -(2**31)
 """The newest day of a user without events."""
 
-COLUMNS = ("user_id", "item_id", "event_date", "known_date")
+EVENT_COLUMNS = ("user_id", "item_id", "event_date", "known_date")
 
 
 def buckets_of(user_ids: pa.Array) -> np.ndarray:
@@ -41,7 +41,7 @@ def group_buckets(group: int, groups: int) -> range:
 def pack(events: pa.Table, calendar: Calendar, index: ItemIndex, groups: int) -> Iterator[tuple[int, bytes]]:
     """(group, blob) of the events that the calendar's moves add or subtract.
 
-    `events` has `COLUMNS`, with dictionary-encoded ids. Events of items without a vector are left out.
+    `events` has `EVENT_COLUMNS`, with dictionary-encoded ids. Events of items without a vector are left out.
     """
     events = events.unify_dictionaries().combine_chunks()
     users, items = (_chunk(events[name]) for name in ("user_id", "item_id"))

@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 from jobs.engine.calendar import Calendar
 from jobs.engine.files import Listing, read_pieces
 from jobs.engine.items import ItemIndex, ItemVectors
-from jobs.engine.packing import BUCKETS, COLUMNS, group_buckets, pack, unpack
+from jobs.engine.packing import BUCKETS, EVENT_COLUMNS, group_buckets, pack, unpack
 from jobs.engine.sums import ROWS, snapshot_rows
 from jobs.spark.shipping import served_folder
 from lte_model.errors import LTEError
@@ -88,7 +88,7 @@ def run_engine(
         index = shipped.index()
         for batch in batches:
             for part in batch["id"].to_pylist():
-                for table in read_pieces(parts[part], COLUMNS, condition, dictionaries=("user_id", "item_id")):
+                for table in read_pieces(parts[part], EVENT_COLUMNS, condition, dictionaries=("user_id", "item_id")):
                     for group, blob in pack(table, calendar, index, groups):
                         yield pa.RecordBatch.from_pydict({"group": pa.array([group], pa.int32()), "blob": [blob]})
 

@@ -25,8 +25,8 @@ ROWS_AT_ONCE = 2**14
 NORM = 2.0**-32
 """The unit in which norms are summed."""
 
-COLUMNS = ("user_id", "user_bucket", "vector_sum", "event_count", "newest_event_date")
-_ROWS = pa.schema([ROWS.field(name) for name in COLUMNS])
+ROW_COLUMNS = ("user_id", "user_bucket", "vector_sum", "event_count", "newest_event_date")
+_ROWS = pa.schema([ROWS.field(name) for name in ROW_COLUMNS])
 
 
 def snapshots_of(listing: Listing, kind: Representation) -> dict[datetime.date, Listing]:
@@ -89,13 +89,13 @@ def read_rows(
 ) -> Iterator[SnapshotRows]:
     """The rows of the snapshot of `date` that match, a few thousand at a time."""
     for part in files.parts(at_least=1):
-        for table in read_pieces(part, COLUMNS, condition):
+        for table in read_pieces(part, ROW_COLUMNS, condition):
             for batch in table.cast(_ROWS).to_batches(max_chunksize=ROWS_AT_ONCE):
                 yield _rows(batch, date, dimensions)
 
 
 def _rows(batch: pa.RecordBatch, date: datetime.date, dimensions: int) -> SnapshotRows:
-    valid = np.logical_and.reduce([batch[name].is_valid().to_numpy(zero_copy_only=False) for name in COLUMNS])
+    valid = np.logical_and.reduce([batch[name].is_valid().to_numpy(zero_copy_only=False) for name in ROW_COLUMNS])
     batch = batch.filter(pa.array(valid))
     fits = pc.equal(pc.list_value_length(batch["vector_sum"]), dimensions)
     right = batch.filter(fits)

@@ -58,7 +58,7 @@ def read_outcomes(warehouse: Warehouse, metrics: Sequence[str], days: Interval) 
 
 
 def days_before(period: Interval) -> Interval:
-    """The days before the period, equally many."""
+    """The interval of equal length that ends where the period starts."""
     return Interval(period.start - datetime.timedelta(days=period.days), period.start)
 
 

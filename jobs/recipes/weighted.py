@@ -72,12 +72,12 @@ def weighted_pairs(
             F.max("event_date").alias("newest_event_date"),
         )
     )
-    return _by_inverse_popularity(pairs) if recipe.kind.name == INVERSE_POPULARITY else pairs
+    return _by_inverse_popularity(pairs) if recipe.representation.name == INVERSE_POPULARITY else pairs
 
 
 def _weight_of_event(recipe: Recipe, half_life_days: float) -> Column:
     """The weight as BIGINT. `_by_inverse_popularity` applies the item's factor later, from event counts."""
-    if recipe.kind.name != RECENCY:
+    if recipe.representation.name != RECENCY:
         return F.lit(1).cast("bigint")
     weights = F.lit(recency_weights(recipe.window_days, half_life_days))
     return F.element_at(weights, F.date_diff("window_end", "event_date")).cast("bigint")

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from lte_model.files import PACKAGE
+
 PACKAGES = ("jobs", "lte_model")
 CODE = "lte-code.zip"
 
@@ -33,7 +34,7 @@ def write_code(archive: Path) -> Path:
     """Writes the packages into an importable zip, which `spark-submit --py-files` takes too."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as code:
         for package in PACKAGES:
-            for file in sorted((REPOSITORY / package).rglob("*")):
+            for file in sorted((PACKAGE.parent / package).rglob("*")):
                 if file.is_file() and "__pycache__" not in file.parts:
-                    code.write(file, file.relative_to(REPOSITORY))
+                    code.write(file, file.relative_to(PACKAGE.parent))
     return archive

@@ -16,6 +16,9 @@ from lte_model.errors import LTEError
 
 ONE_DAY = datetime.timedelta(days=1)
 
+INERTIA_DAYS = 7
+"""Inertia is the cosine of a user's LTEs at D and at D−7."""
+
 
 @dataclass(frozen=True)
 class Interval:

@@ -40,7 +40,7 @@ class Comparison:
             columns=tuple(columns),
             samples=settings.evaluation.bootstrap_samples,
             seed=settings.training.seed,
-            headline=f"ndcg@{max(settings.evaluation.cutoffs)}",
+            headline=settings.evaluation.headline,
         )
 
     def among(self, members: np.ndarray) -> "Comparison":

@@ -18,6 +18,7 @@ from markupsafe import escape
 from mlflow.entities import Run, ViewType
 from mlflow.tracking import MlflowClient
 
+from lte_model import figures
 from lte_model.evaluation.results import EVALUATION_FILE, REPORT_FILE
 from lte_model.files import write_atomically
 from lte_model.settings import Settings
@@ -63,7 +64,7 @@ def evaluation_without(text: str, user_ids: frozenset[str]) -> str:
     kept = [user for user in evaluation["users"] if user["user_id"] not in user_ids]
     if len(kept) == len(evaluation["users"]):
         return text
-    return json.dumps(evaluation | {"users": kept}, indent=1, ensure_ascii=False, allow_nan=False)
+    return figures.to_json(evaluation | {"users": kept})
 
 
 def page_without(page: str, user_ids: frozenset[str]) -> str:

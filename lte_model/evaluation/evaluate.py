@@ -152,11 +152,11 @@ def summary(evaluation: Evaluation, headline: str) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Reads the command line and runs the command."""
     parser = CommandParser("Evaluates both models of a training date and popularity.", "the day the training ran on")
     _, settings, training_date = parser.read()
     evaluation = evaluate(settings, training_date)
-    print(summary(evaluation, f"ndcg@{max(settings.evaluation.cutoffs)}"))
+    print(summary(evaluation, settings.evaluation.headline))
     print(evaluation_path(settings, training_date))
 
 

@@ -1,4 +1,4 @@
-"""How much a ranker relies on the newest event: measures of recency, one value for each user.
+"""How much a ranker relies on the newest event: measures with one value for each user.
 
 1. The *last-interaction attention ratio*. arXiv 2604.08181 reports one without a formula; this definition is ours. The
    query is the last event's token, whose state scores the next item. In every block and head, its attention is

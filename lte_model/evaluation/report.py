@@ -27,9 +27,9 @@ from lte_model.domain.windows import Interval
 from lte_model.errors import LTEError
 from lte_model.evaluation import report_charts, results
 from lte_model.evaluation.results import Evaluation
-from lte_model.figures import Figure
+from lte_model.figures import SIDE_NAMES, Figure
 from lte_model.files import write_atomically
-from lte_model.pages import drawing, page
+from lte_model.pages import page
 from lte_model.settings import Settings
 from lte_model.tracking import runs
 from lte_model.warehouse.reading import exists, scan
@@ -44,7 +44,7 @@ _SHOWN_EVENTS = 10
 
 
 def main() -> None:
-    """The command line."""
+    """Reads the command line and runs the command."""
     parser = CommandParser("Writes the report of a training.", "the day the training ran on")
     _, settings, training_date = parser.read()
     path = write_report(settings, training_date)
@@ -177,7 +177,7 @@ def render(evaluation: Evaluation, glance: Glance) -> str:
     metric = results.headline_metric(evaluation)
     names = list(evaluation["sides"]["prefix"]["metrics"])
     names.sort(key=_as_listed)
-    sides = [side for side in drawing.SIDE_NAMES if side in evaluation["sides"]]
+    sides = [side for side in SIDE_NAMES if side in evaluation["sides"]]
     return page.render(
         _TEMPLATE,
         evaluation=evaluation,
@@ -188,7 +188,7 @@ def render(evaluation: Evaluation, glance: Glance) -> str:
         strongest_popularity=_strongest_popularity(evaluation, metric),
         sides=sides,
         cohort_sides=[side for side in sides if any(side in cohort["sides"] for cohort in evaluation["cohorts"])],
-        side_names=drawing.SIDE_NAMES,
+        side_names=SIDE_NAMES,
         users=[_shown_user(user) for user in evaluation["users"]],
         charts=_charts(evaluation, glance, metric, names),
         over_none=results.OVER_NONE,
@@ -243,13 +243,13 @@ def _charts(evaluation: Evaluation, glance: Glance, metric: str, names: Sequence
     )
     lag, window = evaluation["lag_days"], evaluation["window_days"]
     charts = {
-        "calendar": report_charts.calendar(anchors, validation, test, lag, window, glance.first_event),
-        "weeks": report_charts.events_per_week(glance.weeks, glance.events_per_week, validation, test),
-        "metrics": report_charts.metrics(evaluation, names),
-        "curves": report_charts.curves(evaluation, metric),
+        "calendar": report_charts.draw_calendar(anchors, validation, test, lag, window, glance.first_event),
+        "weeks": report_charts.draw_events_per_week(glance.weeks, glance.events_per_week, validation, test),
+        "metrics": report_charts.draw_metrics(evaluation, names),
+        "curves": report_charts.draw_curves(evaluation, metric),
     }
     if evaluation["cohorts"]:
-        charts["cohorts"] = report_charts.cohorts(evaluation, metric)
+        charts["cohorts"] = report_charts.draw_cohorts(evaluation, metric)
     return charts
 
 

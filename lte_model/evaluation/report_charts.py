@@ -15,11 +15,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lte_model.domain.windows import Interval, lte_window, target_window
 from lte_model.evaluation.results import Evaluation
-from lte_model.figures import metric_label
+from lte_model.figures import SIDE_NAMES, metric_label
 from lte_model.pages.drawing import (
     MARKERS,
     PALETTE,
-    SIDE_NAMES,
     STYLE,
     WIDTH,
     as_svg,
@@ -34,7 +33,7 @@ from lte_model.pages.drawing import (
 _MOST_ANCHORS = 12
 
 
-def calendar(
+def draw_calendar(
     anchors: Sequence[datetime.date], validation: Interval, test: Interval, lag_days: int, window_days: int,
     first_event: datetime.date,
 ) -> Markup:  # fmt: skip
@@ -71,7 +70,7 @@ def calendar(
         return as_svg(figure, "calendar", "The LTE's window, the lag and the targets of each snapshot date")
 
 
-def events_per_week(
+def draw_events_per_week(
     weeks: Sequence[datetime.date], counts: Sequence[int], validation: Interval, test: Interval
 ) -> Markup:
     """The number of events in the weeks that begin on `weeks`, as an area; validation and test days are marked."""
@@ -94,7 +93,7 @@ def events_per_week(
         return as_svg(figure, "weeks", "Events per week")
 
 
-def metrics(evaluation: Evaluation, names: Sequence[str]) -> Markup:
+def draw_metrics(evaluation: Evaluation, names: Sequence[str]) -> Markup:
     """One panel for each family of metrics, one group of points for each cutoff, bars for the 95 % intervals."""
     families: dict[str, list[str]] = {}
     for name in names:
@@ -120,7 +119,7 @@ def metrics(evaluation: Evaluation, names: Sequence[str]) -> Markup:
         return as_svg(figure, "metrics", "Metrics of every side with 95 % intervals")
 
 
-def cohorts(evaluation: Evaluation, metric: str) -> Markup:
+def draw_cohorts(evaluation: Evaluation, metric: str) -> Markup:
     """Left: `metric` of each side by cohort. Right: the uplift of prefix over none with its interval, and 0 marked.
 
     Each cohort's name is followed by its number of users.
@@ -150,7 +149,7 @@ def cohorts(evaluation: Evaluation, metric: str) -> Markup:
         return as_svg(figure, "cohorts", "Metrics and uplift by cohort")
 
 
-def curves(evaluation: Evaluation, metric: str) -> Markup:
+def draw_curves(evaluation: Evaluation, metric: str) -> Markup:
     """Training loss and the validation's metric by epoch, a line for each model; the best epoch is marked."""
     validated = f"validation_{metric}"
     with rc_context(STYLE):

@@ -132,7 +132,7 @@ MEASURES = {
 
 
 class Level(Enum):
-    """The verdict of the bounds on a value, from the mildest to the most severe."""
+    """How far a value is from its bounds, from the mildest to the most severe."""
 
     OK = "ok"
     WARN = "warn"

@@ -94,7 +94,7 @@ def parse_shares(text: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """The command line."""
+    """Reads the command line and runs the command."""
     parser = CommandParser(__doc__, "the date that the test was measured for")
     parser.add_argument("--test", required=True, help="the name of the test")
     parser.add_argument("--control", default=CONTROL, help=f"the variant to compare with (default: {CONTROL})")

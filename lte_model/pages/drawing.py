@@ -16,7 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lte_model.domain.windows import Interval
-from lte_model.figures import Figure
+from lte_model.figures import SIDE_NAMES, Figure
 from lte_model.settings import Bounds
 
 if TYPE_CHECKING:
@@ -33,15 +33,6 @@ PALETTE = {
     )
 }  # fmt: skip
 """CSS variable → the colour that stands for it while matplotlib draws."""
-
-SIDE_NAMES = {
-    "prefix": "with LTE",
-    "none": "without LTE",
-    "popularity_all": "popularity, all time",
-    "popularity_30d": "popularity, 30 days",
-    "popularity_7d": "popularity, 7 days",
-}
-"""How charts and tables name the sides of an evaluation, in their order."""
 
 MARKERS = {"prefix": "o", "none": "s", "popularity_all": "^", "popularity_30d": "D", "popularity_7d": "v"}
 WIDTH = 9.0  # inches; the page scales every chart to the width of its column

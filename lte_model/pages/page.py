@@ -4,19 +4,16 @@ A page loads nothing: no script, no font, no external picture. Its content secur
 Templates escape every value; only the charts (drawing.py) are trusted as markup.
 """
 
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lte_model import figures
-
-_ROOMS = Path(__file__).parents[1]
-"""The folder that template paths start from: each template lies beside the code that fills it."""
+from lte_model.files import PACKAGE
 
 
 def render(template: str, **values: Any) -> str:
-    """The page as one string of HTML."""
+    """The page as one string of HTML. `template` is a path below lte_model/: it lies beside the code that fills it."""
     return _environment().get_template(template).render(values)
 
 
@@ -30,7 +27,7 @@ def duration(seconds: float) -> str:
 
 def _environment() -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(_ROOMS),
+        loader=FileSystemLoader(PACKAGE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -34,6 +34,9 @@ from lte_model.ranker.integrations import INTEGRATIONS
 from lte_model.ranker.long_memory import LinearAttentionMemory
 from lte_model.ranker.losses import CatalogueLoss, ItemBiases
 
+LONG_MEMORIES = ("none", "linear_attention")
+"""What may read the events before the sequence."""
+
 GAP_BUCKETS = 24
 """Time features: bucket b begins at a gap of 2^b − 1 minutes, the last one at sixteen years."""
 
@@ -80,7 +83,7 @@ class RankerConfig:
                 f"model.max_tokens {self.max_tokens} leaves no room for an event after {self.context_tokens} context "
                 f"tokens; make it {self.context_tokens + 1} or more"
             )
-        for name, choices in (("integration", INTEGRATIONS), ("long_memory", ("none", "linear_attention"))):
+        for name, choices in (("integration", INTEGRATIONS), ("long_memory", LONG_MEMORIES)):
             if getattr(self, name) not in choices:
                 raise LTEError(f"there is no {name} {getattr(self, name)!r}; choose one of {', '.join(choices)}")
 

@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from lte_model.domain.kind import KIND_FIELDS, LTEKind
 from lte_model.errors import LTEError
+from lte_model.files import UNFINISHED
 from lte_model.ranker.model import Ranker, RankerConfig
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
 
-BEFORE_THE_FIELD: dict[str, Any] = {
+EARLIER_DEFAULTS: dict[str, Any] = {
     "representations": 1,
     "feed_forward": 1,
     "id_dropout": 0.0,
@@ -38,7 +39,7 @@ def save_ranker(ranker: Ranker, directory: str | os.PathLike) -> None:
     The directory appears whole or not at all, and replaces an existing one.
     """
     directory = Path(directory)
-    beside = directory.with_name(directory.name + ".part")
+    beside = directory.with_name(directory.name + UNFINISHED)
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     save_file({name: tensor.contiguous().cpu() for name, tensor in ranker.state_dict().items()}, beside / WEIGHTS_FILE)
@@ -65,7 +66,7 @@ def load_ranker(directory: str | os.PathLike, device: str | torch.device = "cpu"
         ) from None
     kind = LTEKind(**{field: description[field] for field in KIND_FIELDS})
     ranker = Ranker(
-        RankerConfig(**BEFORE_THE_FIELD | description["config"]), kind, description["item_ids"], weights["content"]
+        RankerConfig(**EARLIER_DEFAULTS | description["config"]), kind, description["item_ids"], weights["content"]
     )
     ranker.load_state_dict(weights)
     return ranker.to(device).eval()

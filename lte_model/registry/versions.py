@@ -31,6 +31,7 @@ from lte_model.errors import LTEError
 from lte_model.evaluation import results
 from lte_model.evaluation.results import OVER_NONE, OVER_POPULARITY, Evaluation
 from lte_model.figures import Figure, from_json, to_json
+from lte_model.files import PACKAGE
 from lte_model.settings import Settings
 from lte_model.tracking import runs
 from lte_model.tracking.code_version import code_version
@@ -43,7 +44,6 @@ SIDE = "prefix"
 _PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"}
 """The suffixes of files that may run code when they are loaded."""
 
-_PACKAGE = Path(__file__).parents[1]
 _REQUIREMENTS = (
     "deltalake", "mlflow", "numpy", "pandas", "polars", "pyarrow", "pydantic", "safetensors", "scikit-learn", "scipy",
     "torch",
@@ -248,10 +248,10 @@ def _log_model(directory: Path, run_id: str) -> str:
     with mlflow.start_run(run_id=run_id):
         logged = mlflow.pyfunc.log_model(
             name=SIDE,
-            python_model=str(_PACKAGE / "serving" / "pyfunc.py"),
+            python_model=str(PACKAGE / "serving" / "pyfunc.py"),
             artifacts={pyfunc.ARTIFACT: str(directory)},
             # The current package is stored with the model: a version can be served after the code has changed.
-            code_paths=[str(_PACKAGE)],
+            code_paths=[str(PACKAGE)],
             signature=pyfunc.signature(ranker),
             input_example=pyfunc.input_example(ranker),
             pip_requirements=[f"{package}=={metadata.version(package)}" for package in _REQUIREMENTS],

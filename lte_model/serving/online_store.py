@@ -29,6 +29,7 @@ import polars as pl
 
 from lte_model.command_line import run
 from lte_model.errors import EXIT_CODE, LTEError
+from lte_model.files import PACKAGE
 from lte_model.serving.feast_rows import (
     KEY_VERSION,
     KEYS_AT_ONCE,
@@ -46,10 +47,12 @@ from lte_model.settings import Settings
 if TYPE_CHECKING:
     from feast import FeatureView
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 USER, VIEW = "user_id", "feature_view"
 """The entities of an LTE and of a view's note."""
+
+READ_FROM = "read_from"
+"""The feature with the table and version that a row was read from."""
 
 LTE_FEATURES = {
     "vector_sum": "int32_list_val",
@@ -58,7 +61,7 @@ LTE_FEATURES = {
     "snapshot_date": "string_val",
     "lag_days": "int32_val",
     "window_days": "int32_val",
-    "read_from": "string_val",
+    READ_FROM: "string_val",
 }
 """The features of a user's LTE with Feast's types: the columns of `lte_live`, and the table and version that the row
 was read from. Dates are YYYY-MM-DD."""
@@ -155,7 +158,7 @@ def _python_of_feast(settings: Settings) -> str:
 
 
 def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
 
 
 # The store.

@@ -12,7 +12,7 @@
    mean over the seeds. Intervals come from a bootstrap over users with the same draws for all variants, so that every
    difference is paired by user. The figure of each seed is also given: it shows what another seed would change.
 3. `best` has the highest NDCG on the validation days, averaged over seeds. The choice ignores the test days.
-4. The result also has recency (lte_model/evaluation/newest_event.py) with its controls, NDCG by the number of tokens,
+4. The result also has the reliance on the newest event (newest_event.py) with its controls, NDCG by number of tokens,
    and the cost of each variant.
 
 trained_variants.py trains and measures one variant, ablation_answers.py compares them. The result is
@@ -43,7 +43,7 @@ from lte_model.studies.ablation_answers import (
     candidates_of,
     cohorts_of,
     described,
-    recency_of,
+    newest_event_of,
 )
 from lte_model.studies.ablation_page import write_page
 from lte_model.studies.results import Ablation, ablation_path
@@ -94,7 +94,7 @@ def evaluate_ablation(
         ranks[side] = count_ranks(popularity(training_set, days), cases.targets)[None]
     for side, file in (rivals or {}).items():
         ranks[side] = read_ranks(file, cases)
-    headline = f"ndcg@{max(settings.evaluation.cutoffs)}"
+    headline = settings.evaluation.headline
     candidates = candidates_of(measured, headline)
     best = next(iter(candidates), None)
     if best:
@@ -124,7 +124,7 @@ def evaluate_ablation(
         "questions": answers_of(comparison, measured, by_seed, best, settings),
         "cohorts": cohorts_of(test, measured, comparison),
         "recency": {
-            name: recency_of(of_variant, settings)
+            name: newest_event_of(of_variant, settings)
             for name, of_variant in measured.items()
             if not VARIANTS[name].is_of_budget
         },
@@ -158,7 +158,7 @@ def _log(
 
 
 def main() -> None:
-    """The command line."""
+    """Reads the command line and runs the command."""
     parser = CommandParser("Trains the variants of the model and compares them.")
     for command, does in (
         ("list", "prints the trainings as one line of JSON"),

@@ -1,4 +1,4 @@
-"""Compares the measured variants of an ablation: the best one, answers, recency, cohorts and the value of tokens."""
+"""Compares the measured variants of an ablation: the best one, answers, newest event, cohorts, value of tokens."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -102,7 +102,7 @@ def _by_seed(ours: np.ndarray, base: np.ndarray) -> list[float | None]:
 def _attention_answer(
     question: Question, measured: Mapping[str, MeasuredVariant], settings: Settings
 ) -> dict[str, Any]:
-    ratios = {side: measured[side].recency["attention_ratio"] for side in (question.ours, question.base)}
+    ratios = {side: measured[side].newest_event["attention_ratio"] for side in (question.ours, question.base)}
     both = np.isfinite(np.stack(list(ratios.values()))).all(axis=0)
     if not both.any():
         return {"users": 0, "uplift": UNDEFINED, "by_seed": []}
@@ -111,13 +111,13 @@ def _attention_answer(
     return {"users": int(both.sum()), "uplift": uplift, "by_seed": []}
 
 
-def recency_of(measured: MeasuredVariant, settings: Settings) -> dict[str, Any]:
-    """The mean of each recency measure over the users who have it, and the ratio's difference from its controls.
+def newest_event_of(measured: MeasuredVariant, settings: Settings) -> dict[str, Any]:
+    """The mean of each measure of the newest event, over the users who have it, and the ratio against its controls.
 
     The differences are relative, and paired by user.
     """
     figures: dict[str, Figure] = {}
-    values = {name: found[np.isfinite(found)] for name, found in measured.recency.items()}
+    values = {name: found[np.isfinite(found)] for name, found in measured.newest_event.items()}
     for name, found in values.items():
         if len(found):
             mean = Comparison.of_values({name: {"": found}}, settings).metrics()[name][""]

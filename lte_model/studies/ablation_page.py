@@ -9,9 +9,9 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from lte_model.figures import Figure, Outcome, metric_label, percent
+from lte_model.figures import SIDE_NAMES, Figure, Outcome, metric_label, percent
 from lte_model.files import write_atomically
-from lte_model.pages import drawing, page
+from lte_model.pages import page
 from lte_model.settings import Settings
 from lte_model.studies import charts, results
 from lte_model.studies.results import Ablation
@@ -36,9 +36,9 @@ def render(ablation: Ablation) -> str:
     answers = [answer | judged_answer(answer, ablation["headline"]) for answer in ablation["questions"]]
     asked = {(answer["ours"], answer["base"], answer["measure"]) for answer in answers}
     in_paper = [answer for answer in answers if answer["paper"]]
-    drawn = {"in_paper": charts.answers(in_paper)} if in_paper else {}
+    drawn = {"in_paper": charts.draw_answers(in_paper)} if in_paper else {}
     if len(ablation["budget"]["tokens"]) > 1:
-        drawn["budget"] = charts.budget(ablation)
+        drawn["budget"] = charts.draw_budget(ablation)
     return page.render(
         _TEMPLATE,
         ablation=ablation,
@@ -60,7 +60,7 @@ def render(ablation: Ablation) -> str:
         ],
         variants={side: of_side for side, of_side in ablation["sides"].items() if "description" in of_side},
         popularity={side: of_side for side, of_side in ablation["sides"].items() if "description" not in of_side},
-        popularity_names=drawing.SIDE_NAMES | {RIVAL: "SASRec of RecTools"},
+        popularity_names=SIDE_NAMES | {RIVAL: "SASRec of RecTools"},
         charts=drawn,
     )
 

@@ -8,13 +8,13 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
-from lte_model.figures import Figure, metric_label
-from lte_model.pages.drawing import MARKERS, PALETTE, SIDE_NAMES, STYLE, WIDTH, as_svg, from_the_top, side_by_side
+from lte_model.figures import SIDE_NAMES, Figure, metric_label
+from lte_model.pages.drawing import MARKERS, PALETTE, STYLE, WIDTH, as_svg, from_the_top, side_by_side
 from lte_model.studies.results import Ablation, Drill
 from lte_model.studies.spaces import NO_LTE, SKEWED
 
 
-def answers(questions: Sequence[dict[str, Any]]) -> Markup:
+def draw_answers(questions: Sequence[dict[str, Any]]) -> Markup:
     """The answers of an ablation, a line each: the relative difference in % with its interval.
 
     A dot stands for each seed, a diamond for what the paper reports.
@@ -35,7 +35,7 @@ def answers(questions: Sequence[dict[str, Any]]) -> Markup:
         return as_svg(figure, "answers", "Relative differences with 95 % intervals")
 
 
-def budget(ablation: Ablation) -> Markup:
+def draw_budget(ablation: Ablation) -> Markup:
     """Left: the headline by number of tokens, with and without LTE, with intervals. Right: the cost."""
     tokens, metric = ablation["budget"]["tokens"], ablation["headline"]
     with rc_context(STYLE):
@@ -62,7 +62,7 @@ def budget(ablation: Ablation) -> Markup:
         return as_svg(figure, "budget", "Quality and cost against the tokens of the sequence")
 
 
-def drill(found: Drill) -> Markup:
+def draw_drill(found: Drill) -> Markup:
     """The cells of a drill. Left: the headline with its interval. Right: the change in % by the other version's LTE."""
     metric, rows = found["headline"], []
     for space, of_space in found["spaces"].items():

@@ -179,8 +179,7 @@ def evaluate_drill(settings: Settings, earlier: datetime.date, later: datetime.d
         print(f"drilling {space.name}", flush=True)
         drilled[space.name] = [drill_space(settings, dates, space, seed) for seed in range(seeds)]
 
-    cutoffs = settings.evaluation.cutoffs
-    headline = f"ndcg@{max(cutoffs)}"
+    cutoffs, headline = settings.evaluation.cutoffs, settings.evaluation.headline
     measured = {
         f"{space} {cell}": measures(np.stack([of_seed.ranks[cell] for of_seed in of_space]), cutoffs)
         for space, of_space in drilled.items()
@@ -261,7 +260,7 @@ def _log(settings: Settings, training_date: datetime.date, drill: Drill) -> None
 
 
 def main() -> None:
-    """The command line."""
+    """Reads the command line and runs the command."""
     parser = CommandParser("Serves rankers LTEs of another version, in fixed and in free spaces.")
     training = parser.add_command(
         "train", "fits one encoder and trains its ranker", "the day the version's training runs on"

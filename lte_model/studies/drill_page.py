@@ -46,7 +46,7 @@ def render(drill: Drill) -> str:
         further={name: change for name, change in CHANGES.items() if name not in SKEWED},
         versions=VERSIONS,
         columns=(*VERSIONS, NO_LTE),
-        chart=charts.drill(drill),
+        chart=charts.draw_drill(drill),
     )
 
 

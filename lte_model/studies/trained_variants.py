@@ -121,7 +121,7 @@ class MeasuredVariant:
     settings: Settings
     ranks: np.ndarray
     """The rank of each user's target, (S, N)."""
-    recency: Values
+    newest_event: Values
     """Attention ratio, HRLI and, for a variant with LTE, the ratio's controls: means over the seeds; may be NaN."""
     results: list[dict[str, Any]]
     """The result of each training, from `read_result`."""
@@ -130,10 +130,10 @@ class MeasuredVariant:
 
 
 def measured_variant(test: VariantCases, variant: Variant, seeds: int, device: torch.device) -> MeasuredVariant:
-    """Measures ranks, recency and cost of one variant. Variants of the budget curve have no recency."""
+    """Measures a variant's ranks, cost and reliance on the newest event; the budget curve has only ranks and cost."""
     training_set, cases = test.cases(variant)
     settings = variant.settings(test.settings, 0)
-    results, ranks, recency, milliseconds = [], [], [], []
+    results, ranks, by_seed, milliseconds = [], [], [], []
     for seed in range(seeds):
         side = side_of(test.settings, variant, seed)
         again = (
@@ -148,18 +148,18 @@ def measured_variant(test: VariantCases, variant: Variant, seeds: int, device: t
             )
         ranks.append(target_ranks(ranker, cases, device))
         if not variant.is_of_budget:
-            recency.append(_recency_values(ranker, cases, device, settings))
+            by_seed.append(_newest_event_values(ranker, cases, device, settings))
         milliseconds.append(milliseconds_per_query(ranker.to("cpu"), cases))
     return MeasuredVariant(
         settings=settings,
         ranks=np.stack(ranks),
-        recency={name: np.mean([of_seed[name] for of_seed in recency], axis=0) for name in (recency or [{}])[0]},
+        newest_event={name: np.mean([of_seed[name] for of_seed in by_seed], axis=0) for name in (by_seed or [{}])[0]},
         results=results,
         milliseconds=min(milliseconds),
     )
 
 
-def _recency_values(ranker: Ranker, cases: Cases, device: torch.device, settings: Settings) -> Values:
+def _newest_event_values(ranker: Ranker, cases: Cases, device: torch.device, settings: Settings) -> Values:
     """The attention ratio, its controls where there is an LTE, and HRLI at every cutoff, of one model."""
     values = {"attention_ratio": attention_ratios(ranker, cases, device)}
     if settings.model.integration != "none":

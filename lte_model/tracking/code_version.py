@@ -2,9 +2,8 @@
 
 import hashlib
 import subprocess
-from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[1]
+from lte_model.files import PACKAGE
 
 
 def code_version() -> str:

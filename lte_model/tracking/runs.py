@@ -198,7 +198,7 @@ def log_metrics_of_date(run_id: str, metrics: Mapping[str, float], date: datetim
 
 @contextlib.contextmanager
 def _alone(settings: Settings) -> Iterator[None]:
-    """Keeps other processes out where MLflow is a file.
+    """Locks MLflow for the block if it is a file; a server needs no lock.
 
     There, if two processes create its tables or record the same dataset version at once, one of them fails.
     """

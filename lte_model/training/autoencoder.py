@@ -51,7 +51,9 @@ CUTOFF = 500
 
 
 class Encoder(nn.Module):
-    """E + P, and the decoder. `basis` is the frozen (items, dimensions) matrix of unit vectors E.
+    """The learned item vectors E + P, and the decoder that scores items from an LTE.
+
+    `basis` is the frozen (items, dimensions) matrix of unit vectors E.
 
     `learned_decoder` also trains the decoder, which begins at E. Such an encoder is never published: the drill compares
     with it (lte_model/studies/drill.py).

@@ -14,19 +14,18 @@ import numpy as np
 import polars as pl
 import torch
 
-from lte_model.domain.windows import ONE_DAY, Interval, lte_window, target_window
+from lte_model.domain.windows import INERTIA_DAYS, ONE_DAY, Interval, lte_window, target_window
 from lte_model.errors import LTEError
 from lte_model.settings import Settings
 from lte_model.warehouse.catalogue import Catalogue
 from lte_model.warehouse.popularity import standardised
 from lte_model.warehouse.reading import Tables
 
-INERTIA_DAYS = 7
 EPOCH = datetime.date(1970, 1, 1).toordinal()
 POPULARITY_DAYS = (30, None)
 """The decoder's popularity counts end with the window, and cover its last month and all of it."""
 
-HELD_OUT = 10
+USERS_PER_HELD_OUT = 10
 """One user in this many is held out."""
 
 
@@ -145,7 +144,7 @@ def read_events(tables: Tables, catalogue: Catalogue, date: datetime.date) -> Ev
         items=frame["row"].to_numpy(),
         days=frame["day"].to_numpy(),
         known=frame["known"].to_numpy(),
-        held_out=(frame["hash"] % HELD_OUT == 0).to_numpy(),
+        held_out=(frame["hash"] % USERS_PER_HELD_OUT == 0).to_numpy(),
     )
 
 

@@ -32,7 +32,7 @@ from lte_model.files import write_atomically
 from lte_model.ranker.cases import Cases
 from lte_model.ranker.integrations import INTEGRATIONS
 from lte_model.ranker.model import Ranker, RankerConfig
-from lte_model.ranker.saved import BEFORE_THE_FIELD, save_ranker
+from lte_model.ranker.saved import EARLIER_DEFAULTS, save_ranker
 from lte_model.settings import Settings
 from lte_model.tracking import runs
 from lte_model.training.checkpoints import (
@@ -142,7 +142,7 @@ def ranker_config(settings: Settings, training_set: TrainingSet, integration: st
     """The configuration of a ranker for that training set, with that integration."""
     items, dimensions = training_set.catalogue.vectors.shape
     # Keep the default when the bias is off, so that a new count doesn't retrain models that ignore it.
-    counts = len(POPULARITY_COUNTS) if settings.model.popularity_bias else BEFORE_THE_FIELD["popularity_counts"]
+    counts = len(POPULARITY_COUNTS) if settings.model.popularity_bias else EARLIER_DEFAULTS["popularity_counts"]
     return RankerConfig(
         items=items,
         dimensions=dimensions,

@@ -50,7 +50,7 @@ class TrainingSet:
     catalogue: Catalogue
 
     def in_basis(self, basis_id: str) -> "TrainingSet":
-        """The same users and events, with the catalogue and the LTEs of the basis `basis_id`."""
+        """This training set, with the catalogue and the LTEs of the basis `basis_id`."""
         if basis_id == self.kind.basis_id:
             return self
         return dataclasses.replace(

@@ -13,7 +13,7 @@ import pytest
 from jobs.embed_items import embed_items
 from jobs.engine.calendar import Calendar
 from jobs.engine.files import list_files, read_pieces
-from jobs.engine.packing import COLUMNS, pack, unpack
+from jobs.engine.packing import EVENT_COLUMNS, pack, unpack
 from jobs.engine.plan import needed
 from jobs.engine.sums import ROWS, snapshot_rows
 from jobs.fit_basis import fit_basis, register
@@ -126,7 +126,7 @@ def test_going_on_from_day_to_day_makes_the_same(shop, sums_by_day):
     def made(calendar, base):
         files, condition = needed(events, calendar, vectors.index)
         pieces = [piece for part in files.parts(at_least=1) for piece in part]
-        tables = read_pieces(pieces, COLUMNS, condition, dictionaries=("user_id", "item_id"))
+        tables = read_pieces(pieces, EVENT_COLUMNS, condition, dictionaries=("user_id", "item_id"))
         blobs = [unpack(blob) for table in tables for _, blob in pack(table, calendar, vectors.index, groups=1)]
         return pa.Table.from_batches(list(snapshot_rows(blobs, base, vectors.units, calendar)), ROWS)
 

@@ -8,7 +8,7 @@ import pytest
 
 from lte_model.errors import LTEError
 from lte_model.ranker.integrations import INTEGRATIONS
-from lte_model.ranker.model import RankerConfig
+from lte_model.ranker.model import LONG_MEMORIES, RankerConfig
 from lte_model.settings import Model, load_settings
 from tests.repository import REPOSITORY
 
@@ -145,5 +145,6 @@ def test_every_settings_file_of_the_project_loads():
 def test_the_settings_and_the_model_know_the_same_choices():
     fields = Model.model_fields
     assert set(get_args(fields["integration"].annotation)) == set(INTEGRATIONS)
+    assert set(get_args(fields["long_memory"].annotation)) == set(LONG_MEMORIES)
     made_elsewhere = {"items", "dimensions", "popularity_counts"}
     assert {field.name for field in dataclasses.fields(RankerConfig)} - made_elsewhere == set(fields)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jobs.engine.calendar import Calendar
 from jobs.engine.files import Listing
-from jobs.engine.packing import BUCKETS, COLUMNS, buckets_of, group_buckets, group_of, pack, unpack
+from jobs.engine.packing import BUCKETS, EVENT_COLUMNS, buckets_of, group_buckets, group_of, pack, unpack
 from jobs.engine.plan import needed
 from jobs.engine.sums import ROWS, snapshot_rows
 from lte_model.domain.basis import MAX_EVENTS
@@ -52,7 +52,7 @@ def listing_of(tables):
 
 def rows_made(rows, calendar, vectors, base=None, parts=1, groups=1):
     """The table that the engine makes from `rows`, split into that many parts and groups."""
-    tables = [events_table(rows[part::parts]).select(COLUMNS) for part in range(parts)]
+    tables = [events_table(rows[part::parts]).select(EVENT_COLUMNS) for part in range(parts)]
     files, condition = needed(listing_of(tables), calendar, vectors.index)
     blobs = [[] for _ in range(groups)]
     for part in files.files["path"]:

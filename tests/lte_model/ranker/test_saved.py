@@ -8,7 +8,7 @@ import torch
 
 from lte_model.errors import LTEError
 from lte_model.ranker.model import RankerConfig
-from lte_model.ranker.saved import BEFORE_THE_FIELD, DESCRIPTION_FILE, load_ranker, save_ranker
+from lte_model.ranker.saved import DESCRIPTION_FILE, EARLIER_DEFAULTS, load_ranker, save_ranker
 from tests.lte_model.ranker.small_rankers import EVERYTHING, KIND, integrations, make_ranker, users
 
 
@@ -45,7 +45,7 @@ def test_a_description_of_the_first_release_is_read_as_its_models_were(tmp_path)
     (tmp_path / DESCRIPTION_FILE).write_text(json.dumps(description))
     loaded = load_ranker(tmp_path)
     assert loaded.config == ranker.config and torch.equal(loaded.scores(users(3, 4)), ranker.scores(users(3, 4)))
-    assert {*first, *BEFORE_THE_FIELD} == {field.name for field in dataclasses.fields(RankerConfig)}
+    assert {*first, *EARLIER_DEFAULTS} == {field.name for field in dataclasses.fields(RankerConfig)}
 
 
 def test_a_missing_model_is_named(tmp_path):
