@@ -331,7 +331,7 @@ def describe(erased: Sequence[Erased]) -> list[str]:
             dates = ", ".join(map(str, of_table.training_dates))
             lines.append(f"they were part of the training sets of {dates}")
         for version, users in of_table.trained:
-            of_date = f"{version}, training of {version.training_date},"
+            of_date = f"{version}, training of {version.dated},"
             if users is None:
                 lines.append(f"{of_date} may have been trained on them: no row of its training set is left to tell by")
             else:

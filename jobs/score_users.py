@@ -47,6 +47,7 @@ from lte_model.domain.kind import KIND_FIELDS, LTEKind, require_kind
 from lte_model.domain.windows import lte_window, target_window
 from lte_model.errors import LTEError
 from lte_model.registry import versions
+from lte_model.registry.version_tags import own_tags
 from lte_model.settings import Settings, Window
 from lte_model.tracking.lineage import CHAMPION, version_with
 from lte_model.warehouse.tables import EVENTS, LTE_SNAPSHOTS, RECOMMENDATIONS, SNAPSHOT_ACCOUNTS
@@ -75,9 +76,10 @@ class Champion:
 
 
 def read_champion(settings: Settings, version: ModelVersion, folder: Path) -> Champion:
-    """Fetches the version into `folder` and loads it. Raises `LTEError` if its files can't be fetched."""
+    """Fetches the version into `folder` and loads it. Raises `LTEError` if it isn't ours, or can't be fetched."""
     from lte_model.ranker.saved import load_ranker
 
+    own_tags(version)
     directory = versions.fetch(settings, version, folder)
     return Champion(version.name, int(version.version), directory, load_ranker(directory))
 

@@ -18,10 +18,11 @@ from lte_model.domain.representations import split_names
 from lte_model.errors import LTEError
 from lte_model.evaluation import results
 from lte_model.evaluation.results import OVER_NONE, OVER_POPULARITY
-from lte_model.figures import Outcome
-from lte_model.registry import versions
+from lte_model.figures import Figure, Outcome
+from lte_model.registry import version_tags, versions
 from lte_model.registry.in_force import DAYS_BEHIND, named_bases, publications
-from lte_model.registry.versions import SIDE, champion_number, full_name
+from lte_model.registry.version_tags import full_name, own_tags, read_tag
+from lte_model.registry.versions import SIDE, champion_number, own_version
 from lte_model.settings import Settings
 from lte_model.warehouse.reading import scan
 
@@ -69,14 +70,19 @@ class Gate:
 def gate(settings: Settings, number: str) -> Gate:
     """Checks version `number` against the rules and the current champion.
 
-    The answer becomes a tag of the version, which `promote` reads. Raises `LTEError` where there is no such version.
+    The answer becomes a tag of the version, which `promote` reads. Raises `LTEError` where there is no such version,
+    and where it or the champion isn't ours.
     """
-    version = versions.version_of(settings, number)
-    return run_gate(settings, version, champion_number(settings))
+    return run_gate(settings, versions.version_of(settings, number), champion_number(settings))
 
 
 def run_gate(settings: Settings, version: ModelVersion, champion: str | None) -> Gate:
-    """Runs every check of the version and tags it; `champion` is a version number, or None where there is none."""
+    """Runs every check of the version and tags it; `champion` is a version number, or None where there is none.
+
+    Raises `LTEError` where one of the two isn't ours.
+    """
+    for number in filter(None, (str(version.version), champion)):
+        own_version(settings, number)
     checks = (
         loads(settings, version),
         _not_below(version, OVER_NONE, "not below the model without LTE"),
@@ -111,9 +117,14 @@ def loads(settings: Settings, version: ModelVersion) -> Check:
 
 
 def _not_below(version: ModelVersion, comparison: str, rule: str) -> Check:
-    uplift = versions.figure(version, comparison)
-    found = f"{figures.metric_label(version.tags['headline_metric'])} {versions.uplift(version, comparison)}"
-    return Check(rule, uplift.is_defined and uplift.outcome is not Outcome.WORSE, found)
+    uplift = version_tags.figure(version, comparison)
+    found = f"{version_tags.headline(version)} {version_tags.uplift(version, comparison)}"
+    return Check(rule, _is_not_worse(uplift), found)
+
+
+def _is_not_worse(uplift: Figure) -> bool:
+    """Whether the difference was measured, and doesn't lie below 0 as a whole."""
+    return uplift.is_defined and uplift.outcome is not Outcome.WORSE
 
 
 def _not_below_champion(settings: Settings, version: ModelVersion, champion: str | None) -> Check:
@@ -125,7 +136,7 @@ def _not_below_champion(settings: Settings, version: ModelVersion, champion: str
     from lte_model.evaluation.ranked import over_champion  # lazy: ranking imports torch
     from lte_model.ranker.saved import load_ranker
 
-    training_date = datetime.date.fromisoformat(version.tags["training_date"])
+    training_date = version_tags.training_date(version)
     try:
         with tempfile.TemporaryDirectory() as folder:
             ours, theirs = (
@@ -136,14 +147,17 @@ def _not_below_champion(settings: Settings, version: ModelVersion, champion: str
     except LTEError as error:
         return Check(rule, False, f"version {champion} can't rank its test users: {error}")
     found = f"{uplift.percent()} {uplift.percent_interval()} over version {champion}, {users} users"
-    return Check(rule, uplift.outcome is not Outcome.WORSE, found)
+    return Check(rule, _is_not_worse(uplift), found)
 
 
 def _covers(settings: Settings, version: ModelVersion) -> Check:
-    share = int(version.tags["test_users_with_lte"]) / int(version.tags["test_users"])
-    least = settings.gates.min_lte_coverage
+    rule, least = "enough users have an LTE", settings.gates.min_lte_coverage
+    with_lte, users = (read_tag(version, name, int) for name in ("test_users_with_lte", "test_users"))
+    if users < 1:
+        return Check(rule, False, "its test has no user")
+    share = with_lte / users
     found = f"{figures.percent(share, signed=False)} of the test users, at least {figures.percent(least, signed=False)}"
-    return Check("enough users have an LTE", share >= least, found)
+    return Check(rule, share >= least, found)
 
 
 def reads_live_ltes(settings: Settings, version: ModelVersion) -> Check:
@@ -151,7 +165,7 @@ def reads_live_ltes(settings: Settings, version: ModelVersion) -> Check:
     rule, published = "reads the live LTEs", publications(settings)
     if not published:
         return Check(rule, True, "nothing is published yet")
-    tags = version.tags
+    tags = own_tags(version)
     # A model of several representations, joined by +, reads each of them.
     wanted = [
         {field: tags[field] for field in KIND_FIELDS} | {"representation": name}
@@ -192,7 +206,7 @@ def bases_stay_in_force(settings: Settings, version: ModelVersion, champion: str
     if not names:
         return Check(rule, True, "the settings leave it to the only one that is registered")
     numbers = [number for number in (str(version.version), champion) if number is not None]
-    read = {number: versions.version_of(settings, number).tags["basis_id"] for number in numbers}
+    read = {number: own_version(settings, number).tags["basis_id"] for number in numbers}
     missing = [f"version {number} reads basis {basis}" for number, basis in read.items() if basis not in names]
     if missing:
         wrong = f"{', '.join(missing)}, and in force is {', '.join(names)}"
@@ -205,7 +219,7 @@ def _has_the_champions_users(settings: Settings, version: ModelVersion, champion
     rule = "its basis has the LTEs of the champion's users"
     if champion is None:
         return Check(rule, True, "there is no champion yet")
-    theirs = versions.version_of(settings, champion).tags
+    theirs = own_version(settings, champion).tags
     if theirs["basis_id"] == version.tags["basis_id"]:
         return Check(rule, True, "it is the champion's basis")
     if not publications(settings):
@@ -243,14 +257,14 @@ def _summary(settings: Settings, version: ModelVersion, champion: str | None) ->
         old = versions.version_of(settings, champion)
         place = (
             f"would replace version {champion} (training of {old.tags['training_date']}, "
-            f"{versions.with_interval(old, SIDE, old.tags['headline_metric'])} on its own test days"
+            f"{version_tags.with_interval(old, SIDE)} on its own test days"
             + (f", of basis `{old.tags['basis_id']}`)" if old.tags["basis_id"] != tags["basis_id"] else ")")
         )
     return (
         f"**{full_name(version)}**, training of {tags['training_date']}, "
-        f"basis `{tags['basis_id']}`: {versions.with_interval(version, SIDE, tags['headline_metric'])}, "
-        f"without LTE {versions.measured(version, 'none')}, "
-        f"popularity of 30 days {versions.measured(version, 'popularity_30d')}; "
-        f"LTE over none **{versions.uplift(version, OVER_NONE)}**, {tags['test_users']} test users; {place}; "
-        f"report: `{results.report_path(settings, datetime.date.fromisoformat(tags['training_date']))}`"
+        f"basis `{tags['basis_id']}`: {version_tags.with_interval(version, SIDE)}, "
+        f"without LTE {version_tags.measured(version, 'none')}, "
+        f"popularity of 30 days {version_tags.measured(version, 'popularity_30d')}; "
+        f"LTE over none **{version_tags.uplift(version, OVER_NONE)}**, {tags['test_users']} test users; {place}; "
+        f"report: `{results.report_path(settings, version_tags.training_date(version))}`"
     )

@@ -44,7 +44,8 @@ from lte_model.files import one_at_a_time
 from lte_model.registry import versions
 from lte_model.registry.gate import GATE_PASSED, GATE_TAG, bases_stay_in_force, gate, loads, reads_live_ltes, run_gate
 from lte_model.registry.in_force import out_of_force
-from lte_model.registry.versions import champion_number, full_name, or_none
+from lte_model.registry.version_tags import full_name, is_ours, own_tags
+from lte_model.registry.versions import champion_number, or_none, own_version
 from lte_model.settings import Settings
 from lte_model.tracking.lineage import CHALLENGER, CHAMPION, ON_RECORD, PREVIOUS, registered_model
 
@@ -60,12 +61,12 @@ def challenger(settings: Settings) -> dict[str, str]:
     """The current challenger, the date of its training, and the champion it would replace ("" for none).
 
     Later steps name this version, because another training may register a challenger meanwhile.
-    Raises `LTEError` where there is no challenger.
+    Raises `LTEError` where there is no challenger, and where it isn't ours.
     """
     version = versions.required_version(settings, CHALLENGER)
     return {
         "version": str(version.version),
-        "training_date": version.tags["training_date"],
+        "training_date": own_tags(version)["training_date"],
         "champion": champion_number(settings) or "",
     }
 
@@ -77,7 +78,7 @@ def promote(settings: Settings, number: str, over: str | None) -> ModelVersion:
     the gate compared it, is champion now, and where the LTEs that it reads are no longer live or in force.
     """
     with _alone(settings):
-        version = versions.version_of(settings, number)
+        version = own_version(settings, number)
         answer = version.tags.get(GATE_TAG, "not asked")
         if answer != GATE_PASSED:
             raise LTEError(f"the gate of {full_name(version)} says: {answer}; run lte_promotion for it")
@@ -110,12 +111,13 @@ def rollback(settings: Settings, reason: str, number: str | None = None) -> Mode
     """Makes the previous champion, or version `number`, champion again; the current one becomes `previous`.
 
     Both are tagged with the reason. Raises `LTEError` without a reason or a version to go back to, and for a version
-    that doesn't load or can't read the live LTEs: then the LTEs must be rolled back first.
+    that isn't ours, doesn't load or can't read the live LTEs: then the LTEs must be rolled back first.
     """
     if not reason.strip():
         raise LTEError("a rollback needs a reason, for those who ask later; give it with --reason")
     with _alone(settings):
         version = versions.version_of(settings, number) if number else versions.required_version(settings, PREVIOUS)
+        own_tags(version)
         champion = champion_number(settings)
         if champion == str(version.version):
             raise LTEError(f"{full_name(version)} is the champion already; give --version to go back to another")
@@ -131,7 +133,10 @@ def rollback(settings: Settings, reason: str, number: str | None = None) -> Mode
                 "stays; give --version to go back to another, or publish what this one reads"
             )
         if champion is not None:
-            _tag(versions.version_of(settings, champion), rolled_back_at=_now(), rolled_back_because=reason)
+            left = versions.version_of(settings, champion)
+            _tag(left, rolled_back_at=_now(), rolled_back_because=reason)
+            if not is_ours(left):
+                champion = None  # nobody can go back to it, so that `previous` stays as it is
         _tag(version, restored_at=_now(), restored_because=reason)
         _move(version, champion)
         return versions.version_of(settings, str(version.version))
@@ -141,10 +146,10 @@ def watch(settings: Settings) -> str:
     """Says which version is champion; runs the gate on a champion whose alias was moved by hand.
 
     A version that passes becomes the champion on record. Raises `LTEError` where it fails, on every call until somebody
-    rolls back, where the alias was removed, and where the champion reads a basis that isn't in force.
+    rolls back, where the alias was removed, and where the champion isn't ours or reads a basis that isn't in force.
     """
     with _alone(settings):
-        if problem := out_of_force(settings).get(CHAMPION):
+        if problem := out_of_force(settings, CHAMPION).get(CHAMPION):
             raise LTEError(problem)
         name, champion = settings.mlflow.model_name, champion_number(settings)
         model = registered_model(MlflowClient(), name)

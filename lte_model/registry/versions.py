@@ -23,15 +23,15 @@ from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel
 from mlflow.tracking import MlflowClient
 
-from lte_model import figures
 from lte_model.command_line import CommandParser, run
 from lte_model.domain.kind import KIND_FIELDS
 from lte_model.domain.representations import AUTOENCODER, REPRESENTATIONS, split_names
 from lte_model.errors import LTEError
 from lte_model.evaluation import results
 from lte_model.evaluation.results import OVER_NONE, OVER_POPULARITY, Evaluation
-from lte_model.figures import Figure, from_json, to_json
+from lte_model.figures import to_json
 from lte_model.files import PACKAGE
+from lte_model.registry.version_tags import HEADLINE, figure_tag, full_name, own_tags, uplift, with_interval
 from lte_model.settings import Settings
 from lte_model.tracking import runs
 from lte_model.tracking.code_version import code_version
@@ -146,7 +146,7 @@ def load_version(settings: Settings, version: ModelVersion) -> PyFuncModel:
 
 
 def status(settings: Settings) -> list[str]:
-    """A line for each version, oldest first: training date, figure, uplift, aliases."""
+    """A line for each version, oldest first: training date, figure, uplift, aliases; or why it isn't one of ours."""
     runs.configure(settings)
     client, name = MlflowClient(), settings.mlflow.model_name
     aliases = numbers_by_alias(client, name)
@@ -155,13 +155,15 @@ def status(settings: Settings) -> list[str]:
         return [f"{name}: no version yet; run python -m lte_model.registry.versions register --date D"]
     lines = []
     for version in versions:
-        metric = version.tags["headline_metric"]
         named = sorted(alias for alias, number in aliases.items() if number == str(version.version))
-        lines.append(
-            f"{name} version {version.version}: training of {version.tags['training_date']}, "
-            f"{with_interval(version, SIDE, metric)}, {uplift(version, OVER_NONE)} over none; "
-            f"{', '.join(named) or 'no alias'}"
-        )
+        try:
+            described = (
+                f"{full_name(version)}: training of {own_tags(version)['training_date']}, "
+                f"{with_interval(version, SIDE)}, {uplift(version, OVER_NONE)} over none"
+            )
+        except LTEError as error:
+            described = str(error)
+        lines.append(f"{described}; {', '.join(named) or 'no alias'}")
     return lines
 
 
@@ -174,15 +176,15 @@ def _tags(evaluation: Evaluation) -> dict[str, str]:
         **{name: json.dumps(evaluation[name]) for name in ("anchors", "validation", "test")},
         "test_users": str(evaluation["test_users"]),
         "test_users_with_lte": str(evaluation["test_users_with_lte"]),
-        "headline_metric": metric,
+        HEADLINE: metric,
         "code_version": code_version(),
     }
     for side, measured in evaluation["sides"].items():
         for name, figure in measured["metrics"].items():
             if side == SIDE or name == metric:
-                tags[_figure_tag(side, name)] = to_json(figure, indent=None)
+                tags[figure_tag(side, name)] = to_json(figure, indent=None)
     for comparison in (OVER_NONE, OVER_POPULARITY):
-        tags[_figure_tag(comparison, metric)] = to_json(evaluation["uplift"][comparison][metric], indent=None)
+        tags[figure_tag(comparison, metric)] = to_json(evaluation["uplift"][comparison][metric], indent=None)
     for table, state in evaluation["tables"].items():
         tags[f"{TABLE_TAG}{table}"] = str(state["version"])
     return tags
@@ -204,16 +206,6 @@ def _encoders(settings: Settings, evaluation: Evaluation) -> dict[str, str]:
 def _dates_of(evaluation: Evaluation) -> list[str]:
     """The snapshot dates whose LTEs a model was trained, validated and tested with."""
     return [*evaluation["anchors"], evaluation["validation"][0], evaluation["test"][0]]
-
-
-def _figure_tag(side: str, metric: str) -> str:
-    """The name of a figure's tag. MLflow refuses the @ of `ndcg@500` in names."""
-    return f"{side}.{metric.replace('@', '_at_')}"
-
-
-def figure(version: ModelVersion, side: str) -> Figure:
-    """The headline figure of a side or a comparison."""
-    return from_json(version.tags[_figure_tag(side, version.tags["headline_metric"])])
 
 
 def _sha256(directory: Path) -> str:
@@ -285,23 +277,6 @@ def _description(settings: Settings, tags: Mapping[str, str]) -> str:
     )
 
 
-def with_interval(version: ModelVersion, side: str, metric: str) -> str:
-    """A side's figure, such as `NDCG@500 0.2321 [0.2204, 0.2453]`."""
-    return f"{figures.metric_label(metric)} {measured(version, side)}"
-
-
-def measured(version: ModelVersion, side: str) -> str:
-    """The headline figure of a side with its interval, as text."""
-    found = figure(version, side)
-    return f"{found.number()} {found.interval()}".strip()
-
-
-def uplift(version: ModelVersion, comparison: str) -> str:
-    """The relative difference of a comparison, with its interval, as text."""
-    found = figure(version, comparison)
-    return f"{found.percent()} {found.percent_interval()}".strip()
-
-
 def required_version(settings: Settings, alias: str) -> ModelVersion:
     """The version that has the alias. Raises `LTEError` where none has."""
     runs.configure(settings)
@@ -331,16 +306,18 @@ def version_of(settings: Settings, number: str) -> ModelVersion:
 # The alias and its record.
 
 
+def own_version(settings: Settings, number: str) -> ModelVersion:
+    """The version of that number, which `register` made. Raises `LTEError` for any other."""
+    version = version_of(settings, number)
+    own_tags(version)
+    return version
+
+
 def champion_number(settings: Settings) -> str | None:
     """The number of the champion's version; None where there is none."""
     runs.configure(settings)
     champion = version_with(settings, CHAMPION)
     return None if champion is None else str(champion.version)
-
-
-def full_name(version: ModelVersion) -> str:
-    """A version with its model, such as `lte-ranker version 3`."""
-    return f"{version.name} version {version.version}"
 
 
 def or_none(number: str | None) -> str:

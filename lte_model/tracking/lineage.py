@@ -50,6 +50,11 @@ class RegisteredVersion:
     def __str__(self) -> str:
         return f"{self.name} version {self.version}"
 
+    @property
+    def dated(self) -> str:
+        """The training date as text, also of a version that doesn't name one."""
+        return str(self.training_date or "a date that it doesn't name")
+
 
 def open_mlflow(settings: Settings) -> MlflowClient | None:
     """A client of the settings' MLflow; None if that is a file or folder that is missing, which is not created."""
@@ -163,7 +168,7 @@ def erasures(versions: list[RegisteredVersion]) -> list[str]:
             named = ", ".join(f"{table} {numbers}" for table, numbers in sorted(unreadable.items()))
             found.append(f"can't be trained again from the tables it names: {named}")
         if found:
-            lines.append(f"{version}, training of {version.training_date}: {'; '.join(found)}")
+            lines.append(f"{version}, training of {version.dated}: {'; '.join(found)}")
     return lines
 
 
@@ -179,19 +184,37 @@ def _all_versions(client: MlflowClient, name: str) -> Iterator[ModelVersion]:
 
 def _described(client: MlflowClient, version: ModelVersion) -> RegisteredVersion:
     tables: dict[str, set[int]] = defaultdict(set)
-    for tag, value in version.tags.items():
+    for tag in version.tags:
         if tag.startswith(TABLE_TAG):
-            tables[tag.removeprefix(TABLE_TAG)].add(int(value))
+            tables[tag.removeprefix(TABLE_TAG)].add(_table_version(version, tag))
     for table, number in _trained_on(client, version.run_id):
         tables[table].add(number)
-    date = version.tags.get("training_date")
     return RegisteredVersion(
         version.name,
         int(version.version),
-        datetime.date.fromisoformat(date) if date else None,
+        _training_date(version),
         {table: tuple(sorted(numbers)) for table, numbers in sorted(tables.items())},
         dict(version.tags),
     )
+
+
+def _training_date(version: ModelVersion) -> datetime.date | None:
+    """The training date of a version; None for one that a person registered without, or with something else there."""
+    try:
+        return datetime.date.fromisoformat(version.tags.get("training_date", ""))
+    except ValueError:
+        return None
+
+
+def _table_version(version: ModelVersion, tag: str) -> int:
+    """The version of a table that a tag names. Raises `LTEError` where none can be read: what it keeps is unknown."""
+    try:
+        return int(version.tags[tag])
+    except ValueError:
+        raise LTEError(
+            f"{version.name} version {version.version} has a tag {tag} that says {version.tags[tag]!r}: nobody can "
+            "tell what it names; correct the tag in MLflow, or delete it if the version isn't ours"
+        ) from None
 
 
 def _trained_on(client: MlflowClient, run_id: str | None) -> Iterator[tuple[str, int]]:
