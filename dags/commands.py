@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 import pendulum
-from airflow.sdk import Asset, BaseOperator, XComArg
+from airflow.sdk import Asset, BaseOperator, CronTriggerTimetable, XComArg
 from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 
@@ -55,6 +55,14 @@ def pool_of(table: str) -> str:
     return WRITTEN_TOGETHER.get(table, table)
 
 
+def in_utc(cron: str) -> CronTriggerTimetable:
+    """A schedule by the clock of UTC, as snapshot dates are, whatever `core.default_timezone` says.
+
+    The logical date of a run is the time that it starts at, whatever `scheduler.create_cron_data_intervals` says.
+    """
+    return CronTriggerTimetable(cron, timezone="UTC")
+
+
 def feed_end() -> datetime.datetime | None:
     """The last logical date of the shop's feed; None if the feed is live.
 
@@ -76,7 +84,8 @@ def job(
     """A task that writes the table `writes`, which also names its pool.
 
     Idempotent; a restart of Airflow may use up a retry. Text typed by a person is passed in `environment`, so that no
-    shell parses it. Exit code 99 means that there was nothing to do: Airflow shows the task as skipped.
+    shell parses it, and as `--option="$NAME"`: after a space, words that begin with a dash would be an option. Exit
+    code 99 means that there was nothing to do: Airflow shows the task as skipped.
     """
     operator, how = runner(command)
     return operator(task_id=task_id, **how, **_writing(writes, on_failure), outlets=list(outlets), env=environment)

@@ -23,7 +23,7 @@ from commands import DATE, OWNER, gate, job, job_for_each, listing, pool_of
 REPRESENTATIONS = " ".join(
     f"--representation {name}" for name in ("uniform", "recency", "inverse_popularity", "autoencoder", "leaking")
 )
-CHOSEN = "--variants '{{ params.variants }}' --seeds {{ params.seeds }}"
+CHOSEN = "--variants='{{ params.variants }}' --seeds {{ params.seeds }}"
 
 with DAG(
     "lte_ablation",
@@ -90,7 +90,7 @@ with DAG(
     train = job_for_each(
         list_trainings.output,
         "train",
-        f'lte_model.studies.ablation train --date {DATE} --variant "$VARIANT" --seed "$SEED"',
+        f'lte_model.studies.ablation train --date {DATE} --variant="$VARIANT" --seed="$SEED"',
         writes="checkpoints",
         on_failure="Clear the task: it goes on from its last checkpoint. Out of memory: lower `training.batch_size`.",
     )

@@ -17,12 +17,12 @@ snapshot hides it. Then clear `snapshot_lte` in the run of `lte_daily` of D, and
 
 from airflow.sdk import DAG
 
-from commands import DATE, OWNER, feed_end, gate
+from commands import DATE, OWNER, feed_end, gate, in_utc
 
 with DAG(
     "lte_audit",
     description="A sample of the snapshot and of what is live, recomputed from the raw tables",
-    schedule="0 6 * * MON",
+    schedule=in_utc("0 6 * * MON"),
     end_date=feed_end(),
     catchup=False,
     max_active_runs=1,

@@ -32,7 +32,7 @@ from commands import DATE, OWNER, gate, job, listing
 BASIS = "{{ ti.xcom_pull(task_ids='new_basis')[0]['BASIS'] }}"
 MAKE = (
     f"--date {DATE}{{% if params.dimensions %}} --dimensions {{{{ params.dimensions }}}}{{% endif %}} "
-    "--text-template '{{ params.text_template or \"\" }}'"
+    "--text-template='{{ params.text_template or \"\" }}'"
 )
 OF_BASIS = f"--date {DATE} --basis {BASIS}"
 

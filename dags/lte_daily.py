@@ -34,12 +34,12 @@ from there. A warning stops nothing: it is in the log and on the page.
 
 from airflow.sdk import DAG
 
-from commands import DATE, OWNER, feed_end, gate, job
+from commands import DATE, OWNER, feed_end, gate, in_utc, job
 
 with DAG(
     "lte_daily",
     description="Ingest a day, embed new items, snapshot and publish the long-term embeddings",
-    schedule="0 0 * * *",
+    schedule=in_utc("0 0 * * *"),
     end_date=feed_end(),
     catchup=False,
     max_active_runs=4,

@@ -31,7 +31,7 @@ from airflow.sdk import DAG, Param, chain
 from commands import OWNER, job, pool_of
 
 TABLES = ("events", "quarantine", "lte_snapshots", "lte_live", "training_set", "recommendations")
-LIST = "--users '{{ params.users }}'"
+LIST = "--users='{{ params.users }}'"
 
 with DAG(
     "lte_erasure",

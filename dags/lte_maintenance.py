@@ -19,7 +19,7 @@ because the protected versions aren't known. Clear the task; work that is done i
 
 from airflow.sdk import DAG
 
-from commands import DATE, OWNER, feed_end, job, pool_of
+from commands import DATE, OWNER, feed_end, in_utc, job, pool_of
 
 TABLES = (
     "events",
@@ -45,7 +45,7 @@ TABLES = (
 with DAG(
     "lte_maintenance",
     description="Thin, compact and vacuum the tables",
-    schedule="0 6 * * SAT",
+    schedule=in_utc("0 6 * * SAT"),
     end_date=feed_end(),
     catchup=False,
     max_active_runs=1,

@@ -84,7 +84,7 @@ with DAG(
     )
     answer = job(
         "answer",
-        f'lte_model.registry.promotion answer --version {VERSION} --answer "$ANSWER" --by "$BY" --reason "$REASON"',
+        f'lte_model.registry.promotion answer --version {VERSION} --answer="$ANSWER" --by="$BY" --reason="$REASON"',
         writes="model_registry",
         environment={
             "ANSWER": ANSWER,
@@ -95,7 +95,7 @@ with DAG(
     )
     promote = job(
         "promote",
-        f"lte_model.registry.promotion promote --version {VERSION} --over '{CHAMPION}' --answer \"$ANSWER\"",
+        f"lte_model.registry.promotion promote --version {VERSION} --over='{CHAMPION}' --answer=\"$ANSWER\"",
         writes="model_registry",
         environment={"ANSWER": ANSWER},
         on_failure="The alias is as it was. Another version became champion meanwhile? Run `lte_promotion` again.",

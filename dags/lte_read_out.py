@@ -28,10 +28,10 @@ from airflow.sdk import DAG, Param
 
 from commands import DATE, OWNER, gate, job
 
-TEST = f"--date {DATE} --test '{{{{ params.test }}}}'"
+TEST = f"--date {DATE} --test='{{{{ params.test }}}}'"
 PERIOD = "--from {{ params.from }} --to {{ params.to }}{{ ' --rehearse' if params.rehearse else '' }}"
-CONTROL = "--control '{{ params.control }}'"
-SHARES = "{% if params.shares %} --shares '{{ params.shares }}'{% endif %}"
+CONTROL = "--control='{{ params.control }}'"
+SHARES = "{% if params.shares %} --shares='{{ params.shares }}'{% endif %}"
 UPLIFT = "{% if params.uplift %} --uplift {{ params.uplift }}{% endif %}"
 
 with DAG(

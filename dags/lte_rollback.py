@@ -39,8 +39,8 @@ with DAG(
 ):
     rollback = job(
         "rollback",
-        'lte_model.registry.promotion rollback --reason "$REASON"'
-        "{% if params.version %} --version {{ params.version }}{% endif %}",
+        'lte_model.registry.promotion rollback --reason="$REASON"'
+        "{% if params.version %} --version={{ params.version }}{% endif %}",
         writes="model_registry",
         environment={"REASON": "{{ params.reason }}"},
         on_failure="The champion is as it was; the log says why, and what would help. Name another version?",

@@ -16,12 +16,12 @@ and end.
 
 from airflow.sdk import DAG
 
-from commands import CHALLENGER, DATE, OWNER, feed_end, gate, job
+from commands import CHALLENGER, DATE, OWNER, feed_end, gate, in_utc, job
 
 with DAG(
     "lte_training",
     description="Encoders, anchors, popularity, training set, two trainings, evaluation, report, challenger",
-    schedule="0 3 * * MON",
+    schedule=in_utc("0 3 * * MON"),
     end_date=feed_end(),
     catchup=False,
     max_active_runs=1,

@@ -16,12 +16,12 @@ scheduler run the same command.
 
 from airflow.sdk import DAG
 
-from commands import DATE, OWNER, feed_end, gate
+from commands import DATE, OWNER, feed_end, gate, in_utc
 
 with DAG(
     "lte_watch",
     description="Whether what is live is of today, and whether a day was missed",
-    schedule="0 12 * * *",
+    schedule=in_utc("0 12 * * *"),
     end_date=feed_end(),
     catchup=False,
     max_active_runs=1,

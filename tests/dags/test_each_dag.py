@@ -25,7 +25,7 @@ def test_a_new_basis_is_asked_for_by_name_from_its_fitting_on(dags):
     """Every later task works on the new basis only, and publishing waits for the gates and the monitoring."""
     change = dags["lte_basis_change"]
     fit, new, *others = change.topological_sort()
-    make = ["--date", "2024-05-01", "--dimensions", "128", "--text-template", CONTEXT["params"]["text_template"]]
+    make = ["--date", "2024-05-01", "--dimensions", "128", f"--text-template={CONTEXT['params']['text_template']}"]
     for task, words in ((fit, [*make, "--refit"]), (new, make)):
         command = shlex.split(task.render_template(task.bash_command, CONTEXT))
         assert command[command.index("--date") :] == words
@@ -95,11 +95,11 @@ def test_an_ablation_trains_what_its_list_names(dags):
     assert [operator.task_id for operator in train.iter_mapped_dependencies()] == ["list_trainings"]
     assert listing.output_processor('[{"variant": "prefix@20", "seed": 1}]') == [ENTRY]
     assert train.partial_kwargs["append_env"]
-    assert train.partial_kwargs["bash_command"].endswith('--variant "$VARIANT" --seed "$SEED"')
+    assert train.partial_kwargs["bash_command"].endswith('--variant="$VARIANT" --seed="$SEED"')
     assert report.upstream_task_ids == {"train"}
     for task in (listing, report):
         words = shlex.split(task.render_template(task.bash_command, CONTEXT))
-        assert words[4:] == ["--date", "2024-05-01", "--variants", "none,prefix@20", "--seeds", "2"]
+        assert words[4:] == ["--date", "2024-05-01", "--variants=none,prefix@20", "--seeds", "2"]
 
 
 def test_an_ablation_makes_every_representation_that_a_variant_reads(dags):
@@ -130,13 +130,13 @@ def test_a_read_out_leaves_to_the_settings_what_is_not_given(dags):
     params = filled(online, PERIOD)
     commands = [task.render_template(task.bash_command, CONTEXT | {"params": params}) for task in online.tasks]
     assert [command.removeprefix("python -m ") for command in commands] == [
-        "jobs.measure_test --date 2024-05-01 --test 't' --from 2024-01-01 --to 2024-02-01",
-        "jobs.quality.check test_measurements --date 2024-05-01 --test 't'",
-        "lte_model.online_test.read_out --date 2024-05-01 --test 't' --control 'control'",
+        "jobs.measure_test --date 2024-05-01 --test='t' --from 2024-01-01 --to 2024-02-01",
+        "jobs.quality.check test_measurements --date 2024-05-01 --test='t'",
+        "lte_model.online_test.read_out --date 2024-05-01 --test='t' --control='control'",
     ]
     full = [task.render_template(task.bash_command, CONTEXT) for task in online.tasks]
     assert full[0].endswith(" --rehearse")
-    assert shlex.split(full[2])[-4:] == ["--shares", "no lte=0.9,lte=0.1", "--uplift", "0.0116"]
+    assert shlex.split(full[2])[-3:] == ["--shares=no lte=0.9,lte=0.1", "--uplift", "0.0116"]
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_every_table_is_maintained_and_every_one_that_names_users_is_erased_from
     assert {_written(task) for task in in_order[len(TABLES_WITH_USERS) : -1]} == set(FILES)
     assert in_order[-1].task_id == "list_models"
     command = in_order[0].render_template(in_order[0].bash_command, CONTEXT)
-    assert shlex.split(command)[3:5] == ["--users", "/lists/of 1 May.txt"]
+    assert shlex.split(command)[3] == "--users=/lists/of 1 May.txt"
     for path in ("", "/lists/'; rm -r /"):
         with pytest.raises(ParamValidationError, match="Invalid input for param users"):
             filled(erasure, {"users": path})
@@ -179,11 +179,14 @@ def test_a_dag_parses_within_a_second(file, dags):
 
 def test_every_command_line_is_accepted_by_its_module(dags, monkeypatch, tmp_path):
     """Each module's own parser accepts the rendered arguments: it stops only at the missing settings file."""
-    missing = tmp_path / "no-settings.toml"
-    for task in _tasks(dags, "BashOperator"):
+    _require_accepted(_tasks(dags, "BashOperator"), CONTEXT, monkeypatch, tmp_path / "no-settings.toml")
+
+
+def _require_accepted(tasks, context, monkeypatch, missing):
+    for task in tasks:
         where = f"{task.dag_id}.{task.task_id}"
-        command = task.render_template(task.bash_command, CONTEXT)
-        command = string.Template(command).safe_substitute(quoted(task.render_template(task.env or {}, CONTEXT)))
+        command = task.render_template(task.bash_command, context)
+        command = string.Template(command).safe_substitute(quoted(task.render_template(task.env or {}, context)))
         python, minus_m, module, *arguments = shlex.split(command)
         assert (python, minus_m) == ("python", "-m"), where
         assert Path(task.cwd) == REPOSITORY, where
@@ -196,6 +199,30 @@ def test_every_command_line_is_accepted_by_its_module(dags, monkeypatch, tmp_pat
             pytest.fail(f"{where}: `{command}` is refused by {module}: {error}")
         else:
             pytest.fail(f"{where}: {module} ran without settings")
+
+
+@pytest.mark.parametrize("words", ["-1%", "-", "--", "--version", "-h", "--reason=x", "- it was slow", "-٣ %"])
+def test_words_that_begin_with_a_dash_are_no_option(dags, monkeypatch, tmp_path, words):
+    """Whatever a person may type into a form, or Airflow knows of a person, reaches the option that it is for."""
+    approved = {"chosen_options": [words], "responded_by_user": {"name": words}, "params_input": {"reason": words}}
+    pulled = CONTEXT["ti"].xcom_pull
+    xcoms = SimpleNamespace(xcom_pull=lambda task_ids: approved if task_ids == "approve" else pulled(task_ids))
+    typed = 0
+    for dag in dags.values():
+        params = {name: words for name in dag.params if _takes(dag, name, words)}
+        typed += len(params)
+        context = CONTEXT | {"params": CONTEXT["params"] | params, "ti": xcoms}
+        _require_accepted(_tasks({dag.dag_id: dag}, "BashOperator"), context, monkeypatch, tmp_path / "none.toml")
+    assert typed >= 4  # a reason, a template, a list of users, a control
+
+
+def _takes(dag, name, words):
+    """Whether the form of the DAG lets a person type the words there."""
+    try:
+        dag.params.get_param(name).resolve(words)
+    except ParamValidationError:
+        return False
+    return True
 
 
 def quoted(environment):
@@ -211,7 +238,7 @@ def test_what_a_person_typed_reaches_the_command_as_it_is(dags):
     shown = subprocess.run(
         ["bash", "-c", command], env={"REASON": reason}, stdout=subprocess.PIPE, text=True, check=True
     )
-    assert shown.stdout == f"rollback|--reason|{CONTEXT['params']['reason']}|--version|3|"
+    assert shown.stdout == f"rollback|--reason={CONTEXT['params']['reason']}|--version=3|"
 
 
 def test_a_command_gets_the_logical_date_or_the_day_it_was_started_on(dags):

@@ -199,7 +199,7 @@ def test_pods_keep_to_the_policy_restricted(pods):
 def test_what_a_person_typed_reaches_a_pod_as_it_is(pods):
     (pod,) = (pod for task, pod in pods if task.task_id == "rollback")
     assert {"name": "REASON", "value": CONTEXT["params"]["reason"]} in pod["spec"]["containers"][0]["env"]
-    assert '--reason "$REASON"' in pod["spec"]["containers"][0]["args"][0]
+    assert '--reason="$REASON"' in pod["spec"]["containers"][0]["args"][0]
 
 
 def test_a_pod_of_a_mapped_task_has_its_entry(pods, monkeypatch):
