@@ -158,7 +158,7 @@ def test_a_champion_is_found_and_its_files_rank_as_the_one_that_is_served(instal
     users = pd.DataFrame(
         {
             "item_ids": [[f"item {row}" for row in random.integers(ITEMS + 1, size=length)] for length in range(9)],
-            "vector_sum": [random.integers(-GRID, GRID, DIMENSIONS) for _ in range(9)],
+            "vector_sum": [random.integers(-GRID // 4, GRID // 4, DIMENSIONS) for _ in range(9)],
             "event_count": [number % 3 for number in range(9)],
             **{field: [value] * 9 for field, value in dataclasses.asdict(KIND).items()},
         }

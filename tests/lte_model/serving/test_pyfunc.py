@@ -51,7 +51,7 @@ def make_live(settings):
     rows = [
         {
             "user_id": user,
-            "vector_sum": random.integers(-GRID, GRID, DIMENSIONS).tolist(),
+            "vector_sum": random.integers(-GRID // 4, GRID // 4, DIMENSIONS).tolist(),
             "event_count": count,
             **dataclasses.asdict(KIND),
             "basis_id": basis_id,
