@@ -29,7 +29,7 @@ def basis_in_force(warehouse: Warehouse, wanted: str = "") -> str:
 def load_basis(warehouse: Warehouse, basis_id: str) -> SemanticBasis:
     """The registered basis.
 
-    Raises `LTEError` if there is none, or if its state doesn't hash to its id.
+    Raises `LTEError` if there is none, if its state doesn't hash to its id, or if that holds NaN.
     """
     row = warehouse.read(SEMANTIC_BASES).where(F.col("basis_id") == basis_id).first()
     if row is None:
@@ -38,6 +38,11 @@ def load_basis(warehouse: Warehouse, basis_id: str) -> SemanticBasis:
     if basis.basis_id != basis_id:
         raise LTEError(
             f"the state of basis {basis_id} hashes to {basis.basis_id}: table semantic_bases is damaged; restore it"
+        )
+    if broken := basis.broken:
+        raise LTEError(
+            f"basis {basis_id} has {broken}: no item has a vector in it; let [basis] of the settings name "
+            "another, which jobs.fit_basis --refit fits"
         )
     return basis
 

@@ -32,6 +32,9 @@ GRID = 2**14
 MAX_EVENTS = (2**31 - 1) // GRID
 """The most events of one user whose vector sum always fits an int32: 131,071."""
 
+LEAST_VARIANCE = 1e-12
+"""Texts whose coordinates, of unit length, vary less than this are the same but for rounding."""
+
 HASH_FEATURES = 2**16
 CONTENT_COLUMNS = ("title", "description", "category", "brand")
 
@@ -114,7 +117,8 @@ class SemanticBasis:
     def fit(cls, items: Sequence[Mapping[str, str | None]], text_template: str, dimensions: int) -> "SemanticBasis":
         """Learns a basis from the content of `items`. The same items in any order give the same basis.
 
-        Raises `LTEError` where the template names an unknown column, or the catalogue is too small for `dimensions`.
+        Raises `LTEError` where the template names an unknown column, the catalogue is too small for `dimensions`, or
+        the texts don't differ.
         """
         counts = _hash(sorted(_texts(items, text_template)))
         document_frequency = np.bincount(counts.indices, minlength=HASH_FEATURES)
@@ -127,18 +131,27 @@ class SemanticBasis:
             )
         counts = counts[:, features]
         tfidf = TfidfTransformer(norm="l2").fit(counts)
-        svd = TruncatedSVD(dimensions, random_state=0).fit(tfidf.transform(counts))
+        with np.errstate(divide="ignore", invalid="ignore"):  # what it explains of texts that don't differ
+            svd = TruncatedSVD(dimensions, random_state=0).fit(tfidf.transform(counts))
         coordinates = svd.transform(tfidf.transform(counts))
         mean = coordinates.mean(axis=0)
-        variances, directions = np.linalg.eigh(np.cov(coordinates - mean, rowvar=False))
+        variances, directions = np.linalg.eigh(np.atleast_2d(np.cov(coordinates - mean, rowvar=False)))
+        if not variances.max() > LEAST_VARIANCE:  # NaN is none either
+            raise LTEError(
+                f"the {len(items)} items have the same words, so that no basis can tell them apart: let "
+                "basis.text_template name columns that differ, or give the items texts of their own"
+            )
         whitening = directions / np.sqrt(np.maximum(variances, variances.max() * 1e-6))
-        return cls(
+        basis = cls(
             text_template=text_template,
             features=features.astype(np.int32),
             weights=tfidf.idf_.astype(np.float64),
             projection=(svd.components_.T @ whitening).astype(np.float32),
             offset=(mean @ whitening).astype(np.float64),
         )
+        if broken := basis.broken:
+            raise LTEError(f"a basis of {dimensions} dimensions fitted on {len(items)} items has {broken}; take fewer")
+        return basis
 
     def encode(self, items: Sequence[Mapping[str, str | None]]) -> tuple[np.ndarray, np.ndarray]:
         """Vectors (items, dimensions) as float32 on the grid, and which items (items,) have one.
@@ -153,6 +166,12 @@ class SemanticBasis:
         units = np.rint(normalize(coordinates) * GRID)
         units[~known] = 0
         return (units / GRID).astype(np.float32), known
+
+    @property
+    def broken(self) -> str:
+        """What is wrong with its tensors, in words; empty where each number is one."""
+        wrong = [name for name, tensor in self._tensors().items() if not np.isfinite(tensor).all()]
+        return f"{' and '.join(wrong)} with numbers that are none (NaN)" if wrong else ""
 
     def to_bytes(self) -> bytes:
         """The learned tensors as safetensors. `from_bytes` reads them back."""

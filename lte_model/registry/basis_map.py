@@ -94,8 +94,10 @@ class BasisMap:
 def fit_map(source: str, target: str, ours: np.ndarray, theirs: np.ndarray) -> BasisMap:
     """The map that brings `ours` (items, source dimensions) nearest to `theirs` (items, target dimensions).
 
-    Row i of both is the same item. Raises `LTEError` for fewer than `FEWEST_ITEMS`.
+    Row i of both is the same item. Raises `LTEError` for fewer than `FEWEST_ITEMS`, and for vectors of NaN or zeros.
     """
+    for basis_id, vectors in ((source, ours), (target, theirs)):
+        _require_vectors(basis_id, vectors)
     if len(ours) < FEWEST_ITEMS:
         raise LTEError(
             f"bases {source} and {target} share {len(ours)} items to fit a map on, at least {FEWEST_ITEMS} are needed; "
@@ -105,6 +107,16 @@ def fit_map(source: str, target: str, ours: np.ndarray, theirs: np.ndarray) -> B
     padded = (np.pad(vectors.astype(np.float64), ((0, 0), (0, width - vectors.shape[1]))) for vectors in (ours, theirs))
     rotation, _ = scipy.linalg.orthogonal_procrustes(*padded)
     return BasisMap(source, target, rotation[: ours.shape[1], : theirs.shape[1]])
+
+
+def _require_vectors(basis_id: str, vectors: np.ndarray) -> None:
+    """Raises `LTEError` for vectors (items, dimensions) of a basis that have no direction to map."""
+    broken = ~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
+    if broken.any():
+        raise LTEError(
+            f"{broken.sum()} of {len(vectors)} items have a vector of zeros, or of numbers that are none (NaN), in "
+            f"basis {basis_id}, and such a basis has no map; look at item_embeddings, or fit another basis"
+        )
 
 
 def loss_of(basis_map: BasisMap, ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
@@ -155,6 +167,8 @@ def make_map(settings: Settings, source: str, target: str, date: datetime.date |
             f"bases {source} and {target} share {len(item_ids)} items: too few to fit a map and to measure it; run "
             "jobs.embed_items for both"
         )
+    for basis_id, vectors in ((source, ours), (target, theirs)):
+        _require_vectors(basis_id, vectors)
     basis_map = fit_map(source, target, ours[~held_out], theirs[~held_out])
     loss = {f"items/{name}": value for name, value in loss_of(basis_map, ours[held_out], theirs[held_out]).items()}
     if date is not None:

@@ -128,6 +128,9 @@ class EncoderFit:
         best, best_epoch, best_state, curve = math.inf, 0, {}, []
         for epoch in range(1, self.options.epochs + 1):
             loss, measured = self.epoch(epoch), self.measure()
+            # What the last step of an epoch broke shows here first.
+            held_out = measured["held_out_loss"]
+            _require_number(held_out, f"the loss of held-out users is {held_out} after epoch {epoch}")
             curve.append({"epoch": epoch, "training_loss": loss, **measured})
             print(
                 f"epoch {epoch}: loss {loss:.4f}, held-out users: loss {measured['held_out_loss']:.4f}, "
@@ -150,17 +153,13 @@ class EncoderFit:
         for batch in np.array_split(order, max(1, round(len(order) / self.options.batch_size))):
             lte = self.encoder.encode(self.cases.windows.of(batch), len(batch), self.options.event_dropout)
             loss = self.cross_entropy(self.logits(lte, batch), batch).mean()
-            if self.options.inertia:
-                loss = loss + self.options.inertia * (1 - self.inertia(batch)).mean()
+            if self.options.inertia and len(closeness := self.inertia(batch)):
+                loss = loss + self.options.inertia * (1 - closeness).mean()
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
             losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise LTEError(
-                    f"the loss is {losses[-1]} in epoch {epoch}, batch {len(losses)}; lower autoencoder.learning_rate, "
-                    "or look for broken vectors in item_embeddings"
-                )
+            _require_number(losses[-1], f"the loss is {losses[-1]} in epoch {epoch}, batch {len(losses)}")
         return float(np.mean(losses))
 
     def inertia(self, batch: np.ndarray) -> torch.Tensor:
@@ -197,6 +196,12 @@ class EncoderFit:
         }
 
 
+def _require_number(loss: float, found: str) -> None:
+    """Raises `LTEError`, with what was `found`, for a loss that is no number: no encoder is kept of such a fit."""
+    if not math.isfinite(loss):
+        raise LTEError(f"{found}; lower autoencoder.learning_rate, or look for broken vectors in item_embeddings")
+
+
 def fingerprint_of(cases: EncoderCases, catalogue: Catalogue, options: Autoencoder) -> str:
     """A hash of everything that decides an encoder."""
     content = hashlib.sha256(cases.digest() + catalogue.vectors.tobytes())
@@ -207,8 +212,8 @@ def fingerprint_of(cases: EncoderCases, catalogue: Catalogue, options: Autoencod
 def fit_encoder(settings: Settings, date: datetime.date, basis_id: str = "") -> Path:
     """Fits the encoder of `date` in a basis ("": that of the settings), or finds it done; returns its directory.
 
-    Raises `LTEError` if a table is missing, if there are no cases, and if an encoder of that date was fitted to other
-    rows or settings: snapshots may have been made with it, so it is never replaced.
+    Raises `LTEError` if a table is missing, if there are no cases, if a loss is NaN, and if an encoder of that date was
+    fitted to other rows or settings: snapshots may have been made with it, so it is never replaced.
     """
     tables = Tables(settings)
     basis_id = basis_in_force(tables, basis_id)

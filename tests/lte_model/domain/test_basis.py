@@ -1,5 +1,6 @@
 """Invariant 2 and the grid: a basis is a frozen map that gives an item the same vector beside any other items."""
 
+import dataclasses
 from itertools import pairwise
 
 import numpy as np
@@ -72,6 +73,54 @@ def test_the_sum_of_equal_vectors_divides_back_to_the_vector(counts, component):
     sums = np.array([[component * count] for count in counts])
     assert np.abs(sums).max() < 2**31
     assert to_vector(sums, np.array(counts)).tolist() == [[component / GRID]] * len(counts)
+
+
+TEXT = " ".join(f"w{number}" for number in range(60))
+
+
+def titled(*titles):
+    return [{"title": title, "brand": None, "category": None, "description": None} for title in titles]
+
+
+ONE_TEXT = {
+    "one text": titled(*[TEXT] * 100),
+    "one text in other cases and marks": titled(*[TEXT, TEXT.upper(), f"  {TEXT}!", TEXT.replace(" ", ", ")] * 25),
+    "one text, and another word in each": titled(*(f"unique{number} {TEXT}" for number in range(100))),
+    "one brand": [{"title": None, "brand": TEXT, "category": str(row), "description": None} for row in range(100)],
+}
+"""Catalogues of which no word that two items share tells them apart."""
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 8, 50])
+@pytest.mark.parametrize("made", ONE_TEXT.values(), ids=ONE_TEXT)
+def test_a_catalogue_of_one_text_has_no_basis(made, dimensions):
+    with pytest.raises(LTEError, match="the 100 items have the same words, so that no basis can tell them apart"):
+        SemanticBasis.fit(made, "{title} {brand}", dimensions)
+
+
+@given(st.lists(st.sampled_from([TEXT, f"{TEXT} red", f"{TEXT} blue", "red blue"]), min_size=20, max_size=60))
+def test_a_basis_of_whatever_texts_is_of_numbers_or_refused(titles):
+    try:
+        basis = SemanticBasis.fit(titled(*titles), "{title}", 4)
+    except LTEError as error:
+        assert "same words" in str(error) or "dimensions needs more than" in str(error)
+        return
+    vectors, known = basis.encode(titled(*titles))
+    assert not basis.broken and np.isfinite(vectors).all()
+    assert np.allclose(np.linalg.norm(vectors[known], axis=1), 1, atol=1e-3)
+
+
+def test_a_basis_may_have_one_dimension():
+    vectors, known = SemanticBasis.fit(catalogue(), TEMPLATE, 1).encode(catalogue())
+    assert known.all() and set(np.unique(vectors)) <= {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("name", ["weights", "projection", "offset"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_what_is_no_number_in_a_basis_is_named(name, number):
+    tensor = getattr(BASIS, name).copy()
+    tensor.flat[3] = number
+    assert dataclasses.replace(BASIS, **{name: tensor}).broken == f"{name} with numbers that are none (NaN)"
 
 
 def test_a_vector_off_the_grid_is_refused():

@@ -90,6 +90,15 @@ def test_what_can_not_be_mapped_is_refused():
         BasisMap("a", "b", np.eye(4)).apply(np.zeros((2, 5)))
 
 
+@pytest.mark.parametrize("broken", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("whose", ["a", "b"])
+def test_vectors_without_a_direction_have_no_map(broken, whose):
+    vectors = {basis: unit_rows(number, 30, 4) for number, basis in enumerate("ab")}
+    vectors[whose][7:9] = broken
+    with pytest.raises(LTEError, match=f"2 of 30 items have a vector of zeros, or .* in basis {whose}, and"):
+        fit_map("a", "b", vectors["a"], vectors["b"])
+
+
 # On the tables of the small shop.
 
 

@@ -1,8 +1,10 @@
 """The encoder: the events that it may see, its initial weights, and its output."""
 
+import dataclasses
 import datetime
 import json
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,7 +18,7 @@ from lte_model.domain.basis import to_grid, to_vector
 from lte_model.domain.windows import ONE_DAY, lte_window
 from lte_model.errors import LTEError
 from lte_model.settings import Autoencoder, Settings, Window
-from lte_model.training.autoencoder import Encoder, fit_encoder
+from lte_model.training.autoencoder import Encoder, EncoderFit, fit_encoder
 from lte_model.training.encoder_cases import Bags, Events, encoder_cases, read_events
 from lte_model.training.encoder_files import DESCRIPTION_FILE, VECTORS_FILE
 from lte_model.warehouse.catalogue import basis_in_force, read_catalogue
@@ -176,3 +178,48 @@ def test_only_so_many_users_are_read(shop):
 def test_a_date_before_the_first_window_is_refused(shop):
     with pytest.raises(LTEError, match="fit the encoder of a later date"):
         fit_encoder(shop, TRAINING_DATE - 295 * ONE_DAY)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("inertia", [0.0, 1.0])
+def test_a_fit_that_comes_to_no_number_leaves_no_encoder(own_shop, monkeypatch, epochs, broken, inertia):
+    """The last step of an epoch is followed by no other whose loss would tell."""
+    whole = EncoderFit.epoch
+
+    def broken_at_its_end(fit, epoch):
+        loss = whole(fit, epoch)
+        with torch.no_grad():
+            fit.encoder.departure.fill_(broken)
+        return loss
+
+    monkeypatch.setattr(EncoderFit, "epoch", broken_at_its_end)
+    settings = with_options(own_shop, epochs=epochs, inertia=inertia)
+    with pytest.raises(LTEError, match=r"the loss of held-out users is nan after epoch 1; lower autoencoder\.learning"):
+        fit_encoder(settings, DATE)
+    assert not list(Path(settings.checkpoints).rglob(DESCRIPTION_FILE))
+
+
+def read_cases(settings):
+    tables = Tables(settings)
+    catalogue = read_catalogue(tables, basis_in_force(tables, ""), DATE)
+    return encoder_cases(read_events(tables, catalogue, DATE), len(catalogue), DATE, settings), catalogue
+
+
+def test_vectors_that_are_none_are_named(own_shop):
+    cases, catalogue = read_cases(own_shop)
+    vectors = catalogue.vectors.copy()
+    vectors[3] = np.nan
+    encoder = Encoder(torch.from_numpy(vectors), torch.from_numpy(cases.popularity))
+    with pytest.raises(LTEError, match="look for broken vectors in item_embeddings"):
+        EncoderFit(own_shop.autoencoder, encoder, cases).run()
+
+
+def test_inertia_of_a_batch_without_a_week_before_weighs_nothing(own_shop):
+    """A user whose window of the week before is empty has no cosine, and the loss stays a number."""
+    cases, catalogue = read_cases(own_shop)
+    starts = cases.week_before.starts
+    empty = dataclasses.replace(cases, week_before=Bags(cases.week_before.items, starts, starts))
+    encoder = Encoder(torch.from_numpy(catalogue.vectors), torch.from_numpy(cases.popularity))
+    options = own_shop.autoencoder.model_copy(update={"inertia": 1.0, "epochs": 1})
+    assert np.isfinite(EncoderFit(options, encoder, empty).epoch(1))
