@@ -43,9 +43,11 @@ def measures(ranks: np.ndarray, cutoffs: Sequence[int]) -> dict[str, np.ndarray]
 def bootstrap_means(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """Means (samples, columns) of `values` (users, columns) over users drawn with replacement.
 
-    All columns of a sample use the same users, so that columns are compared in pairs.
+    All columns of a sample use the same users, so that columns are compared in pairs. Without users every mean is NaN.
     """
     users = len(values)
+    if not users:
+        return np.full((samples, values.shape[1]), np.nan)
     random = np.random.default_rng(seed)
     block = max(1, BLOCK // users)
     means = []

@@ -80,4 +80,5 @@ class Comparison:
 
     @functools.cached_property
     def _means(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.values.mean(axis=0), bootstrap_means(self.values, self.samples, self.seed)
+        means = self.values.mean(axis=0) if len(self.values) else np.full(self.values.shape[1], np.nan)
+        return means, bootstrap_means(self.values, self.samples, self.seed)

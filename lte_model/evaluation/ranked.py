@@ -38,7 +38,8 @@ def over_champion(
     """The challenger's relative uplift over the champion in the headline measure, and the number of users.
 
     Both rank the test users of `training_date`, and each reads them as it was trained to; users whom only one of them
-    can rank are left out. Raises `LTEError` where the tables lack what one of them reads.
+    can rank are left out. The uplift is undefined without users, and over a champion that finds no target. Raises
+    `LTEError` where the tables lack what one of them reads.
     """
     ours, theirs = (ranks_by_user(settings, training_date, ranker) for ranker in (challenger, champion))
     both = ours.join(theirs, on="user_id", suffix=" of the champion", maintain_order="left")

@@ -118,8 +118,13 @@ def loads(settings: Settings, version: ModelVersion) -> Check:
 
 def _not_below(version: ModelVersion, comparison: str, rule: str) -> Check:
     uplift = version_tags.figure(version, comparison)
-    found = f"{version_tags.headline(version)} {version_tags.uplift(version, comparison)}"
-    return Check(rule, _is_not_worse(uplift), found)
+    return Check(rule, _is_not_worse(uplift), f"{version_tags.headline(version)} {_in_figures(uplift)}")
+
+
+def _in_figures(uplift: Figure) -> str:
+    if not uplift.is_defined:
+        return "not measured, for what it is compared with ranks no target among the first"
+    return f"{uplift.percent()} {uplift.percent_interval()}"
 
 
 def _is_not_worse(uplift: Figure) -> bool:
@@ -146,8 +151,9 @@ def _not_below_champion(settings: Settings, version: ModelVersion, champion: str
         uplift, users = over_champion(settings, training_date, ours, theirs)
     except LTEError as error:
         return Check(rule, False, f"version {champion} can't rank its test users: {error}")
-    found = f"{uplift.percent()} {uplift.percent_interval()} over version {champion}, {users} users"
-    return Check(rule, _is_not_worse(uplift), found)
+    if not users:
+        return Check(rule, False, f"it and version {champion} share no test user; train again, and compare that")
+    return Check(rule, _is_not_worse(uplift), f"{_in_figures(uplift)} over version {champion}, {users} users")
 
 
 def _covers(settings: Settings, version: ModelVersion) -> Check:

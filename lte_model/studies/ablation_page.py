@@ -135,6 +135,9 @@ def attention_in_words(ablation: Ablation) -> list[str]:
             continue
         for control, whose in (("constant", "the mean LTE for everybody"), ("shuffled", "another user's LTE")):
             uplift: Figure = figures[f"over_{control}"]
+            if not uplift.is_defined:
+                said.append(f"{name}: against {whose} the ratio could not be measured.")
+                continue
             value = uplift.percent(signed=False)
             words = {
                 Outcome.BETTER: f"{value} higher than with {whose}",
@@ -151,6 +154,8 @@ def trade_in_words(trade: dict[str, Any], headline: str) -> str:
     uplift: Figure = trade["uplift"]
     name, value = metric_label(headline), uplift.percent(signed=False)
     between = f"{few} tokens with LTE against {many} without"
+    if not uplift.is_defined:
+        return f"{between}: the difference could not be measured."
     match uplift.outcome:
         case Outcome.BETTER:
             return f"{between}: {name} is {value} higher. The LTE is worth more than {many // few} times the tokens."

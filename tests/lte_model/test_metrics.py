@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -6,9 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lte_model.evaluation.comparison import Comparison
 from lte_model.figures import UNDEFINED
 from lte_model.metrics import bootstrap_means, interval, measures, mrr, ndcg, recall, relative_difference
 from lte_model.ranker.ranks import count_ranks, ranks_of
+from lte_model.settings import Settings
 
 few_scores = st.lists(st.integers(-2, 2), min_size=1, max_size=12)
 
@@ -97,3 +100,14 @@ def test_a_ratio_to_zero_is_not_defined():
     assert np.isnan(relative_difference(1.0, 0.0))
     assert relative_difference(3.0, 2.0) == 0.5
     assert interval(float("nan"), np.array([np.nan, np.nan])) == UNDEFINED
+
+
+def test_of_nobody_every_figure_is_undefined():
+    """No division by the number of users, whatever is compared."""
+    nobody = Comparison.of({side: np.zeros(0) for side in ("prefix", "none", "popularity_30d")}, Settings())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figures = [nobody.metrics(), nobody.uplifts(), nobody.among(np.zeros(0, dtype=bool)).metrics()]
+    assert {figure for sides in figures for of_side in sides.values() for figure in of_side.values()} == {UNDEFINED}
+    assert np.isnan(bootstrap_means(np.zeros((0, 3)), 7, seed=0)).all()
+    assert bootstrap_means(np.zeros((0, 3)), 7, seed=0).shape == (7, 3)

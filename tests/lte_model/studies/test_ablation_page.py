@@ -189,6 +189,16 @@ def test_controls_are_read_by_their_intervals(ablation):
     assert "the ratio is the same, as far as this test tells, as with another user's LTE." in text
 
 
+@pytest.mark.parametrize("undefined", [UNDEFINED, Figure(0.05, None, None)])
+def test_what_could_not_be_measured_is_not_called_the_same(ablation, undefined):
+    ablation["recency"]["prefix"]["over_shuffled"] = undefined
+    for trade in ablation["budget"]["trades"]:
+        trade["uplift"] = undefined
+    text = text_of(ablation_page.render(ablation))
+    assert "prefix: against another user's LTE the ratio could not be measured." in text
+    assert "5 tokens with LTE against 20 without: the difference could not be measured." in text
+
+
 def test_charts_and_page_need_nothing_else(ablation):
     page = ablation_page.render(ablation)
     assert "default-src 'none'" in page and not re.findall(r"<(script|img|iframe|object)\b|@import|@font-face", page)
