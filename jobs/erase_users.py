@@ -5,8 +5,9 @@
     python -m jobs.erase_users --users FILE --files reports   reports (and MLflow copies), data_docs or online_store
     python -m jobs.erase_users --models                       list the models that past erasures concern
 
-FILE has one user id per line, in UTF-8; spaces around an id are ignored, as in the feed. For each table that can name
-a user:
+FILE has one user id per line, in UTF-8. What can't be seen around an id is ignored: spaces, tabs, carriage returns,
+byte order marks, no-break spaces. Lines that name nobody are counted and listed by number, for no log may name a user.
+For each table that can name a user:
 
 1. `events` only: the number of erased rows is added to the accounts of their days (`ingested_days.rows_erased`).
 2. `training_set` only: registered models that were trained on one of the users get a tag that says so.
@@ -24,7 +25,9 @@ Longer than 350 lines, because an auditor reads in one place what an erasure doe
 
 import datetime
 import json
-from collections.abc import Callable, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +39,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from jobs.feeds.columns import NOT_IN_AN_ID
 from jobs.ingest_events import FEED
 from jobs.quality.erasure import erase_from_gates
 from jobs.spark.session import spark_session
@@ -70,7 +74,10 @@ _FILE_BY_FILE = {
 }
 """A task rewrites one file into one file, which keeps the file's range of days and user buckets."""
 
-DAYS_NAMED = 5
+DAYS_NAMED, LINES_NAMED = 5, 1000
+
+AROUND_AN_ID = "^[\\x00-\\x20\\x7F\\uFEFF]+|[\\x00-\\x20\\x7F\\uFEFF]+$"
+"""What the ingest trims, and what it takes for no part of an id, at the ends of one."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,8 @@ class Erased:
     """What an erasure removed from a table.
 
     `unreadable` are the table versions that models name and that can't be read any more. `trained` are the models
-    trained on erased users, each with the number of these users, or None if it is unknown.
+    trained on erased users, each with the number of these users, or None if it is unknown. `users` are those whom a
+    row named.
     """
 
     table: str
@@ -87,19 +95,48 @@ class Erased:
     unreadable: tuple[int, ...] = ()
     trained: tuple[tuple[RegisteredVersion, int | None], ...] = ()
     training_dates: tuple[datetime.date, ...] = ()
+    users: frozenset[str] = frozenset()
+
+
+def read_lines(file: str) -> dict[int, frozenset[str]]:
+    """{number of a line: the ids that it may name}, without the empty lines.
+
+    A line names two ids if something invisible stands around it which the ingest keeps: the id with it and without.
+    Raises `LTEError` if no line names anybody, and for a line with a control character within, which no id has.
+    """
+    try:
+        lines = re.split("\r\n|\r|\n", Path(file).read_bytes().decode("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LTEError(f"the list of users {file} can't be read: {error}; give a text file, an id per line") from None
+    named: dict[int, frozenset[str]] = {}
+    for number, line in enumerate(lines, start=1):
+        user = re.sub(AROUND_AN_ID, "", line)
+        seen = _seen(user)
+        if re.search(NOT_IN_AN_ID, seen):
+            raise LTEError(
+                f"line {number} of the list of users {file} holds a control character, which no id does: nobody was "
+                "erased; give an id per line, and nothing beside it"
+            )
+        if seen:
+            named[number] = frozenset({seen} if re.search(NOT_IN_AN_ID, user) else {user, seen})
+    if not named:
+        raise LTEError(f"the list of users {file} is empty; give an id per line")
+    return named
 
 
 def read_users(file: str) -> frozenset[str]:
-    """The ids of the list. Raises `LTEError` if the file is unreadable or has no id."""
-    try:
-        lines = Path(file).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LTEError(f"the list of users {file} can't be read: {error}; give a text file, an id per line") from None
-    # Trimmed as in the ingest.
-    users = frozenset(line.strip(" ") for line in lines) - {""}
-    if not users:
-        raise LTEError(f"the list of users {file} is empty; give an id per line")
-    return users
+    """The ids of the list. Raises as `read_lines`."""
+    return _all(read_lines(file))
+
+
+def _all(lines: Mapping[int, frozenset[str]]) -> frozenset[str]:
+    return frozenset(user for of_line in lines.values() for user in of_line)
+
+
+def _seen(text: str) -> str:
+    """The text without what can't be seen at its ends: separators, controls and format characters of Unicode."""
+    visible = [place for place, character in enumerate(text) if unicodedata.category(character)[0] not in "ZC"]
+    return text[visible[0] : visible[-1] + 1] if visible else ""
 
 
 def erase_from_table(warehouse: Warehouse, table: Table, users: frozenset[str]) -> Erased:
@@ -119,10 +156,10 @@ def erase_from_table(warehouse: Warehouse, table: Table, users: frozenset[str]) 
         for version, count in trained:
             if count and lineage.ERASED_TAG not in version.tags:
                 lineage.leave_tag(warehouse.settings, version, lineage.ERASED_TAG, str(today()))
-    rows = _delete_rows(warehouse, table, users)
+    rows, found = _delete_rows(warehouse, table, users)
     files = _purge(warehouse, table, users)
     unreadable = _unreadable(warehouse, table, versions)
-    return Erased(table.name, rows, files, unreadable, trained, training_dates)
+    return Erased(table.name, rows, files, unreadable, trained, training_dates, found)
 
 
 def _require_silent_log(warehouse: Warehouse, table: Table) -> None:
@@ -142,8 +179,8 @@ def _ids(warehouse: Warehouse, users: frozenset[str]) -> DataFrame:
     return F.broadcast(frame)
 
 
-def _delete_rows(warehouse: Warehouse, table: Table, users: frozenset[str]) -> int:
-    """Deletes the users' rows in one commit; returns their number."""
+def _delete_rows(warehouse: Warehouse, table: Table, users: frozenset[str]) -> tuple[int, frozenset[str]]:
+    """Deletes the users' rows in one commit; returns their number, and the users whom they named."""
     if table == QUARANTINE:
         theirs = rows_that_name(warehouse.read(table), warehouse, users)
         key: tuple[str, ...] = ("feed", "known_date", "row")
@@ -151,7 +188,8 @@ def _delete_rows(warehouse: Warehouse, table: Table, users: frozenset[str]) -> i
         theirs = warehouse.read(table).join(_ids(warehouse, users), "user_id", "left_semi")
         key = ("user_id",)
     theirs = theirs.select(*key).cache()
-    rows = theirs.count()
+    rows, named = theirs.count(), theirs.select("user_id") if table != QUARANTINE else _named(theirs, warehouse, users)
+    found = frozenset(row.user_id for row in named.distinct().collect())
     if rows:
         if table == EVENTS:
             _correct_accounts(warehouse, users)
@@ -167,7 +205,7 @@ def _delete_rows(warehouse: Warehouse, table: Table, users: frozenset[str]) -> i
         with configured(warehouse.spark, _FILE_BY_FILE):
             merge.execute()
     theirs.unpersist()
-    return rows
+    return rows, found
 
 
 def rows_that_name(quarantine: DataFrame, warehouse: Warehouse, users: frozenset[str]) -> DataFrame:
@@ -175,16 +213,29 @@ def rows_that_name(quarantine: DataFrame, warehouse: Warehouse, users: frozenset
 
     A row matches by its JSON `user_id`; without one, by any mention of an id, plain or as JSON and CSV escape it.
     """
-    named = F.trim(F.get_json_object("row", "$.user_id"))
-    texts = sorted(
-        {text for user in users for text in (user, json.dumps(user)[1:-1], json.dumps(user, ensure_ascii=False)[1:-1])}
-        | {user.replace('"', '""') for user in users}
-    )
-    written = warehouse.spark.createDataFrame(pa.table({"text": pa.array(texts, pa.string())}))
-    by_id = quarantine.join(_ids(warehouse, users), named == F.col("user_id"), "left_semi")
-    mentioned = F.contains("row", "text")
-    by_mention = quarantine.where(named.isNull()).join(F.broadcast(written), mentioned, "left_semi")
-    return by_id.unionAll(by_mention)
+    return _matched(quarantine, warehouse, users, "left_semi")
+
+
+def _named(quarantine: DataFrame, warehouse: Warehouse, users: frozenset[str]) -> DataFrame:
+    """Which of the users the rows of `quarantine` are of, one column `user_id`."""
+    return _matched(quarantine, warehouse, users, "inner").select("user_id")
+
+
+def _matched(quarantine: DataFrame, warehouse: Warehouse, users: frozenset[str], how: str) -> DataFrame:
+    # A row may be there because of what stands around its id, and the list has none of that.
+    named = F.regexp_replace(F.get_json_object("row", "$.user_id"), AROUND_AN_ID, "")
+    by_text = {
+        text: user
+        for user in sorted(users)
+        for text in (
+            user, json.dumps(user)[1:-1], json.dumps(user, ensure_ascii=False)[1:-1], user.replace('"', '""')
+        )
+    }  # fmt: skip
+    written = pa.table({"text": list(by_text), "user_id": list(by_text.values())})
+    texts = F.broadcast(warehouse.spark.createDataFrame(written))
+    by_id = quarantine.join(_ids(warehouse, users), named == F.col("user_id"), how)
+    by_mention = quarantine.where(named.isNull()).join(texts, F.contains("row", "text"), how)
+    return by_id.unionByName(by_mention.drop("text"))
 
 
 def _correct_accounts(warehouse: Warehouse, users: frozenset[str]) -> None:
@@ -344,6 +395,20 @@ def describe(erased: Sequence[Erased]) -> list[str]:
     return lines
 
 
+def describe_lines(erased: Sequence[Erased], lines: Mapping[int, frozenset[str]]) -> str:
+    """How many lines of the list name nobody in the tables, and which; by number, for no log may name a user."""
+    found = frozenset(user for of_table in erased for user in of_table.users)
+    unmatched = [number for number, users in lines.items() if not users & found]
+    tables = ", ".join(of_table.table for of_table in erased)
+    if not unmatched:
+        return f"each of {len(lines):,} lines names somebody in the rows of {tables}"
+    more = f" and {len(unmatched) - LINES_NAMED:,} more" if len(unmatched) > LINES_NAMED else ""
+    return (
+        f"{len(unmatched):,} of {len(lines):,} lines name nobody in the rows of {tables}, or somebody erased before: "
+        f"{'line' if len(unmatched) == 1 else 'lines'} {', '.join(map(str, unmatched[:LINES_NAMED]))}{more}"
+    )
+
+
 def describe_files(what: str, changed: Sequence[str]) -> list[str]:
     """What was erased from `FILES`, as lines of readable text."""
     kind = "views" if what == "online_store" else "files"
@@ -368,13 +433,14 @@ def main() -> None:
     if not arguments.models:
         if not arguments.users:
             raise LTEError("give --users, the file with the list of users")
-        users = read_users(arguments.users)
-        print(f"erasing {len(users):,} users")
+        lines = read_lines(arguments.users)
+        users = _all(lines)
+        print(f"erasing {len(set(lines.values())):,} users of {len(lines):,} lines")
         if not arguments.files:
             tables = [TABLES[arguments.table]] if arguments.table else TABLES_WITH_USERS.values()
             with spark_session(settings, "erase_users", today()) as spark:
                 erased = [erase_from_table(Warehouse(spark, settings), table, users) for table in tables]
-            print(*describe(erased), sep="\n")
+            print(*describe(erased), describe_lines(erased, lines), sep="\n")
         if not arguments.table:
             for what in [arguments.files] if arguments.files else FILES:
                 changed = [line for erase in FILES[what] for line in erase(settings, users)]

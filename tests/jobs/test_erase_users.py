@@ -13,7 +13,7 @@ from great_expectations import expectations as gxe
 from pyspark.sql import functions as F
 
 from jobs import erase_users as job
-from jobs.erase_users import TABLES_WITH_USERS, describe, erase_from_table, read_users
+from jobs.erase_users import TABLES_WITH_USERS, describe, describe_lines, erase_from_table, read_lines, read_users
 from jobs.quality.check import check
 from jobs.quality.erasure import erase_from_gates
 from jobs.quality.suites.rules import CheckedRows
@@ -237,6 +237,68 @@ def test_a_list_without_users_is_refused(tmp_path, content, message):
 def test_a_list_is_read_as_the_feed_is(tmp_path):
     (tmp_path / "users.txt").write_bytes("\ufeffu 1 \r\n'q\",\u2028x\n\n u 1\n".encode())
     assert read_users(str(tmp_path / "users.txt")) == {"u 1", "'q\",\u2028x"}
+
+
+AROUND = ("\t", "\r", "\u00a0", "\u202f", "\u2028", "\ufeff", "\u200b", "\x7f", "\x85", " \t ", "\u00a0\t", "\x00")
+"""What an editor, a spreadsheet or a copied page leaves around an id without a trace on the screen."""
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("around", AROUND, ids=ascii)
+def test_what_cannot_be_seen_around_an_id_is_no_part_of_it(tmp_path, around, end):
+    ids = [GONE, "u 1", "gäst"]
+    lists = (
+        end.join(f"{user}{around}" for user in ids),
+        end.join(f"{around}{user}{around}" for user in ids) + end,
+        "\ufeff" + end.join([around, *(f"{around}{user}" for user in ids), "", around]),
+    )
+    for content in lists:
+        (tmp_path / "users.txt").write_bytes(content.encode())
+        assert set(ids) <= read_users(str(tmp_path / "users.txt"))
+        lines = read_lines(str(tmp_path / "users.txt"))
+        assert [min(users, key=len) for users in lines.values()] == ids
+    # The ingest keeps an id with a no-break space around it, and a list may mean that one.
+    (tmp_path / "users.txt").write_bytes("u\u00a0\n".encode())
+    assert read_users(str(tmp_path / "users.txt")) == {"u", "u\u00a0"}
+
+
+@pytest.mark.parametrize("within", ["\t", "\x00", "\x1f", "\x7f", "\ufeff", "\x0b"], ids=ascii)
+def test_a_control_character_within_a_line_is_refused_by_its_number(tmp_path, within):
+    (tmp_path / "users.txt").write_bytes(f"u 1\n\nu 2{within}Anna\n".encode())
+    with pytest.raises(LTEError, match=r"line 3 of the list of users .* holds a control character") as refused:
+        read_users(str(tmp_path / "users.txt"))
+    assert "u 2" not in str(refused.value)
+
+
+NOBODY = "name nobody in the rows of events, lte_live, or somebody erased before: "
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["user-1", "user-2\u00a0", "", "user-3\t"], "each of 3 lines names somebody in the rows of events, lte_live"),
+        (["# users", "user-1", "USER-1", "user-1,Anna"], f"3 of 4 lines {NOBODY}lines 1, 3, 4"),
+        (["late", "nobody"], f"1 of 2 lines {NOBODY}line 2"),
+    ],
+)
+def test_lines_that_name_nobody_are_counted_and_listed(filled, tmp_path, lines, said):
+    (tmp_path / "users.txt").write_text("\n".join(lines))
+    named, users = read_lines(str(tmp_path / "users.txt")), read_users(str(tmp_path / "users.txt"))
+    erased = [erase_from_table(filled, table, users) for table in (EVENTS, LTE_LIVE)]
+    assert describe_lines(erased, named) == said
+
+
+def test_a_row_that_was_refused_for_what_stands_around_its_id_goes_too(filled):
+    """An id with a control character is in quarantine, and the list has it without."""
+    rows = [json.dumps({"user_id": user}) for user in (f"{GONE}\t", f"\ufeff{GONE}", f" {GONE}\r")]
+    rows.append(json.dumps({"user_id": f"{GONE}\tx"}))
+    refused = [{"feed": "events", "known_date": DAY + ONE_DAY, "reason": "r", "row": row} for row in rows]
+    warehouse = filled
+    frame(warehouse, QUARANTINE, refused).write.format("delta").mode("append").save(warehouse.path(QUARANTINE))
+    erased = erase_from_table(warehouse, QUARANTINE, frozenset({GONE, "nobody"}))
+    assert erased.users == {GONE}
+    left = [row.row for row in warehouse.read(QUARANTINE).collect()]
+    assert not set(rows[:3]) & set(left) and rows[3] in left
 
 
 def test_no_file_of_the_gates_names_an_erased_user(settings):
