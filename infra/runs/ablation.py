@@ -21,7 +21,7 @@ from typing import Any
 
 from infra.repository import REPOSITORY
 from infra.runs.commands import TRAININGS_AT_ONCE, Commands
-from infra.runs.installation import STUDY_TRAINING, add_installation, read_feed, settle
+from infra.runs.installation import STUDY_TRAINING, add_installation, measure_rows, read_feed, settle
 from lte_model.command_line import run
 from lte_model.domain.windows import ONE_DAY, parse_date
 from lte_model.errors import LTEError
@@ -71,7 +71,7 @@ def measures_of(ablation: Ablation) -> list[dict[str, Any]]:
             for measure, figure in of_side.items()
             if isinstance(figure, FigureOfUsers)
         ]
-    return [dict(zip(("measure", "side", "value", "unit"), row, strict=True)) for row in rows]
+    return measure_rows(rows)
 
 
 def print_outcome(ablation: Ablation) -> None:

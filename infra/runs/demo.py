@@ -31,7 +31,16 @@ from infra.runs.airflow_runs import (
     run_once,
 )
 from infra.runs.commands import LOG_LINES
-from infra.runs.installation import SHOP_ITEMS, SHOP_LAG, SHOP_USERS, add_installation, make_shop, read_feed, settle
+from infra.runs.installation import (
+    SHOP_ITEMS,
+    SHOP_LAG,
+    SHOP_USERS,
+    add_installation,
+    make_shop,
+    measure_rows,
+    read_feed,
+    settle,
+)
 from lte_model import figures
 from lte_model.command_line import run
 from lte_model.domain.windows import ONE_DAY, parse_date
@@ -96,8 +105,7 @@ def write_json(file: Path, evaluation: Evaluation, rows: dict[str, int], steps: 
     measures = [("ndcg@500", as_, sides[side]["metrics"]["ndcg@500"].value, "") for side, as_ in RECORDED_SIDES.items()]
     measures += [("rows", table, count, "rows") for table, count in rows.items()]
     measures += [("seconds", step, round(seconds, 1), "s") for step, seconds in steps.items()]
-    content = [dict(zip(("measure", "side", "value", "unit"), measure, strict=True)) for measure in measures]
-    file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(measure_rows(measures), indent=1) + "\n", encoding="utf-8")
 
 
 def demonstrate(arguments: argparse.Namespace, steps: Steps) -> None:

@@ -31,6 +31,7 @@ from infra.runs.installation import (
     FeedDays,
     add_installation,
     make_shop,
+    measure_rows,
     past_events,
     read_feed,
     sensible_lag,
@@ -101,16 +102,11 @@ def training_commands(earlier: datetime.date, later: datetime.date, seeds: int) 
 def measures_of(drill: Drill) -> list[dict[str, Any]]:
     """The figures as rows of measure, side, value and unit, the format of every `--json` option."""
     headline = drill["headline"]
-    return [
-        {
-            "measure": f"drill_{space}",
-            "side": cell,
-            "value": of_space["cells"][cell]["metrics"][headline].value,
-            "unit": "ndcg",
-        }
+    return measure_rows(
+        (f"drill_{space}", cell, of_space["cells"][cell]["metrics"][headline].value, "ndcg")
         for space, of_space in drill["spaces"].items()
         for cell in MATRIX
-    ]
+    )
 
 
 def print_outcome(drill: Drill) -> None:

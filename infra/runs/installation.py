@@ -5,8 +5,10 @@ import datetime
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -190,6 +192,11 @@ def make_shop(folder: Path, users: int, items: int) -> None:
     sizes = ["--users", str(users), "--items", str(items)]
     if subprocess.run([*command, *sizes], cwd=REPOSITORY, check=False).returncode != 0:
         raise LTEError(f"the demo shop was not made in {folder}; see above")
+
+
+def measure_rows(rows: Iterable[tuple[str, str, float | None, str]]) -> list[dict[str, Any]]:
+    """Rows of (measure, side, value, unit) in the format of every `--json` option."""
+    return [dict(zip(("measure", "side", "value", "unit"), row, strict=True)) for row in rows]
 
 
 def add_installation(parser: argparse.ArgumentParser, lag: str, home: str) -> None:
