@@ -14,6 +14,8 @@ from lte_model.settings import Settings
 from lte_model.studies.variants import chosen_variants
 from tests.lte_model.studies.test_ablation_page import made_up_ablation
 
+pytestmark = pytest.mark.slow
+
 DATE, SINCE = datetime.date(2024, 5, 1), datetime.date(2023, 1, 1)
 
 

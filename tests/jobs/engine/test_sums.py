@@ -24,6 +24,8 @@ from lte_model.errors import LTEError
 from tests.jobs import events as made
 from tests.jobs.events import Event, events_table, in_oracles_form, item_vectors, oracle
 
+pytestmark = pytest.mark.slow
+
 LAG, WINDOW = 3, 10
 DATE = made.FIRST_DAY + datetime.timedelta(days=25)
 feeds = st.lists(made.events(), min_size=1, max_size=60)

@@ -11,6 +11,8 @@ from jobs.spark.shipping import write_code
 from lte_model.settings import Spark
 from tests.repository import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_code_is_imported_from_the_archive_where_there_is_no_checkout(tmp_path):
     archive = write_code(tmp_path / "code.zip")

@@ -25,6 +25,8 @@ from lte_model.tracking import lineage
 from lte_model.tracking.runs import configure
 from tests.lte_model.pages import require_charts
 
+pytestmark = pytest.mark.slow
+
 DATE = datetime.date(2024, 5, 1)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

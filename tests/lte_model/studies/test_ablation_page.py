@@ -16,6 +16,8 @@ from lte_model.studies.variants import BUDGETS, QUESTIONS, VARIANTS
 from tests.lte_model.evaluation.test_report import DATES, TRAINING_DATE, figure, text_of
 from tests.lte_model.pages import require_charts
 
+pytestmark = pytest.mark.slow
+
 
 def side(strength, variant=None):
     measured = {
