@@ -124,12 +124,8 @@ def read_lines(file: str) -> dict[int, frozenset[str]]:
     return named
 
 
-def read_users(file: str) -> frozenset[str]:
-    """The ids of the list. Raises as `read_lines`."""
-    return _all(read_lines(file))
-
-
-def _all(lines: Mapping[int, frozenset[str]]) -> frozenset[str]:
+def users_of(lines: Mapping[int, frozenset[str]]) -> frozenset[str]:
+    """The ids that the lines may name, each once."""
     return frozenset(user for of_line in lines.values() for user in of_line)
 
 
@@ -434,7 +430,7 @@ def main() -> None:
         if not arguments.users:
             raise LTEError("give --users, the file with the list of users")
         lines = read_lines(arguments.users)
-        users = _all(lines)
+        users = users_of(lines)
         print(f"erasing {len(set(lines.values())):,} users of {len(lines):,} lines")
         if not arguments.files:
             tables = [TABLES[arguments.table]] if arguments.table else TABLES_WITH_USERS.values()

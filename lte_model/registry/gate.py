@@ -81,8 +81,9 @@ def run_gate(settings: Settings, version: ModelVersion, champion: str | None) ->
 
     Raises `LTEError` where one of the two isn't ours.
     """
-    for number in filter(None, (str(version.version), champion)):
-        own_version(settings, number)
+    own_tags(version)
+    if champion is not None:
+        own_version(settings, champion)
     checks = (
         loads(settings, version),
         _not_below(version, OVER_NONE, "not below the model without LTE"),

@@ -13,7 +13,7 @@ from great_expectations import expectations as gxe
 from pyspark.sql import functions as F
 
 from jobs import erase_users as job
-from jobs.erase_users import TABLES_WITH_USERS, describe, describe_lines, erase_from_table, read_lines, read_users
+from jobs.erase_users import TABLES_WITH_USERS, describe, describe_lines, erase_from_table, read_lines, users_of
 from jobs.quality.check import check
 from jobs.quality.erasure import erase_from_gates
 from jobs.quality.suites.rules import CheckedRows
@@ -229,14 +229,14 @@ def test_every_table_that_can_name_a_user_is_among_them():
 def test_a_list_without_users_is_refused(tmp_path, content, message):
     (tmp_path / "users.txt").write_bytes(content)
     with pytest.raises(LTEError, match=message):
-        read_users(str(tmp_path / "users.txt"))
+        users_of(read_lines(str(tmp_path / "users.txt")))
     with pytest.raises(LTEError, match="can't be read"):
-        read_users(str(tmp_path / "no-file.txt"))
+        users_of(read_lines(str(tmp_path / "no-file.txt")))
 
 
 def test_a_list_is_read_as_the_feed_is(tmp_path):
     (tmp_path / "users.txt").write_bytes("\ufeffu 1 \r\n'q\",\u2028x\n\n u 1\n".encode())
-    assert read_users(str(tmp_path / "users.txt")) == {"u 1", "'q\",\u2028x"}
+    assert users_of(read_lines(str(tmp_path / "users.txt"))) == {"u 1", "'q\",\u2028x"}
 
 
 AROUND = ("\t", "\r", "\u00a0", "\u202f", "\u2028", "\ufeff", "\u200b", "\x7f", "\x85", " \t ", "\u00a0\t", "\x00")
@@ -254,19 +254,19 @@ def test_what_cannot_be_seen_around_an_id_is_no_part_of_it(tmp_path, around, end
     )
     for content in lists:
         (tmp_path / "users.txt").write_bytes(content.encode())
-        assert set(ids) <= read_users(str(tmp_path / "users.txt"))
+        assert set(ids) <= users_of(read_lines(str(tmp_path / "users.txt")))
         lines = read_lines(str(tmp_path / "users.txt"))
         assert [min(users, key=len) for users in lines.values()] == ids
     # The ingest keeps an id with a no-break space around it, and a list may mean that one.
     (tmp_path / "users.txt").write_bytes("u\u00a0\n".encode())
-    assert read_users(str(tmp_path / "users.txt")) == {"u", "u\u00a0"}
+    assert users_of(read_lines(str(tmp_path / "users.txt"))) == {"u", "u\u00a0"}
 
 
 @pytest.mark.parametrize("within", ["\t", "\x00", "\x1f", "\x7f", "\ufeff", "\x0b"], ids=ascii)
 def test_a_control_character_within_a_line_is_refused_by_its_number(tmp_path, within):
     (tmp_path / "users.txt").write_bytes(f"u 1\n\nu 2{within}Anna\n".encode())
     with pytest.raises(LTEError, match=r"line 3 of the list of users .* holds a control character") as refused:
-        read_users(str(tmp_path / "users.txt"))
+        users_of(read_lines(str(tmp_path / "users.txt")))
     assert "u 2" not in str(refused.value)
 
 
@@ -283,7 +283,7 @@ NOBODY = "name nobody in the rows of events, lte_live, or somebody erased before
 )
 def test_lines_that_name_nobody_are_counted_and_listed(filled, tmp_path, lines, said):
     (tmp_path / "users.txt").write_text("\n".join(lines))
-    named, users = read_lines(str(tmp_path / "users.txt")), read_users(str(tmp_path / "users.txt"))
+    named, users = read_lines(str(tmp_path / "users.txt")), users_of(read_lines(str(tmp_path / "users.txt")))
     erased = [erase_from_table(filled, table, users) for table in (EVENTS, LTE_LIVE)]
     assert describe_lines(erased, named) == said
 

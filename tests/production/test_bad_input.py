@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from jobs.build_training_set import build_training_set
 from jobs.count_popularity import count_popularity
 from jobs.embed_items import embed_items
-from jobs.erase_users import read_users
+from jobs.erase_users import read_lines, users_of
 from jobs.fit_basis import fit_basis, register
 from jobs.ingest_events import ingest_events
 from jobs.ingest_items import ingest_items
@@ -124,7 +124,7 @@ def test_an_id_that_looks_like_sql_or_a_path_is_an_id_and_is_erased_alone(wareho
     names = {name for name, _ in before}
     assert names == set(users) - {SQL, SQL + " "}
     (tmp_path / "list.txt").write_text(f"{SQL}\r\n", encoding="utf-8")
-    erased = erase(warehouse, read_users(str(tmp_path / "list.txt")))
+    erased = erase(warehouse, users_of(read_lines(str(tmp_path / "list.txt"))))
     assert erased["events"].rows == 80 and erased["lte_live"].rows == 1
     assert of_others(warehouse) == before
     assert files_with(warehouse, SQL) == [] and files_with(warehouse, f"{SQL}x")
